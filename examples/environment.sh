@@ -1,0 +1,29 @@
+# Sourced by examples/quickstart.sh and tests/run.sh, from the repository's root: a Python environment with the pinned
+# requirements and this package. Uses the active virtual environment, or makes .venv.
+#   prepare_environment REQUIREMENTS_FILE
+
+prepare_environment() {
+    local requirements="$1" python="${PYTHON:-python3}" venv stamp
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
+        echo "error: Python 3.10 or newer is required, $("$python" --version 2>&1) found; set PYTHON to another one" >&2
+        exit 2
+    }
+    command -v "${CXX:-c++}" >/dev/null || {
+        echo "error: a C++ compiler is required (DeepSpeed builds its CPU communication with it), e.g. Debian's g++" >&2
+        exit 2
+    }
+    venv="${VIRTUAL_ENV:-$PWD/.venv}"
+    [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+    export VIRTUAL_ENV="$venv" PATH="$venv/bin:$PATH"
+    stamp="$venv/.megatron_adalrs-$(cat requirements*.txt setup.py | sha256sum | cut -c1-16)-$(basename "$requirements" .txt)"
+    if [ ! -e "$stamp" ]; then
+        echo "== installing $requirements into $venv"
+        python -m pip install --quiet --disable-pip-version-check -r "$requirements"
+        python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+        touch "$stamp"
+    fi
+    # One thread a rank: ranks share the cores.
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+    # DeepSpeed asks which accelerator there is, and warns on a machine without one.
+    command -v nvidia-smi >/dev/null || export DS_ACCELERATOR="${DS_ACCELERATOR:-cpu}"
+}

@@ -1,0 +1,30 @@
+"""AdaLRS: search the base learning rate inside one training run, with trials that can be undone.
+
+The algorithm itself (`settings`, `slope`, `controller`) runs without torch. `plugin.AdaLRS` attaches it to
+any torch optimizer and a plain loop.
+"""
+
+from __future__ import annotations
+
+from megatron_adalrs.adalrs.controller import (
+    Controller,
+    Decision,
+    Event,
+    FixedRate,
+    PaperController,
+    build_controller,
+)
+from megatron_adalrs.adalrs.settings import AdaLRSSettings, SearchPlan
+from megatron_adalrs.adalrs.slope import RunningSlope
+
+__all__ = [
+    "AdaLRSSettings",
+    "Controller",
+    "Decision",
+    "Event",
+    "FixedRate",
+    "PaperController",
+    "RunningSlope",
+    "SearchPlan",
+    "build_controller",
+]

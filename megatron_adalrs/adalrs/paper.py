@@ -1,0 +1,321 @@
+"""The search of the AdaLRS paper (arXiv 2506.13274) as a pure state machine: a loss in, a decision out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any, Literal, NamedTuple
+
+from megatron_adalrs.adalrs.decision import Decision, Event
+from megatron_adalrs.adalrs.settings import AdaLRSSettings, SearchPlan, check_same_search
+from megatron_adalrs.adalrs.slope import RunningSlope
+
+_SNAPSHOT = "trial"
+_PLAIN_STATE = (
+    "step",
+    "phase",
+    "scale",
+    "_boundary",
+    "_highest_loss",
+    "_adjustments",
+    "_rising_windows",
+    "_trial_start",
+    "_scale_before_trial",
+)
+
+
+class Velocity(NamedTuple):
+    """Loss descent velocity of a window and its standard error, in loss per step."""
+
+    value: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} ± {self.error:.2g}"
+
+
+class PaperController:
+    """Compares the descent velocity v of consecutive windows of k steps; tries a higher rate when it falls.
+
+    A velocity is minus the least-squares slope of the loss, e its standard error. Steps that the optimizer
+    skipped and losses that are not finite count as steps but have no place on the line: the weights did not
+    move, or the loss says nothing. With fewer than 3 losses a velocity is unknown: nothing is decided on such
+    a window, and such a trial is neutral.
+
+    - Watching, at the end of a window: after two in a row with v < -2e the rate is multiplied by beta'.
+      Otherwise, if v < theta * v of the previous window, a trial of k steps starts at alpha' times the rate.
+    - A trial's verdict, with E the larger error of the trial and of the window before it: v > v_ref + 2E
+      keeps steps and rate; v < v_ref - 2E undoes the steps and, with `on_fail="down"`, multiplies the rate by
+      beta'; anything else undoes the steps. A loss that is not finite or above the largest before the trial
+      ends it at once as failed. A trial's own losses never raise that maximum, so that a diverging trial does
+      not lower the guard for the next.
+    - alpha' and beta' shrink with every verdict and cut: `AdaLRSSettings.raise_factor`, `cut_factor`.
+
+    The state can be saved and loaded after any step. The snapshots belong to the trainer.
+    """
+
+    def __init__(self, settings: AdaLRSSettings, plan: SearchPlan) -> None:
+        self.settings = settings
+        self.plan = plan
+        self.step = 0
+        self.phase: Literal["before", "watch", "trial", "done"] = "before"
+        self._slope = RunningSlope()
+        self._boundary = plan.watch_start  # where the window, the trial or the wait before them ends
+        self._highest_loss = -math.inf
+        self._adjustments = 0
+        self._rising_windows = 0
+        self._trial_start = 0
+        self._scale_before_trial = 1.0
+        self._previous: Velocity | None = None
+        self._reference: Velocity | None = None
+        self._set_scale(1.0)
+        if plan.watch_start == 0:
+            self._begin_window()
+
+    def observe(self, loss: float, applied: bool = True) -> Decision:
+        """Count one more kept step and decide what comes next.
+
+        Args:
+            loss: the step's training loss, the same on every rank.
+            applied: False when the optimizer skipped the step.
+        """
+        self.step += 1
+        phase = self.phase
+        if phase == "done":
+            return self._keep
+        finite = math.isfinite(loss)
+        if phase == "trial":
+            if not finite or (applied and loss > self._highest_loss):
+                return self._abort(loss)
+        elif finite and applied and loss > self._highest_loss:
+            self._highest_loss = loss
+        if finite and applied and phase != "before":
+            self._slope.push(loss)
+        if self.step < self._boundary:
+            return self._keep
+        if phase == "trial":
+            return self._judge()
+        if phase == "watch":
+            return self._end_window()
+        self._begin_window()
+        return self._keep
+
+    def interrupt(self) -> Decision:
+        """Go back to the start of the trial under way, if any, so that the run can be saved and end here.
+
+        The snapshot is kept and the trial is still to be done: `resume` starts it anew in the next process.
+        """
+        if self.phase != "trial":
+            return self._keep
+        discarded = self._rewind()
+        self._begin_trial()
+        reason = f"interrupted {discarded} steps into a trial: back to its start at step {self.step}"
+        return self._decide(Event.INTERRUPTED, self.scale, restore=_SNAPSHOT, discarded_steps=discarded, reason=reason)
+
+    def resume(self) -> Decision:
+        """What to do before a process's first step: take the snapshot of a trial that is still to be done.
+
+        Raises:
+            RuntimeError: the state is from the middle of a trial, whose snapshot ended with its process.
+        """
+        if self.phase != "trial":
+            return self._keep
+        if self.step != self._trial_start:
+            raise RuntimeError(
+                f"the state was saved {self.step - self._trial_start} steps into a trial and the snapshot to "
+                "undo it is gone: call interrupt() before saving"
+            )
+        return self._trial_started()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The whole state and the settings it belongs to; Python's json writes and reads it back exactly."""
+        return {
+            "mode": "paper",
+            "settings": asdict(self.settings),
+            "plan": asdict(self.plan),
+            "slope": self._slope.state_dict(),
+            "previous": self._previous,
+            "reference": self._reference,
+        } | {name.lstrip("_"): getattr(self, name) for name in _PLAIN_STATE}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state that `state_dict` returned.
+
+        Raises:
+            ValueError: the state is from a run with other settings, or lacks an entry; nothing has changed.
+        """
+        if state.get("mode") == "fixed":
+            raise ValueError("adalrs.enabled=True, but the saved state is of a run with adalrs.enabled=False")
+        missing = self.state_dict().keys() - state.keys()
+        if missing:
+            raise ValueError(f"the saved AdaLRS state lacks {', '.join(sorted(missing))}")
+        check_same_search(state, self.settings, self.plan)
+        for name in _PLAIN_STATE:
+            setattr(self, name, state[name.lstrip("_")])
+        self._slope.load_state_dict(state["slope"])
+        self._previous = state["previous"] and Velocity(*state["previous"])
+        self._reference = state["reference"] and Velocity(*state["reference"])
+        self._set_scale(self.scale)
+
+    def _end_window(self) -> Decision:
+        measured, previous = self._measure(), self._previous
+        self._count_rising(measured)
+        if self._rising_windows >= 2:
+            return self._cut(measured)
+        threshold = previous and self.settings.decay_threshold * previous.value
+        if measured and previous and measured.value < threshold and self._may_try():
+            return self._start_trial(measured)
+        self._previous = measured
+        if self._room_for_a_window():
+            event, reason = Event.WINDOW, f"velocity {measured or 'unknown'}, before {previous or 'unknown'}"
+            self._begin_window()
+        else:
+            event, reason = Event.SEARCH_ENDED, f"the search ended with scale {self.scale:.4g}"
+            self.phase = "done"
+        return self._decide(event, self.scale, measured, previous, threshold=threshold, reason=reason)
+
+    def _cut(self, measured: Velocity) -> Decision:
+        before = self.scale
+        self._cut_from(before)
+        self._adjustments += 1
+        self._rising_windows = 0
+        self._previous = None
+        self._begin_window()
+        reason = f"the loss rose over two windows, velocity {measured}: scale {before:.4g} -> {self.scale:.4g}"
+        return self._decide(Event.SCALED_DOWN, before, measured, threshold=-2 * measured.error, reason=reason)
+
+    def _start_trial(self, reference: Velocity) -> Decision:
+        self._reference = reference
+        self._trial_start = self.step
+        self._scale_before_trial = self.scale
+        self._set_scale(self.scale * self.settings.raise_factor(self._adjustments))
+        self._begin_trial()
+        return self._trial_started()
+
+    def _trial_started(self) -> Decision:
+        before, reference, previous = self._scale_before_trial, self._reference, self._previous
+        threshold = self.settings.decay_threshold * previous.value
+        reason = (
+            f"velocity {reference} is below {threshold:.4g}: "
+            f"{self.plan.window} steps at scale {self.scale:.4g} instead of {before:.4g}"
+        )
+        return self._decide(
+            Event.TRIAL_STARTED,
+            before,
+            reference,
+            previous,
+            threshold=threshold,
+            capture=_SNAPSHOT,
+            reason=reason,
+        )
+
+    def _judge(self) -> Decision:
+        measured, reference = self._measure(), self._reference
+        if measured is None:
+            return self._undo(Event.NEUTRAL, "the trial's velocity is unknown")
+        margin = 2 * max(measured.error, reference.error)
+        against = f"trial velocity {measured} against {reference.value:.4g}, margin {margin:.4g}"
+        if measured.value < reference.value - margin:
+            return self._undo(Event.FAILED, against, measured, margin)
+        if not measured.value > reference.value + margin:
+            return self._undo(Event.NEUTRAL, against, measured, margin)
+        self._adjustments += 1
+        self._previous = measured
+        self._count_rising(measured)
+        self._begin_window()
+        reason = f"{against}: scale {self.scale:.4g} stays"
+        return self._decide(
+            Event.ACCEPTED,
+            self.scale,
+            measured,
+            reference,
+            threshold=margin,
+            release=_SNAPSHOT,
+            reason=reason,
+        )
+
+    def _abort(self, loss: float) -> Decision:
+        highest = self._highest_loss
+        why = f"loss {loss:.4g} of the trial, where the largest before was {highest:.4g}"
+        return self._undo(Event.ABORTED, why, threshold=highest)
+
+    def _undo(
+        self, event: Event, why: str, measured: Velocity | None = None, threshold: float | None = None
+    ) -> Decision:
+        tried = self.scale
+        discarded = self._rewind()
+        self._set_scale(self._scale_before_trial)
+        if event is not Event.NEUTRAL and self.settings.on_fail == "down":
+            self._cut_from(self._scale_before_trial)
+        self._adjustments += 1
+        self._previous = self._reference
+        self._begin_window()
+        return self._decide(
+            event,
+            tried,
+            measured,
+            self._reference,
+            threshold=threshold,
+            restore=_SNAPSHOT,
+            release=_SNAPSHOT,
+            discarded_steps=discarded,
+            reason=f"{why}: back to step {self.step}, now at scale {self.scale:.4g}",
+        )
+
+    def _rewind(self) -> int:
+        discarded = self.step - self._trial_start
+        self.step = self._trial_start
+        return discarded
+
+    def _begin_trial(self) -> None:
+        self.phase = "trial"
+        self._slope.reset()
+        self._boundary = self.step + self.plan.window
+
+    def _begin_window(self) -> None:
+        self.phase = "watch"
+        self._slope.reset()
+        # Where no window fits any more, the next step ends the search: one loss has no velocity to decide on.
+        self._boundary = self.step + (self.plan.window if self._room_for_a_window() else 1)
+
+    def _room_for_a_window(self) -> bool:
+        return self.step + self.plan.window <= self.plan.search_end
+
+    def _may_try(self) -> bool:
+        factor = self.settings.raise_factor(self._adjustments)
+        return factor > 1 and self.scale * factor <= self.settings.max_scale and self._room_for_a_window()
+
+    def _measure(self) -> Velocity | None:
+        velocity = Velocity(-self._slope.slope, self._slope.error)
+        return velocity if all(map(math.isfinite, velocity)) else None
+
+    def _count_rising(self, measured: Velocity | None) -> None:
+        rises = measured is not None and measured.value < -2 * measured.error
+        self._rising_windows = self._rising_windows + 1 if rises else 0
+
+    def _cut_from(self, scale: float) -> None:
+        self._set_scale(max(scale * self.settings.cut_factor(self._adjustments), self.settings.min_scale))
+
+    def _set_scale(self, scale: float) -> None:
+        self.scale = scale
+        self._keep = Decision(scale_before=scale, scale_after=scale)
+
+    def _decide(
+        self,
+        event: Event,
+        scale_before: float,
+        measured: Velocity | None = None,
+        reference: Velocity | None = None,
+        **rest: Any,
+    ) -> Decision:
+        return Decision(
+            event=event,
+            step=self.step,
+            scale_before=scale_before,
+            scale_after=self.scale,
+            velocity=measured and measured.value,
+            error=measured and measured.error,
+            reference_velocity=reference and reference.value,
+            reference_error=reference and reference.error,
+            **rest,
+        )

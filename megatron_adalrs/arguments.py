@@ -1,0 +1,182 @@
+"""From the command line to a Config: defaults, then `--preset`, then the YAML file of `--config`, then flags.
+
+Nothing here imports torch, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import docstring_parser
+import tyro
+import yaml
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from megatron_adalrs.adalrs.settings import AdaLRSSettings
+from megatron_adalrs.config import Config
+from megatron_adalrs.model.presets import PRESETS
+
+GROUPS: dict[str, type[BaseModel]] = {
+    name: field.annotation for name, field in Config.model_fields.items() if name != "adalrs"
+}  # type: ignore[misc]
+
+
+def _adalrs_fields() -> dict[str, FieldInfo]:
+    """The settings of AdaLRS, a plain dataclass, described like the fields of the groups."""
+    kinds = typing.get_type_hints(AdaLRSSettings)
+    helps = {p.arg_name: p.description for p in docstring_parser.parse_from_object(AdaLRSSettings).params}
+    return {
+        field.name: FieldInfo(annotation=kinds[field.name], default=field.default, description=helps[field.name])
+        for field in dataclasses.fields(AdaLRSSettings)
+    }
+
+
+ADALRS_FIELDS = _adalrs_fields()
+
+
+def parse_arguments(arguments: Sequence[str], print_errors: bool = True) -> Config:
+    """Configuration of a command line.
+
+    Args:
+        arguments: the command line without the program's name.
+        print_errors: False on all ranks but one, so that a mistake is told once.
+
+    Raises:
+        ValueError: one sentence naming the field, its value and what is required.
+        SystemExit: `--help` (0), or flags that cannot be parsed (2; the message is already printed).
+    """
+    chosen = _peek(arguments, ("config", "preset"))
+    values = load_yaml(Path(chosen["config"])) if "config" in chosen else {}
+    preset = chosen.get("preset", values.get("preset"))
+    if preset in PRESETS:
+        values = PRESETS[preset] | values
+    flags = tyro.cli(_flags(values), args=list(arguments), description=Config.__doc__, console_outputs=print_errors)
+    given = {name: value for group in GROUPS for name, value in vars(getattr(flags, group)).items()}
+    return config_from_values(given | {"adalrs": vars(flags.adalrs)})
+
+
+def config_from_values(values: Mapping[str, Any]) -> Config:
+    """Configuration from a flat mapping, as a YAML file holds it (`adalrs` nested); None counts as not given.
+
+    Raises:
+        ValueError: one sentence naming the field, its value and what is required.
+    """
+    flat = PRESETS.get(values.get("preset") or "", {}) | _checked(values, source="")
+    groups: dict[str, Any] = {
+        name: {key: flat[key] for key in group.model_fields if key in flat} for name, group in GROUPS.items()
+    }
+    try:
+        return Config(**groups, adalrs=AdaLRSSettings(**flat.get("adalrs", {})))
+    except ValidationError as error:
+        raise ValueError(describe(error)) from None
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """The checked values of a configuration file.
+
+    Raises:
+        ValueError: unreadable file, unknown key (the nearest one is suggested) or a value of the wrong kind.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"--config: cannot read {path}: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ValueError(f"--config: {path} must hold a mapping of fields, not a {type(content).__name__}")
+    return _checked(content, source=f"{path}: ")
+
+
+def describe(error: ValidationError) -> str:
+    """One line for the first mistake of a pydantic error."""
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    names = [str(part) for part in first["loc"] if part not in GROUPS]
+    if first["type"] == "value_error" or not names:
+        return message
+    if first["type"] == "missing":
+        return f"{names[0]}: is required"
+    return f"{names[0]}: {first['input']!r}: {message[0].lower() + message[1:]}"
+
+
+def _flags(values: Mapping[str, Any]) -> type:
+    """A dataclass for tyro with every field as a flag, `values` as defaults and no checks but those of types.
+
+    Config itself cannot stand in: its checks between fields would already judge the defaults, which flags may still
+    change, and their messages would come in tyro's form instead of ours.
+    """
+    groups = [
+        (name, _flag_group(name, group.model_fields, values, group.__doc__), name, "") for name, group in GROUPS.items()
+    ]
+    adalrs = _flag_group("adalrs", ADALRS_FIELDS, values.get("adalrs", {}), "AdaLRS learning-rate search.")
+    groups.append(("adalrs", adalrs, "adalrs", "adalrs"))
+    fields = [(name, Annotated[kind, tyro.conf.arg(name=prefix)]) for name, kind, _, prefix in groups]
+    return dataclasses.make_dataclass("Flags", fields, kw_only=True)
+
+
+def _flag_group(name: str, fields: Mapping[str, FieldInfo], values: Mapping[str, Any], title: str | None) -> type:
+    members = []
+    for key, field in fields.items():
+        default = values.get(key, field.default)
+        kind = Annotated[field.annotation, tyro.conf.arg(help=field.description or "")]
+        is_required = field.is_required() and key not in values
+        members.append((key, kind, dataclasses.field() if is_required else dataclasses.field(default=default)))
+    group = dataclasses.make_dataclass(name, members, kw_only=True)
+    group.__doc__ = title
+    return group
+
+
+def _peek(arguments: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """Values of a few flags, before the real parser runs; the last one wins, as there."""
+    found = {}
+    for index, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if flag.startswith("--") and name in names:
+            following = arguments[index + 1 : index + 2]
+            if equals or following:
+                found[name] = value if equals else following[0]
+    return found
+
+
+def _checked(content: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The values that are given, with hyphens in keys folded, every one of its field's type."""
+    values: dict[str, Any] = {}
+    for raw_key, value in content.items():
+        key = str(raw_key).replace("-", "_")
+        if key == "adalrs":
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{source}adalrs: {value!r}: must be a mapping of AdaLRS fields")
+            values[key] = {}
+            for raw_name, setting in value.items():
+                name = str(raw_name).replace("-", "_")
+                _add(values[key], ADALRS_FIELDS, name, setting, f"{source}adalrs.")
+        else:
+            _add(values, _all_fields(), key, value, source)
+    return values
+
+
+def _add(values: dict[str, Any], fields: Mapping[str, FieldInfo], key: str, value: Any, source: str) -> None:
+    if key not in fields:
+        near = difflib.get_close_matches(key, [*fields, "adalrs"], n=1)
+        raise ValueError(f"{source}{key}: no such field" + (f"; did you mean {near[0]}?" if near else ""))
+    if value is None:
+        return
+    field = fields[key]
+    kind = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+    try:
+        values[key] = TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"]
+        raise ValueError(f"{source}{key}: {value!r}: {message[0].lower() + message[1:]}") from None
+
+
+def _all_fields() -> dict[str, FieldInfo]:
+    return {name: field for group in GROUPS.values() for name, field in group.model_fields.items()}

@@ -1,0 +1,227 @@
+"""The composition root: from a configuration to a trainer that is ready to run.
+
+Everything that can be refused is refused before the model is built, on all ranks together.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import yaml
+
+from megatron_adalrs import checkpoint
+from megatron_adalrs.adalrs.controller import build_controller
+from megatron_adalrs.config import Config
+from megatron_adalrs.data.gpt_dataset import GPTDataset, build_gpt_datasets, check_vocabulary
+from megatron_adalrs.data.indexed_dataset import IndexedDataset
+from megatron_adalrs.data.loader import BatchLoader
+from megatron_adalrs.data.preprocess import read_description
+from megatron_adalrs.data.tokenizer import build_tokenizer
+from megatron_adalrs.deepspeed_config import deepspeed_settings
+from megatron_adalrs.engine import Engine, end_distributed, init_distributed
+from megatron_adalrs.metrics import open_metrics, quantity
+from megatron_adalrs.model.gpt import count_parameters, flops_per_token
+from megatron_adalrs.parallel.collectives import on_every_rank, on_first_rank
+from megatron_adalrs.parallel.topology import Grid
+from megatron_adalrs.random_state import seed_everything
+from megatron_adalrs.schedule import build_schedule
+from megatron_adalrs.snapshot import estimate_snapshot_bytes
+from megatron_adalrs.trainer import Evaluation, Trainer, TrainState
+
+__all__ = ["build_trainer", "end_distributed"]
+
+
+def build_trainer(config: Config) -> Trainer:
+    """Join the other ranks and build everything. Collective.
+
+    Raises:
+        ValueError, OSError: on every rank, with one sentence that names the field or file.
+    """
+    grid = Grid.from_environment()
+    micro_batches = config.micro_batches_per_step(grid.data.size)
+    global_batch_size = config.global_batch_size(grid.data.size)
+    deepspeed_settings(config, grid.data.size)
+    init_distributed(grid)
+    config = on_first_rank(lambda: with_run_dir(config))
+    resumed = on_first_rank(lambda: checkpoint.find_checkpoint(config.run.load)) if config.run.load else None
+    saved = on_first_rank(lambda: checkpoint.read_state(resumed)) if resumed else None
+    vocab_size = on_first_rank(lambda: resolve_vocab_size(config))
+    padded_vocab_size = config.model.padded_vocab_size(vocab_size)
+    if resumed and saved:
+        checkpoint.require_fitting(resumed, saved, config, grid, vocab_size)
+    on_first_rank(lambda: build_datasets(config, global_batch_size) and None)
+    datasets = on_every_rank(lambda: build_datasets(config, global_batch_size))
+    data_order = datasets[0].order_digest()
+    state = TrainState()
+    controller = build_controller(config.adalrs, config.training.train_iters, config.optimizer.lr_warmup_iters)
+    if saved:
+        if saved["data_order"] != data_order:
+            raise ValueError(
+                f"--load: {resumed} was trained on data order {saved['data_order']}, this run has {data_order}: "
+                "data_path, split, seed, seq_length and train_iters must be those of the checkpoint"
+            )
+        state = TrainState(**saved["progress"])
+        controller.load_state_dict(saved["controller"])
+    on_first_rank(lambda: write_config(config))
+
+    parameters = count_parameters(config.model, padded_vocab_size)
+    seed_everything(config.training.seed, grid.rank)
+    engine = Engine(config, padded_vocab_size, grid)
+    if resumed:
+        checkpoint.load_checkpoint(engine, grid, resumed)
+
+    def loader(dataset: GPTDataset) -> BatchLoader:
+        return BatchLoader(dataset, config.training.micro_batch_size, grid.data.rank, grid.data.size, micro_batches)
+
+    evaluations = [
+        Evaluation(
+            dataset.split,
+            loader(dataset),
+            batches_in_one_pass(dataset, config.run.eval_iters, global_batch_size),
+        )
+        for dataset in datasets[1:]
+        if dataset
+    ]
+    metrics = open_metrics(
+        config.run.run_dir, config.run.tensorboard_dir, config.training.train_iters, config.run.log_interval,
+        state.step, grid.is_first,
+    )  # fmt: skip
+    snapshot_bytes = estimate_snapshot_bytes(config.training, parameters, grid.data.size)
+    metrics.write(
+        "run",
+        {
+            "event": "resume" if resumed else "start",
+            "step": state.step,
+            "total_steps": state.total_steps,
+            "parameters": parameters,
+            "world_size": grid.world_size,
+            "vocab_size": vocab_size,
+            "data_order": data_order,
+            "snapshot_bytes": snapshot_bytes if config.adalrs.enabled else 0,
+            "message": opening(config, grid, parameters, snapshot_bytes, data_order, resumed, state),
+        },
+    )
+    return Trainer(
+        config=config,
+        grid=grid,
+        engine=engine,
+        batches=loader(datasets[0]),
+        evaluations=evaluations,
+        schedule=build_schedule(config),
+        controller=controller,
+        metrics=metrics,
+        state=state,
+        data_order=data_order,
+        flops_per_token=flops_per_token(config.model, parameters, padded_vocab_size),
+    )
+
+
+def with_run_dir(config: Config) -> Config:
+    """The configuration with every path of the run filled in, its directory made.
+
+    Raises:
+        ValueError: the directory cannot be written, or holds another run.
+    """
+    run = config.run
+    run_dir = run.run_dir or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if not os.access(run_dir, os.W_OK):
+            raise PermissionError("permission denied")
+        (run_dir / ".writable").touch()
+        (run_dir / ".writable").unlink()
+    except OSError as error:
+        raise ValueError(f"run_dir: cannot write to {run_dir}: {error.strerror or error}") from None
+    if (run_dir / "metrics.jsonl").exists() and run.load is None:
+        raise ValueError(
+            f"run_dir: {run_dir} already holds a run; choose another directory, or resume it with --load {run_dir}"
+        )
+    paths = {
+        "run_dir": run_dir,
+        "save": run.save or run_dir / "checkpoints",
+        "tensorboard_dir": run.tensorboard_dir or run_dir / "tensorboard",
+    }
+    return config.model_copy(update={"run": run.model_copy(update=paths)})
+
+
+def resolve_vocab_size(config: Config) -> int:
+    """The vocabulary before padding: the flag's, the tokenizer's, or the one noted beside the data.
+
+    Raises:
+        ValueError: none of them is known, the tokenizer or the data needs more tokens than the flag allows.
+    """
+    data, asked = config.data, config.model.vocab_size
+    if data.tokenizer_type:
+        known, source = build_tokenizer(data.tokenizer_type, data.tokenizer_model).vocab_size, "the tokenizer"
+    elif description := read_description(data.data_path):
+        known, source = description.vocab_size, f"the tokenizer that made {data.data_path}"
+    else:
+        known, source = asked or 0, "--vocab-size"
+    if not known:
+        raise ValueError("vocab_size: unknown; give --vocab-size, or --tokenizer-type and --tokenizer-model")
+    if asked and known > asked:
+        raise ValueError(f"vocab_size: {asked} is below the {known} tokens of {source}")
+    check_vocabulary(data.data_path, asked or known)
+    return asked or known
+
+
+def build_datasets(config: Config, global_batch_size: int) -> tuple[GPTDataset, GPTDataset | None, GPTDataset | None]:
+    """Train, valid and test datasets; the first process to ask builds the indices, the others open them."""
+    IndexedDataset(config.data.data_path)
+    evaluated = config.run.eval_iters * global_batch_size
+    train, valid, test = build_gpt_datasets(
+        config.data.data_path,
+        config.data.split,
+        config.model.seq_length,
+        (config.training.train_iters * global_batch_size, evaluated, evaluated),
+        config.training.seed,
+        config.data.data_cache_path,
+    )
+    if train is None:
+        raise ValueError(f"split: {config.data.split!r} leaves nothing to train on")
+    return train, valid, test
+
+
+def batches_in_one_pass(dataset: GPTDataset, limit: int, global_batch_size: int) -> int:
+    """Global batches in one pass over the dataset, at most `limit`, at least one."""
+    samples = (dataset.num_tokens - 1) // dataset.seq_length
+    return max(1, min(limit, samples // global_batch_size))
+
+
+def write_config(config: Config) -> None:
+    """The effective configuration, ready to be passed back as --config."""
+    path = config.run.run_dir / "config.yaml"
+    temporary = path.with_suffix(".yaml.incomplete")
+    temporary.write_text(yaml.safe_dump(config.to_flat(), sort_keys=False), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def opening(
+    config: Config,
+    grid: Grid,
+    parameters: int,
+    snapshot_bytes: int,
+    data_order: str,
+    resumed: Path | None,
+    state: TrainState,
+) -> str:
+    """What a person reads before the first step."""
+    training = config.training
+    tokens = config.global_batch_size(grid.data.size) * config.model.seq_length
+    lines = [
+        f"run directory {config.run.run_dir}",
+        f"{quantity(parameters, 'parameters')}, {grid.world_size} rank(s), ZeRO-{training.zero_stage}, "
+        f"{'bf16' if training.bf16 else 'fp32'}; {training.train_iters} steps of {tokens} tokens",
+        f"data order {data_order}",
+    ]
+    if resumed:
+        lines.append(f"resumed from {resumed} at step {state.step}")
+    if config.adalrs.enabled:
+        plan = config.adalrs.resolve(training.train_iters, config.optimizer.lr_warmup_iters)
+        lines.append(
+            f"AdaLRS searches from step {plan.search_start} to {plan.search_end} in windows of {plan.window}; "
+            f"a snapshot takes {quantity(snapshot_bytes, 'B')} on each rank"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Tokenizers, the Megatron indexed dataset, fixed-length samples over it, and a resumable loader."""

@@ -1,0 +1,248 @@
+"""The training engine. The only file that imports deepspeed: what DeepSpeed is like is known here and nowhere else."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from megatron_adalrs.config import Config
+from megatron_adalrs.deepspeed_config import deepspeed_settings
+from megatron_adalrs.model.gpt import GPT, initialise
+from megatron_adalrs.optim import build_optimizer
+from megatron_adalrs.parallel.collectives import gather_numbers
+from megatron_adalrs.parallel.topology import Grid
+
+# DeepSpeed's banner at import and its use of collectives that torch has renamed tell a user nothing.
+logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", message=r"`torch\.distributed\.", category=FutureWarning)
+
+import deepspeed  # noqa: E402
+from deepspeed.accelerator import get_accelerator  # noqa: E402
+
+logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+COUNTERS = ("micro_steps", "global_steps", "global_samples", "skipped_steps")
+LOSS_SCALER_COUNTERS = ("cur_scale", "cur_iter", "last_overflow_iter", "last_rescale_iter", "cur_hysteresis")
+
+
+class StepResult(NamedTuple):
+    """One optimizer step, as every rank knows it: the same values, to the bit, on all of them."""
+
+    loss: float
+    """Averaged over micro-batches and data-parallel ranks."""
+    grad_norm: float
+    """Global norm before clipping."""
+    applied: bool
+    """False where DeepSpeed skipped the update because a gradient overflowed."""
+    stop_requested: bool
+    """Whether any rank asked to stop."""
+
+
+class Engine:
+    """A model under DeepSpeed: one call a step, one loss for all ranks."""
+
+    def __init__(self, config: Config, padded_vocab_size: int, grid: Grid) -> None:
+        settings = deepspeed_settings(config, grid.data.size)
+        training = config.training
+        with deepspeed.zero.Init(config_dict_or_path=settings, enabled=training.zero_stage == 3):
+            model = GPT(config.model, padded_vocab_size)
+        initialise(model, config.model, training.seed, whole=_whole if training.zero_stage == 3 else nullcontext)
+        # In fp32 without ZeRO, DeepSpeed clips without telling the norm: clipping is done here then.
+        self._is_plain = training.zero_stage == 0 and not training.bf16
+        self._clip_grad = config.optimizer.clip_grad
+        if self._is_plain:
+            settings["gradient_clipping"] = 0.0
+        model.to(get_accelerator().current_device_name())
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=model, optimizer=build_optimizer(model, config.optimizer), config=settings
+        )
+        self.device = torch.device(self.deepspeed.device)
+        # One rank has nobody to average with, yet DeepSpeed would flatten, reduce and copy back every gradient.
+        if self._is_plain and grid.data.size == 1:
+            self.deepspeed.enable_backward_allreduce = False
+
+    @property
+    def module(self) -> nn.Module:
+        return self.deepspeed.module
+
+    def set_lr(self, lr: float) -> None:
+        """The one place that writes the learning rate: every parameter group gets it."""
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = lr
+
+    def train_batch(self, micro_batches: Sequence[np.ndarray], stop: bool = False) -> StepResult:
+        """One optimizer step.
+
+        Args:
+            micro_batches: this rank's, each int64 [micro_batch_size, seq_length + 1].
+            stop: whether this rank asks all ranks to stop after the step.
+        """
+        self.module.train()
+        total = torch.zeros((), dtype=torch.float32, device=self.device)
+        for last, batch in _mark_last(micro_batches):
+            loss = self.deepspeed(self._to_device(batch))
+            self.deepspeed.backward(loss)
+            total += loss.detach()
+            if not last:
+                self.deepspeed.step()
+        norm = self._clip() if self._is_plain else None
+        self.deepspeed.step()
+        if norm is None:
+            norm = self.deepspeed.get_global_grad_norm()
+        applied = bool(self.deepspeed.was_step_applied())
+        mine = [float(total) / len(micro_batches), float("nan" if norm is None else norm), applied, stop]
+        everyone = gather_numbers(mine, self.device)
+        return StepResult(
+            loss=float(everyone[:, 0].mean()),
+            grad_norm=float(everyone[0, 1]),
+            applied=bool(everyone[:, 2].all()),
+            stop_requested=bool(everyone[:, 3].any()),
+        )
+
+    @torch.no_grad()
+    def evaluate(self, steps: Iterator[Sequence[np.ndarray]]) -> float:
+        """Mean loss over steps of this rank's micro-batches, averaged over ranks; the same float on all of them."""
+        self.module.eval()
+        losses = [self.deepspeed(self._to_device(batch)).float() for batches in steps for batch in batches]
+        return float(gather_numbers([float(torch.stack(losses).mean())], self.device).mean())
+
+    def live_tensors(self) -> dict[Hashable, Tensor]:
+        """Every tensor that decides the following steps, in place: weights, masters, optimizer state. No tensor twice.
+
+        Keys name a tensor for good, so that one that is born later is recognised as new. Valid between steps.
+        """
+        found: dict[Hashable, Tensor] = {}
+        for name, parameter in self.module.named_parameters():
+            if hasattr(parameter, "ds_tensor"):
+                found["shard", name] = parameter.ds_tensor
+            else:
+                found["weight", name] = parameter
+        found |= {("buffer", name): buffer for name, buffer in _persistent_buffers(self.module)}
+        optimizer = self.deepspeed.optimizer
+        for index, flat in enumerate(getattr(optimizer, "fp32_partitioned_groups_flat", [])):
+            found["master", index] = flat
+        base = getattr(optimizer, "optimizer", optimizer)
+        # In fp32 without ZeRO the optimizer's parameters are the weights themselves.
+        known = {id(tensor) for tensor in found.values()}
+        masters = [parameter for group in base.param_groups for parameter in group["params"]]
+        found |= {("optimized", index): p for index, p in enumerate(masters) if id(p) not in known}
+        for index, state in enumerate(base.state.values()):
+            for name, value in state.items():
+                if torch.is_tensor(value):
+                    found["state", index, name] = value
+        return found
+
+    def weights_changed(self) -> None:
+        """Tell ZeRO-3 that the shards were written to: the small weights that it keeps whole are gathered anew."""
+        resident = [p for p in self.module.parameters() if hasattr(p, "ds_tensor") and p.numel()]
+        if resident:
+            resident[0].partition(param_list=resident)
+            resident[0].all_gather(param_list=resident)
+
+    def counters(self) -> dict[str, Any]:
+        """DeepSpeed's step counters, and the loss scaler's where there is one."""
+        values = {name: getattr(self.deepspeed, name) for name in COUNTERS}
+        for owner in self._loss_scalers():
+            values |= {
+                f"{type(owner).__name__}.{k}": getattr(owner, k) for k in LOSS_SCALER_COUNTERS if hasattr(owner, k)
+            }
+        return values
+
+    def set_counters(self, values: dict[str, Any]) -> None:
+        for name in COUNTERS:
+            setattr(self.deepspeed, name, values[name])
+        for owner in self._loss_scalers():
+            for name in LOSS_SCALER_COUNTERS:
+                if (key := f"{type(owner).__name__}.{name}") in values:
+                    setattr(owner, name, values[key])
+
+    def save(self, folder: Path) -> None:
+        """Write DeepSpeed's files of this rank under `folder`. Collective."""
+        self.deepspeed.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Load what `save` wrote, into an engine that has not stepped yet. Collective.
+
+        Raises:
+            ValueError: DeepSpeed found nothing that it can load there.
+        """
+        loaded, _ = self.deepspeed.load_checkpoint(str(folder.parent), tag=folder.name)
+        if loaded is None:
+            raise ValueError(f"--load: DeepSpeed finds no checkpoint in {folder}")
+        self.deepspeed.micro_steps = self.deepspeed.global_steps * self.deepspeed.gradient_accumulation_steps()
+
+    def _clip(self) -> Tensor:
+        return nn.utils.clip_grad_norm_(self.module.parameters(), self._clip_grad or float("inf"))
+
+    def _to_device(self, batch: np.ndarray) -> Tensor:
+        return torch.from_numpy(batch).to(self.device, non_blocking=True)
+
+    def _loss_scalers(self) -> list[Any]:
+        optimizer = self.deepspeed.optimizer
+        return [owner for owner in (optimizer, getattr(optimizer, "loss_scaler", None)) if owner is not None]
+
+
+def init_distributed(grid: Grid, timeout_minutes: float = 10.0) -> None:
+    """Join the process group that the launcher announced: nccl on GPUs, gloo on CPUs. A lone process needs no address.
+
+    Does nothing in a process that has joined one.
+    """
+    if dist.is_initialized():
+        return
+    accelerator = get_accelerator()
+    on_cpu = accelerator.device_name() == "cpu"
+    if not on_cpu:
+        accelerator.set_device(grid.local_rank)
+    backend = "gloo" if on_cpu else accelerator.communication_backend_name()
+    timeout = timedelta(minutes=timeout_minutes)
+    os.environ.setdefault("LOCAL_RANK", str(grid.local_rank))  # DeepSpeed reads it, launcher or not
+    if grid.world_size == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    else:
+        dist.init_process_group(backend, timeout=timeout)
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
+
+
+def end_distributed() -> None:
+    """Leave the process group. A process that exits inside one may die in its destructors."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def deepspeed_version() -> str:
+    return deepspeed.__version__
+
+
+def memory_bytes() -> int:
+    """Memory that this process holds: the accelerator's, or resident main memory where there is none."""
+    accelerator = get_accelerator()
+    return accelerator.memory_allocated() if accelerator.device_name() != "cpu" else psutil.Process().memory_info().rss
+
+
+def _whole(parameter: nn.Parameter) -> Any:
+    """Context in which a ZeRO-3 parameter has its full shape; what the first rank writes reaches all."""
+    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)
+
+
+def _persistent_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Buffers that training may change; a module recomputes the others from its arguments."""
+    for prefix, part in module.named_modules():
+        for name, buffer in part._buffers.items():
+            if buffer is not None and name not in part._non_persistent_buffers_set:
+                yield f"{prefix}.{name}", buffer
+
+
+def _mark_last(items: Sequence[Any]) -> Iterator[tuple[bool, Any]]:
+    return ((index == len(items) - 1, item) for index, item in enumerate(items))

@@ -1,0 +1,192 @@
+"""What the plots of a report share: lines, hover texts, and colours that read on light and dark ground."""
+
+from __future__ import annotations
+
+import html
+import textwrap
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import ArrayLike, NDArray
+
+from megatron_adalrs.report import text
+from megatron_adalrs.report.series import thin
+from megatron_adalrs.run_log import RunLog
+from megatron_adalrs.run_records import Decision
+
+RUN_COLORS = ("#3b7dd8", "#e0812b", "#2a9d78", "#b65fb0", "#8a7a2d", "#d0506e", "#4aa3b5", "#7b6fd0")
+_EVENT_MARKS = {
+    "accepted": ("#2a9d5c", "triangle-up"),
+    "failed": ("#d64545", "x"),
+    "aborted": ("#9c2f6f", "octagon"),
+    "neutral": ("#8b8f98", "diamond"),
+    "interrupted": ("#b08a2e", "square"),
+    "scaled_down": ("#e0812b", "triangle-down"),
+    "search_ended": ("#6f7bd9", "star"),
+    "window": ("#5b9bd5", "circle"),
+    "trial_started": ("#5b9bd5", "circle"),
+    "running": ("#5b9bd5", "circle"),
+}
+_OTHER_MARK = ("#8b8f98", "circle")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run with the name and colour it has all over the page."""
+
+    name: str
+    color: str
+    log: RunLog
+
+
+def event_color(event: str) -> str:
+    return _EVENT_MARKS.get(event, _OTHER_MARK)[0]
+
+
+def event_symbol(event: str) -> str:
+    return _EVENT_MARKS.get(event, _OTHER_MARK)[1]
+
+
+def event_name(event: str) -> str:
+    return event.replace("_", " ")
+
+
+def new_figure(x_title: str, y_title: str, height: int) -> go.Figure:
+    """An empty figure in the page's style; the page adds fonts and colours when it draws it."""
+    figure = go.Figure()
+    style(figure, height)
+    figure.update_xaxes(title_text=x_title)
+    figure.update_yaxes(title_text=y_title)
+    return figure
+
+
+def style(figure: go.Figure, height: int) -> None:
+    figure.layout.template = None
+    figure.update_layout(
+        height=height,
+        margin={"l": 56, "r": 14, "t": 10, "b": 48},
+        hovermode="closest",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        legend={"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
+    )
+    figure.update_xaxes(zeroline=False, tickformat=",", title_standoff=8)
+    figure.update_yaxes(zeroline=False, title_standoff=8, automargin=True)
+
+
+def line(
+    figure: go.Figure,
+    run: Run,
+    x: NDArray[np.number],
+    y: NDArray[np.float64],
+    *,
+    label: str = "",
+    row: int | None = None,
+    color: str = "",
+    width: float = 2,
+    dash: str = "solid",
+    shape: str = "linear",
+    **options: Any,
+) -> None:
+    """Adds a thinned curve in the run's colour; `label` is its legend entry, without one it has none."""
+    x, y = thin(x, y)
+    trace = go.Scatter(
+        x=compact(x),
+        y=compact(y),
+        name=escape(label or run.name),
+        legendgroup=run.name,
+        showlegend=bool(label),
+        mode="lines",
+        line={"color": color or run.color, "width": width, "dash": dash, "shape": shape},
+        **options,
+    )
+    figure.add_trace(trace, row=row, col=None if row is None else 1)
+
+
+def undone(log: RunLog, values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Steps and values of the undone trials, a NaN after each; empty where no trial was undone."""
+    train = log.train
+    steps, parts = [np.empty(0)], [np.empty(0)]
+    for trial in log.trials:
+        if trial.undone:
+            low, high = np.searchsorted(train.total_steps, [trial.first_total_step, trial.last_total_step + 1])
+            steps += [train.step[low:high].astype(np.float64), np.array([np.nan])]
+            parts += [values[low:high], np.array([np.nan])]
+    return np.concatenate(steps), np.concatenate(parts)
+
+
+def event_markers(
+    figure: go.Figure,
+    run: Run,
+    event: str,
+    x: ArrayLike,
+    y: ArrayLike,
+    decisions: list[Decision],
+    *,
+    alone: bool,
+    errors: ArrayLike | None = None,
+) -> None:
+    """Adds one marker a decision, all of one event; in company they carry the run's colour at their edge.
+
+    The event gets a legend entry unless it has one.
+    """
+    group = f"event {event}"
+    trace = go.Scatter(
+        x=compact(x),
+        y=compact(y),
+        text=[describe(decision) for decision in decisions],
+        name=escape(event_name(event)),
+        meta=escape(run.name),
+        legendgroup=group,
+        showlegend=all(other.legendgroup != group for other in figure.data),
+        mode="markers",
+        marker={
+            "symbol": event_symbol(event),
+            "size": 11,
+            "color": event_color(event),
+            "line": {"width": 1 if alone else 1.5, "color": "rgba(255,255,255,0.8)" if alone else run.color},
+        },
+        hovertemplate="%{text}<extra></extra>" if alone else "%{text}<extra>%{meta}</extra>",
+    )
+    if errors is not None:
+        color = event_color(event) if alone else run.color
+        trace.error_y = {
+            "type": "data",
+            "array": compact(errors),
+            "color": color,
+            "thickness": 1.3,
+            "width": 3,
+        }
+    figure.add_trace(trace)
+
+
+def describe(decision: Decision) -> str:
+    """A decision as hover text."""
+    lines = [f"<b>{escape(event_name(decision.event))}</b> at step {decision.step:,}"]
+    if decision.scale_before != decision.scale_after:
+        lines.append(f"scale {decision.scale_before:.4g} → {decision.scale_after:.4g}")
+    if decision.velocity is not None:
+        lines.append(f"velocity {text.velocity(decision.velocity, decision.error)}")
+    if decision.reference_velocity is not None:
+        lines.append(f"reference {text.velocity(decision.reference_velocity, decision.reference_error)}")
+    if decision.discarded_steps:
+        lines.append(f"{decision.discarded_steps:,} steps discarded")
+    lines += [escape(part) for part in textwrap.wrap(decision.reason, width=48)]
+    return "<br>".join(lines)
+
+
+def compact(values: ArrayLike) -> NDArray[np.number]:
+    """Half the bytes in the page, with digits enough to draw. Infinity becomes NaN, which is a gap."""
+    values = np.asarray(values)
+    if np.issubdtype(values.dtype, np.integer):
+        return values.astype(np.int32) if np.abs(values).max(initial=0) < 2**31 else values.astype(np.float64)
+    with np.errstate(over="ignore"):
+        small = values.astype(np.float32)
+    return np.where(np.isfinite(small), small, np.float32(np.nan))
+
+
+def escape(value: str) -> str:
+    """Plotly reads a subset of HTML in names and hover texts."""
+    return html.escape(value, quote=False)

@@ -1,0 +1,222 @@
+"""Puts a report together: reads the runs, fills the template, writes one file that needs nothing else."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import plotly.graph_objects as go
+import plotly.offline
+from markupsafe import Markup
+
+from megatron_adalrs import __version__
+from megatron_adalrs.report import text
+from megatron_adalrs.report.drawing import RUN_COLORS, Run, event_color, event_name
+from megatron_adalrs.report.figures import Plot, all_plots
+from megatron_adalrs.report.summary import headline
+from megatron_adalrs.run_log import RunLog, read_run
+from megatron_adalrs.run_records import Decision
+
+
+def write_report(
+    run_dirs: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str] | None = None,
+    title: str | None = None,
+) -> Path:
+    """Writes the report of one run, or of several drawn over each other, as one HTML file; returns its path.
+
+    Args:
+        run_dirs: run directories; the first is the one the others are compared to.
+        output: the file to write, as a whole or not at all. Default: report.html in the first directory.
+        title: of the page. Default: the names of the runs.
+
+    Raises:
+        OSError: a run directory or its metrics.jsonl does not exist, or the output cannot be written.
+        ValueError: a broken record or configuration, a run that recorded nothing, no run, or one given twice.
+    """
+    if not run_dirs:
+        raise ValueError("run_dirs: at least one run directory is required")
+    paths = [Path(run_dir) for run_dir in run_dirs]
+    for index, path in enumerate(paths):
+        if path.resolve() in [other.resolve() for other in paths[:index]]:
+            raise ValueError(f"run_dirs: {path} is given twice")
+    logs = [read_run(path) for path in paths]
+    names = _names(paths)
+    runs = [
+        Run(name, RUN_COLORS[i % len(RUN_COLORS)], log) for i, (name, log) in enumerate(zip(names, logs, strict=True))
+    ]
+    output = paths[0] / "report.html" if output is None else Path(output)
+    page = _render(runs, title or " · ".join(names), output)
+    _write(output, page)
+    return output
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The shortest endings of the paths that tell them apart."""
+    parts = [path.resolve().parts for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
+def _write(output: Path, page: str) -> None:
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"{output}: the folder {output.parent} does not exist")
+    if output.is_dir():
+        raise IsADirectoryError(f"{output}: a file is required, this is a folder")
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(page, encoding="utf-8")
+        os.replace(temporary, output)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _render(runs: Sequence[Run], title: str, output: Path) -> str:
+    plots = all_plots(runs)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(_asset("page.html")).render(
+        title=title,
+        runs=[_run_context(run) for run in runs],
+        headline=headline([run.log for run in runs]),
+        plots=[_plot_context(plot) for plot in plots],
+        figures=_script_json({plot.key: plot.figure for plot in plots if plot.figure is not None}),
+        settings=_settings([run.log.config for run in runs]),
+        commands=_commands(runs, output),
+        written=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        version=__version__,
+        style=Markup(_asset("style.css")),
+        script=Markup(_asset("page.js")),
+        plotly=Markup(plotly.offline.get_plotlyjs()),
+    )
+
+
+def _asset(name: str) -> str:
+    return resources.files("megatron_adalrs.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _plot_context(plot: Plot) -> dict[str, Any]:
+    height = None if plot.figure is None else plot.figure.layout.height
+    return {
+        "key": plot.key,
+        "title": plot.title,
+        "caption": plot.caption,
+        "note": plot.note,
+        "height": height,
+    }
+
+
+def _script_json(figures: Mapping[str, go.Figure]) -> Markup:
+    """JSON that cannot end the script element it stands in."""
+    pairs = [f"{json.dumps(key)}:{figure.to_json()}" for key, figure in figures.items()]
+    return Markup("{" + ",".join(pairs).replace("<", "\\u003c") + "}")
+
+
+def _run_context(run: Run) -> dict[str, Any]:
+    rows = [(decision.event == "window", _decision_context(decision)) for decision in run.log.decisions]
+    return {
+        "name": run.name,
+        "color": run.color,
+        "about": _about(run.log),
+        "decisions": [row for is_window, row in rows if not is_window],
+        "windows": [row for is_window, row in rows if is_window],
+    }
+
+
+def _about(log: RunLog) -> str:
+    """State, time and size of a run in one line."""
+    if not log.events:
+        return ""
+    first, last = log.events[0], log.events[-1]
+    state = {"end": "finished", "interrupted": "interrupted"}.get(last.event, "not finished:")
+    parts = [f"{state} at step {text.count(log.totals.useful_steps)}"]
+    parts.append(f"started {datetime.datetime.fromtimestamp(first.time).astimezone():%Y-%m-%d %H:%M}")
+    if first.parameters:
+        parts.append(f"{text.quantity(first.parameters)} parameters")
+    if first.world_size:
+        parts.append(f"{first.world_size} rank{'s' if first.world_size > 1 else ''}")
+    return ", ".join(parts)
+
+
+def _decision_context(decision: Decision) -> dict[str, str]:
+    scale = f"{decision.scale_before:.4g}"
+    if decision.scale_after != decision.scale_before:
+        scale += f" → {decision.scale_after:.4g}"
+    return {
+        "step": text.count(decision.step),
+        "total_steps": text.count(decision.total_steps),
+        "event": event_name(decision.event),
+        "color": event_color(decision.event),
+        "scale": scale,
+        "velocity": text.velocity(decision.velocity, decision.error),
+        "reference": text.velocity(decision.reference_velocity, decision.reference_error),
+        "threshold": _threshold(decision),
+        "discarded": text.count(decision.discarded_steps) if decision.discarded_steps else "",
+        "snapshot": text.duration(seconds) if (seconds := decision.snapshot_seconds or 0) > 1e-3 else "",
+        "reason": decision.reason,
+    }
+
+
+def _threshold(decision: Decision) -> str:
+    """By event: a velocity to fall short of, a margin around the reference, or the largest loss before."""
+    if decision.threshold is None:
+        return text.NOTHING
+    if decision.event == "aborted":
+        return f"loss {decision.threshold:.4g}"
+    sign = "± " if decision.event in ("accepted", "failed", "neutral") else ""
+    return sign + text.velocity(decision.threshold, None)
+
+
+@dataclass(frozen=True)
+class Setting:
+    name: str
+    values: tuple[str, ...]
+    differs: bool
+
+
+def _settings(configs: Sequence[Mapping[str, Any]]) -> list[Setting]:
+    """All settings of all runs; those that differ come first."""
+    flat = [dict(_flatten(config)) for config in configs]
+    settings = []
+    for name in dict.fromkeys(name for config in flat for name in config):
+        values = tuple(config.get(name, text.NOTHING) for config in flat)
+        settings.append(Setting(name, values, differs=len(set(values)) > 1))
+    return sorted(settings, key=lambda setting: not setting.differs)
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    pairs = []
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            pairs += _flatten(value, f"{prefix}{key}.")
+        else:
+            pairs.append((f"{prefix}{key}", "" if value is None else str(value)))
+    return pairs
+
+
+def _commands(runs: Sequence[Run], output: Path) -> list[dict[str, str]]:
+    paths = [str(run.log.path) for run in runs]
+    commands = [("This page:", ["python", "tools/report.py", *paths, "--output", str(output)])]
+    first = runs[0].log
+    if len(runs) == 1 and first.decisions:
+        baseline = f"{first.path}-fixed"
+        ranks = next((event.world_size for event in first.events if event.world_size), 1)
+        train = ["deepspeed", "--num_accelerators", str(ranks), "pretrain_gpt.py"]
+        train += ["--config", str(first.path / "config.yaml"), "--adalrs.no-enabled"]
+        # config.yaml names the folders of its own run, which the other must not write to.
+        train += ["--run-dir", baseline, "--save", f"{baseline}/checkpoints"]
+        train += ["--tensorboard-dir", f"{baseline}/tensorboard"]
+        train += ["--load", "None"] if first.config.get("load") else []
+        compare = ["python", "tools/report.py", baseline, *paths, "--output", "comparison.html"]
+        commands += [("The same run without AdaLRS:", train), ("Both in one page:", compare)]
+    return [{"purpose": purpose, "line": shlex.join(words)} for purpose, words in commands]

@@ -1,0 +1,202 @@
+"""The headline figures of runs, as cards for one run and as a table with differences for several."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from megatron_adalrs.report import text
+from megatron_adalrs.run_log import RunLog
+
+Comparison = Literal["difference", "ratio", "percent"]
+VERDICT_ORDER = ("accepted", "failed", "aborted", "neutral", "interrupted", "running")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One headline figure of one run; `value` is what differences are taken of."""
+
+    text: str
+    note: str = ""
+    value: float | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    text: str
+    note: str
+    difference: str
+    """Against the first run; empty where there is nothing to compare."""
+    verdict: Literal["better", "worse", ""]
+
+
+@dataclass(frozen=True)
+class Row:
+    label: str
+    cells: tuple[Cell, ...]
+
+
+def headline(runs: Sequence[RunLog]) -> list[Row]:
+    """Headline figures with one cell a run; a row that no run has anything for is left out."""
+    rows = []
+    for label, figure_of, comparison, lower_is_better in _FIGURES:
+        figures = [figure_of(run) for run in runs]
+        if any(figure is not None for figure in figures):
+            cells = tuple(_cell(figure, figures[0], comparison, lower_is_better) for figure in figures)
+            rows.append(Row(label, cells))
+    return rows
+
+
+def _cell(figure: Figure | None, first: Figure | None, comparison: Comparison, lower_is_better: bool) -> Cell:
+    if figure is None:
+        return Cell(text.NOTHING, "", "", "")
+    difference, verdict = "", ""
+    if figure is not first and first is not None and None not in (figure.value, first.value):
+        difference = _difference(figure.value, first.value, comparison)
+        if lower_is_better and figure.value != first.value:
+            verdict = "better" if figure.value < first.value else "worse"
+    return Cell(figure.text, figure.note, difference, verdict)
+
+
+def _difference(value: float, first: float, comparison: Comparison) -> str:
+    if not (math.isfinite(value) and math.isfinite(first)):
+        return ""
+    if value == first:
+        return "same"
+    if comparison == "difference":
+        return f"{value - first:+.4f}".replace("-", "−")
+    if first == 0:
+        return ""
+    if comparison == "ratio":
+        return f"× {value / first:.3g}"
+    return f"{value / first - 1:+.1%}".replace("-", "−")
+
+
+def _last_evaluation(split: str) -> Callable[[RunLog], Figure | None]:
+    def figure(run: RunLog) -> Figure | None:
+        evaluations = [e for e in run.evaluations if e.split == split]
+        if not evaluations:
+            return None
+        last = evaluations[-1]
+        note = f"at step {text.count(last.step)}"
+        best = min(evaluations, key=lambda e: e.loss if math.isfinite(e.loss) else math.inf)
+        if best.loss < last.loss:
+            note += f"; best {best.loss:.4f} at step {text.count(best.step)}"
+        return Figure(f"{last.loss:.4f}", note, last.loss)
+
+    return figure
+
+
+def _perplexity(run: RunLog) -> Figure | None:
+    evaluations = [e for e in run.evaluations if e.split == "valid"]
+    if not evaluations:
+        return None
+    return Figure(f"{evaluations[-1].perplexity:,.2f}", "", evaluations[-1].perplexity)
+
+
+def _training_loss(run: RunLog) -> Figure | None:
+    loss = run.train.loss[run.train.kept]
+    tail = loss[-max(1, loss.size // 50) :]
+    finite = tail[np.isfinite(tail)]
+    if not finite.size:
+        return None
+    mean = float(finite.mean())
+    return Figure(f"{mean:.4f}", f"mean of the last {text.count(tail.size)} kept steps", mean)
+
+
+def _learning_rate(run: RunLog) -> Figure | None:
+    lr = run.config.get("lr")
+    if isinstance(lr, bool) or not isinstance(lr, (int, float)):
+        return Figure(f"× {run.scale:.4g}", "of the initial rate", run.scale)
+    if not run.decisions:
+        return Figure(text.scientific(lr), "as given: no AdaLRS decision", lr)
+    return Figure(text.scientific(lr * run.scale), f"{text.scientific(lr)} given × {run.scale:.4g}", lr * run.scale)
+
+
+def _trials(run: RunLog) -> Figure | None:
+    if not run.decisions:
+        return None
+    verdicts = Counter(trial.verdict for trial in run.trials)
+    parts = [f"{verdicts[verdict]} {verdict}" for verdict in VERDICT_ORDER if verdicts[verdict]]
+    cuts = sum(decision.event == "scaled_down" for decision in run.decisions)
+    parts += [f"{cuts} scaled down outside trials"] * bool(cuts)
+    return Figure(text.count(len(run.trials)), ", ".join(parts), float(len(run.trials)))
+
+
+def _steps(run: RunLog) -> Figure | None:
+    totals = run.totals
+    note = _discarded(totals.discarded_steps, totals.total_steps, text.count)
+    if totals.lost_steps:
+        note += f"; {text.count(totals.lost_steps)} more lost when a process died"
+    return Figure(text.count(totals.useful_steps), note, totals.useful_steps)
+
+
+def _tokens(run: RunLog) -> Figure | None:
+    totals = run.totals
+    if not totals.total_tokens:
+        return None
+    note = _discarded(totals.discarded_tokens, totals.total_tokens, text.quantity)
+    return Figure(text.quantity(totals.useful_tokens), note, totals.useful_tokens)
+
+
+def _discarded(discarded: float, total: float, write: Callable[[float], str]) -> str:
+    if not discarded:
+        return "none discarded"
+    return f"+ {write(discarded)} discarded ({text.share(discarded, total)}) = {write(total)} executed"
+
+
+def _wall_time(run: RunLog) -> Figure | None:
+    resumes = sum(event.event == "resume" for event in run.events)
+    note = f"in {resumes + 1} processes" if resumes else ""
+    return Figure(text.duration(run.totals.wall_seconds), note, run.totals.wall_seconds)
+
+
+def _snapshots(run: RunLog) -> Figure | None:
+    if not run.trials:
+        return None
+    seconds = run.totals.snapshot_seconds
+    note = f"{text.share(seconds, run.totals.wall_seconds)} of the wall time"
+    sizes = [event.snapshot_bytes for event in run.events if event.snapshot_bytes]
+    if sizes:
+        note += f"; {text.quantity(sizes[-1], 'B')} a snapshot"
+    return Figure(text.duration(seconds), note, seconds)
+
+
+def _throughput(run: RunLog) -> Figure | None:
+    rate = _median(run.train.tokens_per_second)
+    if rate is None:
+        return None
+    flops = _median(run.train.flops_per_second)
+    note = "median" + (f"; {text.quantity(flops, 'FLOP/s')} in the model" if flops else "")
+    return Figure(f"{text.quantity(rate)} tokens/s", note, rate)
+
+
+def _memory(run: RunLog) -> Figure | None:
+    finite = run.train.memory_bytes[np.isfinite(run.train.memory_bytes)]
+    return Figure(text.quantity(float(finite.max()), "B"), "largest seen", float(finite.max())) if finite.size else None
+
+
+def _median(values: np.ndarray) -> float | None:
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if finite.size else None
+
+
+_FIGURES: tuple[tuple[str, Callable[[RunLog], Figure | None], Comparison, bool], ...] = (
+    ("Validation loss", _last_evaluation("valid"), "difference", True),
+    ("Validation perplexity", _perplexity, "percent", True),
+    ("Test loss", _last_evaluation("test"), "difference", True),
+    ("Training loss", _training_loss, "difference", True),
+    ("Learning rate found", _learning_rate, "ratio", False),
+    ("AdaLRS trials", _trials, "ratio", False),
+    ("Useful steps", _steps, "percent", False),
+    ("Useful tokens", _tokens, "percent", False),
+    ("Wall time", _wall_time, "percent", False),
+    ("Time for snapshots", _snapshots, "percent", False),
+    ("Throughput", _throughput, "percent", False),
+    ("Memory", _memory, "percent", False),
+)

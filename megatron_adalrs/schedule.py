@@ -1,0 +1,60 @@
+"""Learning-rate schedules: pure functions from the step to a factor of the base learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from megatron_adalrs.config import Config
+
+Schedule = Callable[[int], float]
+
+
+def build_schedule(config: Config) -> Schedule:
+    """The configured schedule: kept steps completed before a step -> factor of that step's base rate."""
+    optimizer = config.optimizer
+    floor = optimizer.min_lr / optimizer.lr
+    warmup, decay_end = optimizer.lr_warmup_iters, config.lr_decay_iters
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        match optimizer.lr_decay_style:
+            case "constant":
+                return 1.0
+            case "inverse-square-root":
+                return max(floor, inverse_square_root(step, warmup))
+            case "WSD":
+                start = decay_end - config.lr_wsd_decay_iters
+                progress = min(max(step - start, 0) / config.lr_wsd_decay_iters, 1.0)
+                return decayed(optimizer.lr_wsd_decay_style, progress, floor)
+            case style:
+                progress = min((step - warmup) / (decay_end - warmup), 1.0)
+                return decayed(style, progress, floor)
+
+    return factor
+
+
+def decayed(shape: str, progress: float, floor: float) -> float:
+    """Factor from 1 at progress 0 to `floor` at progress 1.
+
+    linear; cosine (SGDR, arXiv 1608.03983); minus_sqrt, 1 - sqrt(progress) (arXiv 2405.18392); exponential,
+    2 * 0.5^progress - 1, the shape that Megatron-LM's WSD uses.
+    """
+    match shape:
+        case "linear":
+            remaining = 1.0 - progress
+        case "cosine":
+            remaining = 0.5 * (1.0 + math.cos(math.pi * progress))
+        case "minus_sqrt":
+            remaining = 1.0 - math.sqrt(progress)
+        case "exponential":
+            remaining = 2.0 * 0.5**progress - 1.0
+        case _:
+            raise ValueError(f"lr decay shape: {shape!r}: must be linear, cosine, minus_sqrt or exponential")
+    return floor + (1.0 - floor) * remaining
+
+
+def inverse_square_root(step: int, warmup: int) -> float:
+    """sqrt(warm-up / step) (arXiv 1706.03762), 1 at the end of the warm-up."""
+    return math.sqrt(max(warmup, 1) / max(step, warmup, 1))

@@ -1,0 +1,239 @@
+"""The training loop: the page that tells the story."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from types import FrameType
+from typing import Any
+
+from megatron_adalrs.adalrs.controller import Controller, Decision
+from megatron_adalrs.checkpoint import save_checkpoint
+from megatron_adalrs.config import Config
+from megatron_adalrs.data.loader import BatchLoader
+from megatron_adalrs.engine import Engine, StepResult, memory_bytes
+from megatron_adalrs.metrics import Metrics, perplexity
+from megatron_adalrs.parallel.topology import Grid
+from megatron_adalrs.schedule import Schedule
+from megatron_adalrs.snapshot import EngineSnapshot
+
+INTERRUPTED = 143
+
+
+@dataclass
+class TrainState:
+    """How far a run is. Only the trainer moves it."""
+
+    step: int = 0
+    """Kept steps completed."""
+    consumed_samples: int = 0
+    """Position in the data: samples that the kept steps have consumed."""
+    total_steps: int = 0
+    """Steps executed, discarded ones included."""
+    snapshot_seconds: float = 0.0
+    """Time spent on capturing and restoring snapshots."""
+
+    @property
+    def discarded_steps(self) -> int:
+        return self.total_steps - self.step
+
+    def advance(self, samples: int) -> None:
+        self.step += 1
+        self.total_steps += 1
+        self.consumed_samples += samples
+
+    def rewind(self, past: TrainState) -> None:
+        """Back to a past step and data position. What was executed since stays counted."""
+        self.step, self.consumed_samples = past.step, past.consumed_samples
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A part of the data that the loss is measured on: its first `batches` global batches."""
+
+    split: str
+    loader: BatchLoader
+    batches: int
+
+    def steps(self) -> Iterator[list[Any]]:
+        return (self.loader.micro_batches(index * self.loader.global_batch_size) for index in range(self.batches))
+
+
+class StopSignal:
+    """Remembers SIGTERM and SIGINT until the step is over; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    def __enter__(self) -> StopSignal:
+        self._previous = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+        signal.signal(number, signal.SIG_DFL)
+
+
+class Trainer:
+    """Runs a configured training to its end, or to an interruption that leaves a checkpoint behind."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        grid: Grid,
+        engine: Engine,
+        batches: BatchLoader,
+        evaluations: list[Evaluation],
+        schedule: Schedule,
+        controller: Controller,
+        metrics: Metrics,
+        state: TrainState,
+        data_order: str,
+        flops_per_token: float,
+    ) -> None:
+        self.config, self.grid, self.engine, self.batches = config, grid, engine, batches
+        self.evaluations, self.schedule, self.controller = evaluations, schedule, controller
+        self.metrics, self.state, self.data_order = metrics, state, data_order
+        self._flops_per_token = flops_per_token
+        self._snapshots: dict[str, tuple[EngineSnapshot, TrainState]] = {}
+        self._evaluated_at = self._saved_at = state.step
+
+    def train(self) -> int:
+        """Train to the end. Returns the exit code: 0, or 143 after a signal (trial undone, checkpoint saved)."""
+        with StopSignal() as stop:
+            self.carry_out(self.controller.resume())
+            while self.state.step < self.config.training.train_iters:
+                if self.step(stop.received).stop_requested:
+                    return self.interrupt()
+                self.evaluate_and_save_when_due()
+        return self.finish()
+
+    def step(self, stop: bool = False) -> StepResult:
+        """One optimizer step: rate, batch, loss, decision. `stop`: this rank asks all ranks to stop after it."""
+        started, phase = time.perf_counter(), self.controller.phase
+        lr = self.schedule(self.state.step) * self.config.optimizer.lr * self.controller.scale
+        self.engine.set_lr(lr)
+        result = self.engine.train_batch(self.batches.micro_batches(self.state.consumed_samples), stop)
+        self.state.advance(self.batches.global_batch_size)
+        self.report_step(result, lr, phase, time.perf_counter() - started)
+        self.carry_out(self.controller.observe(result.loss, result.applied))
+        return result
+
+    def carry_out(self, decision: Decision) -> None:
+        """Do what the controller asks for, on every rank alike, and write it in the journal."""
+        if decision.event is None:
+            return
+        started = time.perf_counter()
+        if decision.restore is not None:
+            snapshot, past = self._snapshots[decision.restore]
+            snapshot.restore()
+            self.state.rewind(past)
+        if decision.capture is not None:
+            snapshot, _ = self._snapshots.get(decision.capture, (EngineSnapshot(self.engine), None))
+            snapshot.capture()
+            self._snapshots[decision.capture] = snapshot, replace(self.state)
+        seconds = time.perf_counter() - started
+        self.state.snapshot_seconds += seconds if decision.restore or decision.capture else 0.0
+        record = asdict(decision) | {"event": decision.event.value, "total_steps": self.state.total_steps}
+        self.metrics.write("decision", record | {"step": self.state.step, "snapshot_seconds": seconds})
+
+    def evaluate_and_save_when_due(self) -> None:
+        """Evaluate and save at their intervals; a trial under way is waited for, since it may be undone."""
+        run, step = self.config.run, self.state.step
+        if self.controller.phase == "trial" or step >= self.config.training.train_iters:
+            return
+        if run.eval_interval and step // run.eval_interval > self._evaluated_at // run.eval_interval:
+            self.evaluate(self.evaluations[:1])
+        if run.save_interval and step // run.save_interval > self._saved_at // run.save_interval:
+            self.save()
+
+    def evaluate(self, evaluations: list[Evaluation]) -> None:
+        """Measure and record the loss on parts of the held-out data."""
+        self._evaluated_at = self.state.step
+        for evaluation in evaluations:
+            loss = self.engine.evaluate(evaluation.steps())
+            place = {
+                "split": evaluation.split,
+                "step": self.state.step,
+                "total_steps": self.state.total_steps,
+            }
+            self.metrics.write("eval", place | {"loss": loss, "perplexity": perplexity(loss)})
+
+    def save(self) -> None:
+        """Publish a checkpoint that resumes to the same losses, the search included."""
+        self._saved_at = self.state.step
+        content = {
+            "progress": asdict(self.state),
+            "controller": self.controller.state_dict(),
+            "data_order": self.data_order,
+            "config": self.config.to_flat(),
+        }
+        save_checkpoint(self.engine, self.grid, self.config.run.save, self.state.step, content)
+
+    def interrupt(self) -> int:
+        """Undo a trial under way, save, and say how to go on."""
+        self.carry_out(self.controller.interrupt())
+        self.save()
+        self.close("interrupted", f"interrupted at step {self.state.step}; go on with --load {self.config.run.save}")
+        return INTERRUPTED
+
+    def finish(self) -> int:
+        self.evaluate(self.evaluations)
+        self.save()
+        self.close("end", self.summary())
+        return 0
+
+    def close(self, event: str, message: str) -> None:
+        state = self.state
+        progress = {
+            "step": state.step,
+            "total_steps": state.total_steps,
+            "snapshot_seconds": state.snapshot_seconds,
+        }
+        self.metrics.write("run", {"event": event, **progress, "message": message})
+        self.metrics.close()
+        for loader in (self.batches, *(evaluation.loader for evaluation in self.evaluations)):
+            loader.close()
+
+    def summary(self) -> str:
+        """The last lines of a run: what the search found and what it cost."""
+        state, lr = self.state, self.config.optimizer.lr
+        lines = [f"done: {state.step} steps, checkpoint in {self.config.run.save}"]
+        if self.config.adalrs.enabled:
+            scale, share = self.controller.scale, state.discarded_steps / state.total_steps
+            lines += [
+                f"AdaLRS took the base learning rate from {lr:g} to {lr * scale:.4g} (x {scale:.4g})",
+                f"it cost {state.discarded_steps} discarded steps ({share:.1%} of all) "
+                f"and {state.snapshot_seconds:.1f} s of snapshots",
+            ]
+        return "\n".join(lines)
+
+    def report_step(self, result: StepResult, lr: float, phase: str, seconds: float) -> None:
+        sequence = self.config.model.seq_length
+        tokens = self.batches.global_batch_size * sequence
+        self.metrics.write(
+            "train",
+            {
+                "step": self.state.step,
+                "total_steps": self.state.total_steps,
+                "loss": result.loss,
+                "lr": lr,
+                "scale": self.controller.scale,
+                "phase": phase,
+                "grad_norm": result.grad_norm,
+                "applied": result.applied,
+                "tokens_per_second": tokens / seconds,
+                "flops_per_second": self._flops_per_token * tokens / seconds,
+                "seconds": seconds,
+                "memory_bytes": memory_bytes(),
+                "consumed_tokens": self.state.consumed_samples * sequence,
+                "discarded_tokens": self.state.discarded_steps * tokens,
+            },
+        )

@@ -1,0 +1,38 @@
+#!/usr/bin/env python3
+"""Pretrain a GPT: `deepspeed pretrain_gpt.py --config FILE.yaml [flags]`. See `--help`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from megatron_adalrs.arguments import parse_arguments
+
+
+def main() -> int:
+    """Exit code: 0 the run is complete, 2 it was asked for something impossible, 143 it was interrupted and saved."""
+    is_first_rank = os.environ.get("RANK", "0") == "0"
+    try:
+        config = parse_arguments(sys.argv[1:], print_errors=is_first_rank)
+        # Imports torch and DeepSpeed: only now, so that --help and mistakes are answered at once.
+        from megatron_adalrs.build import build_trainer, end_distributed
+    except (ValueError, OSError) as error:
+        return refuse(error, is_first_rank)
+    try:
+        try:
+            trainer = build_trainer(config)
+        except (ValueError, OSError) as error:
+            return refuse(error, is_first_rank)
+        return trainer.train()
+    finally:
+        end_distributed()
+
+
+def refuse(error: Exception, is_first_rank: bool) -> int:
+    if is_first_rank:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

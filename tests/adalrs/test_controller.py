@@ -1,0 +1,439 @@
+"""Scenarios, by numbers. The run has 100 steps; windows and trials have 5; the search is steps 20 to 60."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from megatron_adalrs.adalrs import (
+    AdaLRSSettings,
+    Decision,
+    Event,
+    FixedRate,
+    PaperController,
+    build_controller,
+)
+
+K = 5
+WATCH_START, SEARCH_START, SEARCH_END = 10, 20, 60
+
+
+def make(**changes) -> PaperController:
+    settings = AdaLRSSettings(enabled=True, window=K, search_start=0.2, search_end=0.6, **changes)
+    return build_controller(settings, train_iters=100)
+
+
+class Run:
+    """Feeds losses and remembers the decisions that had an event."""
+
+    def __init__(self, controller: PaperController | None = None, **changes) -> None:
+        self.controller = controller or make(**changes)
+        self.loss = 100.0
+        self.decisions: list[Decision] = []
+
+    def feed(self, loss: float, applied: bool = True) -> Decision:
+        decision = self.controller.observe(loss, applied)
+        if decision.event is not None:
+            self.decisions.append(decision)
+        return decision
+
+    def descend(self, velocity: float, steps: int = K, noise: float = 0.0) -> Decision:
+        """A straight line down, with `noise` of alternating sign. Returns the last decision."""
+        for i in range(steps):
+            self.loss -= velocity
+            decision = self.feed(self.loss + noise * (-1) ** i)
+        return decision
+
+    def until_trial(self, reference: float = 0.5, noise: float = 0.0) -> Decision:
+        """Two windows, the second slower than the first, which start the first trial at step 20."""
+        self.descend(1.0, WATCH_START)
+        self.descend(reference + 0.5)
+        decision = self.descend(reference, noise=noise)
+        assert decision.event is Event.TRIAL_STARTED
+        return decision
+
+    @property
+    def events(self) -> list[tuple[int, Event]]:
+        return [(decision.step, decision.event) for decision in self.decisions]
+
+
+def test_a_slower_window_starts_a_trial_at_three_times_the_rate():
+    run = Run()
+    started = run.until_trial()
+    assert run.events == [(15, Event.WINDOW), (20, Event.TRIAL_STARTED)]
+    assert (started.scale_before, started.scale_after, run.controller.scale) == (1.0, 3.0, 3.0)
+    assert (started.capture, started.restore, started.release) == ("trial", None, None)
+    assert started.velocity == pytest.approx(0.5)
+    assert started.reference_velocity == pytest.approx(1.0)
+    assert started.threshold == pytest.approx(1.0)
+    assert run.controller.phase == "trial"
+
+
+def test_an_ordinary_step_carries_nothing():
+    run = Run()
+    first, second = run.feed(5.0), run.feed(4.0)
+    assert first == second == Decision(scale_before=1.0, scale_after=1.0)
+    assert run.controller.step == 2
+    assert first is second
+
+
+def test_phases_follow_the_plan():
+    run = Run()
+    assert run.controller.phase == "before"
+    run.descend(1.0, WATCH_START - 1)
+    assert run.controller.phase == "before"
+    run.descend(1.0, 1)
+    assert run.controller.phase == "watch"
+    run.descend(1.0, SEARCH_END - WATCH_START)
+    assert run.controller.phase == "done"
+
+
+def test_the_watch_may_begin_at_step_0():
+    settings = AdaLRSSettings(enabled=True, window=5, search_start=0.1, search_end=0.6)
+    run = Run(build_controller(settings, train_iters=100))
+    assert run.controller.phase == "watch"
+    run.descend(1.0)
+    assert run.descend(0.5).event is Event.TRIAL_STARTED
+
+
+def test_a_faster_trial_is_accepted():
+    run = Run()
+    run.until_trial()
+    verdict = run.descend(2.0)
+    assert verdict.event is Event.ACCEPTED
+    assert verdict.step == run.controller.step == 25
+    assert (verdict.scale_before, verdict.scale_after, run.controller.scale) == (3.0, 3.0, 3.0)
+    assert (verdict.restore, verdict.release, verdict.discarded_steps) == (None, "trial", 0)
+    assert verdict.velocity == pytest.approx(2.0)
+    assert verdict.reference_velocity == pytest.approx(0.5)
+    assert run.controller.phase == "watch"
+
+
+def test_after_an_accepted_trial_its_velocity_is_the_one_to_beat():
+    run = Run()
+    run.until_trial()
+    run.descend(2.0)
+    started = run.descend(1.9)
+    assert started.event is Event.TRIAL_STARTED
+    assert started.reference_velocity == pytest.approx(2.0)
+    assert started.scale_after == pytest.approx(3.0 * 3.0 * 0.99)
+
+
+def test_a_slower_trial_is_undone_and_the_rate_halved():
+    run = Run()
+    run.until_trial()
+    verdict = run.descend(0.1)
+    assert verdict.event is Event.FAILED
+    assert (verdict.restore, verdict.release, verdict.discarded_steps) == ("trial", "trial", K)
+    assert verdict.step == run.controller.step == 20
+    assert (verdict.scale_before, verdict.scale_after, run.controller.scale) == (3.0, 0.5, 0.5)
+
+
+def test_on_fail_stay_keeps_the_rate_of_before_the_trial():
+    run = Run(on_fail="stay")
+    run.until_trial()
+    assert run.descend(0.1).scale_after == 1.0
+    run.descend(0.4)
+    assert run.feed(math.nan).scale_after == 1.0
+    assert run.decisions[-1].event is Event.ABORTED
+
+
+def test_after_an_undone_trial_the_window_before_it_is_the_one_to_beat():
+    run = Run()
+    run.until_trial(reference=0.5)
+    run.descend(0.1)
+    assert run.descend(0.6).event is Event.WINDOW
+    assert run.decisions[-1].reference_velocity == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("noisy", ["trial", "reference"])
+def test_a_difference_within_twice_the_larger_error_is_neutral(noisy):
+    run = Run()
+    run.until_trial(noise=0.3 if noisy == "reference" else 0.0)
+    reference = run.decisions[-1]
+    verdict = run.descend(0.6, noise=0.3 if noisy == "trial" else 0.0)
+    error = verdict.error if noisy == "trial" else reference.error
+    assert verdict.event is Event.NEUTRAL
+    assert verdict.threshold == pytest.approx(2 * error)
+    assert abs(verdict.velocity - verdict.reference_velocity) < verdict.threshold
+    assert (verdict.restore, verdict.release, verdict.discarded_steps) == ("trial", "trial", K)
+    assert (verdict.step, verdict.scale_before, verdict.scale_after) == (20, 3.0, 1.0)
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("applied", [True, False])
+def test_a_loss_that_is_not_finite_ends_a_trial_at_once(loss, applied):
+    run = Run()
+    run.until_trial()
+    run.descend(2.0, 2)
+    verdict = run.feed(loss, applied)
+    assert verdict.event is Event.ABORTED
+    assert (verdict.restore, verdict.release, verdict.discarded_steps) == ("trial", "trial", 3)
+    assert (verdict.step, verdict.scale_after) == (20, 0.5)
+
+
+def test_a_loss_above_every_earlier_one_ends_a_trial_at_once():
+    run = Run()
+    run.feed(120.0)
+    run.descend(1.0, WATCH_START - 1)
+    run.descend(1.0)
+    run.descend(0.5)
+    assert run.feed(120.0).event is None
+    verdict = run.feed(120.001)
+    assert verdict.event is Event.ABORTED
+    assert verdict.threshold == 120.0
+    assert verdict.discarded_steps == 2
+
+
+def test_a_diverging_trial_does_not_raise_the_bar_for_the_next():
+    run = Run()
+    run.until_trial()
+    assert run.feed(500.0).event is Event.ABORTED
+    assert run.descend(0.4).event is Event.TRIAL_STARTED
+    assert run.feed(499.0).event is Event.ABORTED
+
+
+def test_losses_of_skipped_steps_and_of_no_value_do_not_count_outside_a_trial():
+    run = Run()
+    run.descend(1.0, WATCH_START - 2)
+    run.feed(1e9, applied=False)
+    run.feed(math.inf)
+    run.descend(1.0, 4)
+    run.feed(-1e9, applied=False)
+    assert run.decisions[-1].velocity == pytest.approx(1.0)
+    assert run.controller.step == 15
+    run.descend(0.5)
+    verdict = run.feed(1e8)
+    assert (verdict.event, verdict.threshold) == (Event.ABORTED, pytest.approx(99.0))
+
+
+def test_a_skipped_step_in_a_trial_is_not_judged():
+    run = Run()
+    run.until_trial()
+    run.feed(1e9, applied=False)
+    assert run.descend(2.0, K - 1).event is Event.ACCEPTED
+    assert run.decisions[-1].velocity == pytest.approx(2.0)
+
+
+def test_a_window_with_fewer_than_three_losses_decides_nothing():
+    run = Run()
+    run.descend(1.0, 15)
+    run.descend(0.5, 2)
+    for _ in range(3):
+        run.feed(1.0, applied=False)
+    assert run.decisions[-1].event is Event.WINDOW
+    assert run.decisions[-1].velocity is None
+    assert run.descend(0.1).event is Event.WINDOW
+    assert run.decisions[-1].reference_velocity is None
+    assert run.descend(0.05).event is Event.TRIAL_STARTED
+
+
+def test_a_trial_with_fewer_than_three_losses_is_neutral():
+    run = Run()
+    run.until_trial()
+    run.descend(2.0, 2)
+    for _ in range(3):
+        run.feed(1.0, applied=False)
+    verdict = run.decisions[-1]
+    assert (verdict.event, verdict.velocity, verdict.scale_after) == (Event.NEUTRAL, None, 1.0)
+
+
+def test_losses_too_large_for_a_slope_decide_nothing():
+    run = Run()
+    run.descend(1.0, WATCH_START)
+    for i in range(K):
+        run.feed(1.7e308 * (-1) ** i)
+    assert (run.decisions[-1].event, run.decisions[-1].velocity) == (Event.WINDOW, None)
+
+
+def test_two_rising_windows_in_range_cut_the_rate():
+    run = Run(max_scale=1.0)
+    run.descend(1.0, 20)
+    assert run.descend(-0.1).event is Event.WINDOW
+    cut = run.descend(-0.1)
+    assert cut.event is Event.SCALED_DOWN
+    assert (cut.step, cut.scale_before, cut.scale_after) == (30, 1.0, 0.5)
+    assert (cut.capture, cut.restore, cut.release, cut.discarded_steps) == (None, None, None, 0)
+    after = run.descend(-0.1)
+    assert (after.event, after.reference_velocity) == (Event.WINDOW, None)
+    assert run.descend(-0.1).scale_after == pytest.approx(0.5 / (2 * 0.99))
+
+
+def test_the_rise_guard_waits_for_the_range():
+    run = Run()
+    run.descend(-1.0, 15)
+    assert run.events == [(15, Event.WINDOW)]
+    run.descend(-1.0)
+    assert run.events[-1] == (20, Event.SCALED_DOWN)
+
+
+def test_a_rise_within_twice_its_error_is_no_rise():
+    run = Run(max_scale=1.0)
+    run.descend(1.0, 20)
+    for _ in range(6):
+        run.descend(-0.05, noise=0.5)
+    assert {event for _, event in run.events} == {Event.WINDOW}
+
+
+def test_an_accepted_trial_stands_between_two_rising_windows():
+    run = Run()
+    run.until_trial(reference=-0.1)
+    assert run.descend(2.0).event is Event.ACCEPTED
+    assert run.descend(-0.1).event is Event.TRIAL_STARTED
+
+
+def test_an_undone_trial_does_not_stand_between_two_rising_windows():
+    run = Run()
+    run.until_trial(reference=-0.1)
+    assert run.descend(-0.5).event is Event.FAILED
+    cut = run.descend(-0.1)
+    assert (cut.event, cut.scale_before) == (Event.SCALED_DOWN, 0.5)
+    assert cut.scale_after == pytest.approx(0.5 / (2 * 0.99))
+
+
+def test_the_rate_is_never_cut_below_min_scale():
+    run = Run(min_scale=0.6)
+    run.until_trial()
+    assert run.descend(0.1).scale_after == 0.6
+    run.descend(0.01)
+    assert run.descend(-0.5).scale_after == 0.6
+
+
+def test_no_trial_above_max_scale():
+    assert Run(max_scale=3.0).until_trial().scale_after == 3.0
+    run = Run(max_scale=2.9)
+    run.descend(1.0, 15)
+    assert run.descend(0.5).event is Event.WINDOW
+
+
+def test_alpha_decays_with_every_verdict_until_trials_end():
+    run = Run(decay=0.7, on_fail="stay")
+    run.until_trial()
+    factors = [3.0]
+    for reference in (0.4, 0.3, 0.2):
+        run.descend(0.01)
+        started = run.descend(reference)
+        if started.event is Event.TRIAL_STARTED:
+            factors.append(started.scale_after / started.scale_before)
+    assert factors == pytest.approx([3.0, 2.1, 1.47, 1.029])
+    run.descend(0.01)
+    assert run.descend(0.1).event is Event.WINDOW
+
+
+def test_the_threshold_scales_the_velocity_to_beat():
+    run = Run(decay_threshold=0.5)
+    run.descend(1.0, 15)
+    assert run.descend(0.6).event is Event.WINDOW
+    assert run.decisions[-1].threshold == pytest.approx(0.5)
+    assert run.descend(0.29).event is Event.TRIAL_STARTED
+
+
+def test_the_search_ends_once_with_its_last_window():
+    run = Run()
+    run.descend(1.0, 100)
+    assert [step for step, event in run.events] == list(range(15, 61, 5))
+    assert run.events[-1] == (60, Event.SEARCH_ENDED)
+    assert run.decisions[-1].velocity == pytest.approx(1.0)
+    assert run.controller.step == 100
+
+
+def test_a_trial_may_end_exactly_with_the_search_and_not_after_it():
+    run = Run()
+    run.descend(1.0, 50)
+    assert run.descend(0.5).event is Event.TRIAL_STARTED
+    assert run.descend(2.0).event is Event.ACCEPTED
+    assert run.controller.step == SEARCH_END
+    assert run.feed(1.0).event is Event.SEARCH_ENDED
+    assert (run.controller.step, run.controller.scale) == (61, 3.0)
+    late = Run()
+    late.descend(1.0, 55)
+    assert late.descend(0.5).event is Event.SEARCH_ENDED
+
+
+def test_an_interrupted_trial_starts_anew_from_the_saved_state():
+    run = Run()
+    started = run.until_trial()
+    run.descend(2.0, 3)
+    back = run.controller.interrupt()
+    assert (back.event, back.restore, back.release) == (Event.INTERRUPTED, "trial", None)
+    assert (back.step, back.discarded_steps, run.controller.step) == (20, 3, 20)
+    assert (back.scale_before, back.scale_after) == (3.0, 3.0)
+    resumed = make()
+    resumed.load_state_dict(json.loads(json.dumps(run.controller.state_dict())))
+    assert resumed.resume() == started
+    again = Run(resumed)
+    again.loss = run.loss
+    assert again.descend(2.0).event is Event.ACCEPTED
+
+
+def test_interrupt_and_resume_outside_a_trial_do_nothing():
+    run = Run()
+    assert run.controller.resume().event is None
+    run.descend(1.0, 17)
+    assert run.controller.interrupt().event is None
+    assert run.controller.step == 17
+
+
+def test_the_middle_of_a_trial_cannot_be_resumed():
+    run = Run()
+    run.until_trial()
+    run.descend(2.0, 2)
+    resumed = make()
+    resumed.load_state_dict(run.controller.state_dict())
+    with pytest.raises(RuntimeError, match=r"2 steps into a trial.*interrupt\(\)"):
+        resumed.resume()
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [("adalrs.alpha", {"alpha": 2.0}), ("adalrs.on_fail", {"on_fail": "stay"})],
+)
+def test_a_state_of_other_settings_is_rejected_by_name(field, changes):
+    with pytest.raises(ValueError, match=field):
+        make(**changes).load_state_dict(make().state_dict())
+
+
+def test_a_state_of_a_run_of_another_length_is_rejected_by_name():
+    settings = AdaLRSSettings(enabled=True, window=K)
+    with pytest.raises(ValueError, match=r"train_iters=2000.*train_iters=1000"):
+        build_controller(settings, 2000).load_state_dict(build_controller(settings, 1000).state_dict())
+
+
+def test_an_incomplete_state_is_rejected_and_changes_nothing():
+    run = Run()
+    run.descend(1.0, 17)
+    before = run.controller.state_dict()
+    state = make().state_dict()
+    del state["boundary"]
+    with pytest.raises(ValueError, match="lacks boundary"):
+        run.controller.load_state_dict(state)
+    assert run.controller.state_dict() == before
+
+
+def test_without_a_search_every_step_is_ordinary():
+    fixed = build_controller(AdaLRSSettings(), train_iters=3)
+    assert isinstance(fixed, FixedRate)
+    for loss in (1.0, math.nan, 1e9):
+        assert fixed.observe(loss).event is None
+    assert fixed.interrupt().event is fixed.resume().event is None
+    assert (fixed.step, fixed.scale, fixed.phase) == (3, 1.0, "fixed")
+    other = FixedRate()
+    other.load_state_dict(json.loads(json.dumps(fixed.state_dict())))
+    assert other.step == 3
+
+
+def test_a_search_cannot_be_switched_off_or_on_in_the_middle():
+    with pytest.raises(ValueError, match=r"adalrs\.enabled=False"):
+        FixedRate().load_state_dict(make().state_dict())
+    with pytest.raises(ValueError, match=r"adalrs\.enabled=True"):
+        make().load_state_dict(FixedRate().state_dict())
+
+
+def test_every_event_explains_itself():
+    run = Run()
+    run.until_trial()
+    run.descend(0.1)
+    assert all(decision.reason for decision in run.decisions)
+    assert "0.5" in run.decisions[-1].reason

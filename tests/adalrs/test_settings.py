@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import pytest
+
+from megatron_adalrs.adalrs.settings import AdaLRSSettings, SearchPlan
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "requirement"),
+    [
+        ("mode", "robust", '"paper"'),
+        ("alpha", 1.0, "above 1"),
+        ("alpha", math.inf, "finite"),
+        ("beta", 0.5, "above 1"),
+        ("beta", "2", "finite number"),
+        ("decay", 0.0, "above 0 and at most 1"),
+        ("decay", 1.01, "above 0 and at most 1"),
+        ("decay", math.nan, "finite"),
+        ("window", 2, "at least 3"),
+        ("window", 10.5, "whole number"),
+        ("window", True, "whole number"),
+        ("search_start", -0.1, "between 0 and 1"),
+        ("search_end", 0.1, "above adalrs.search_start=0.1"),
+        ("search_end", 1.1, "at most 1"),
+        ("decay_threshold", 0.0, "above 0"),
+        ("on_fail", "up", '"down" or "stay"'),
+        ("min_scale", 0.0, "above 0"),
+        ("min_scale", 2.0, "at most 1"),
+        ("max_scale", 0.9, "at least 1"),
+        ("max_scale", math.inf, "finite"),
+    ],
+)
+def test_a_value_out_of_range_is_rejected_by_name(field, value, requirement):
+    with pytest.raises(ValueError) as rejected:
+        AdaLRSSettings(**{field: value})
+    message = str(rejected.value)
+    assert message.startswith(f"adalrs.{field}={value!r} must be")
+    assert requirement in message
+
+
+def test_the_search_in_steps():
+    plan = AdaLRSSettings().resolve(2000, warmup_iters=60)
+    assert plan == SearchPlan(window=50, search_start=200, search_end=800, train_iters=2000)
+    assert plan.watch_start == 100
+
+
+def test_a_window_is_a_fortieth_of_the_run_but_at_least_20_steps():
+    assert AdaLRSSettings().resolve(100_000).window == 2500
+    assert AdaLRSSettings().resolve(400).window == 20
+    assert AdaLRSSettings(window=7).resolve(400).window == 7
+
+
+def test_a_watch_before_step_0_is_rejected_with_the_arithmetic():
+    with pytest.raises(ValueError) as rejected:
+        AdaLRSSettings(window=60).resolve(1000)
+    message = str(rejected.value)
+    for part in ("adalrs.search_start=0.1", "train_iters=1000", "step 100", "adalrs.window=60", "step -20"):
+        assert part in message
+
+
+def test_a_watch_inside_the_warm_up_is_rejected_with_the_arithmetic():
+    settings = AdaLRSSettings(window=50)
+    assert settings.resolve(2000, warmup_iters=100).watch_start == 100
+    with pytest.raises(ValueError, match=r"begins at step 100, inside the warm-up of 101 steps.*search_start"):
+        settings.resolve(2000, warmup_iters=101)
+
+
+def test_a_range_too_short_for_a_trial_is_rejected_with_the_arithmetic():
+    settings = AdaLRSSettings(window=50, search_start=0.1, search_end=0.12)
+    with pytest.raises(ValueError, match=r"steps 200 to 240: 40 steps cannot hold .*adalrs\.window=50"):
+        settings.resolve(2000)
+    assert settings.resolve(2500).search_end == 300
+
+
+def test_a_run_has_at_least_one_step():
+    with pytest.raises(ValueError, match=r"train_iters=0 must be at least 1"):
+        AdaLRSSettings().resolve(0)
+
+
+def test_alpha_and_beta_decay_to_1_with_the_adjustments():
+    settings = AdaLRSSettings(alpha=3.0, beta=2.0, decay=0.9)
+    assert settings.raise_factor(0) == 3.0
+    assert settings.raise_factor(2) == pytest.approx(2.43)
+    assert settings.raise_factor(50) == 1.0
+    assert settings.cut_factor(0) == 0.5
+    assert settings.cut_factor(1) == pytest.approx(1 / 1.8)
+    assert settings.cut_factor(50) == 1.0
+
+
+def test_the_algorithm_runs_without_torch():
+    code = (
+        "import sys, megatron_adalrs.adalrs as a\n"
+        "c = a.build_controller(a.AdaLRSSettings(enabled=True), 1000)\n"
+        "for i in range(1000): c.observe(5.0 - 1e-3 * i)\n"
+        "print('torch' in sys.modules, 'deepspeed' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]

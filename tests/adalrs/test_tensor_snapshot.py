@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from megatron_adalrs.adalrs.tensor_snapshot import TensorSnapshot
+
+
+def some_tensors() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return {
+        "weight": torch.nn.Parameter(torch.randn(5, 7)),
+        "half": torch.randn(3, 4, dtype=torch.bfloat16),
+        "step": torch.tensor(17.0),
+        "count": torch.arange(6),
+        "transposed": torch.randn(4, 6).t(),
+        "slice": torch.randn(8, 8)[::2, 1:5],
+        "empty": torch.empty(0),
+    }
+
+
+def copies(tensors):
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def spoil(tensors) -> None:
+    with torch.no_grad():
+        for tensor in tensors.values():
+            tensor.fill_(-1)
+
+
+def assert_equal(tensors, expected) -> None:
+    for name, tensor in expected.items():
+        assert torch.equal(tensors[name], tensor), name
+
+
+def test_restore_brings_back_every_bit_in_place():
+    tensors = some_tensors()
+    expected, addresses = copies(tensors), {name: tensor.data_ptr() for name, tensor in tensors.items()}
+    snapshot = TensorSnapshot()
+    snapshot.capture(tensors)
+    for _ in range(2):
+        spoil(tensors)
+        snapshot.restore(tensors)
+        assert_equal(tensors, expected)
+    assert {name: tensor.data_ptr() for name, tensor in tensors.items()} == addresses
+    assert tensors["weight"].requires_grad
+
+
+def test_the_order_of_names_does_not_matter():
+    tensors = some_tensors()
+    expected = copies(tensors)
+    snapshot = TensorSnapshot()
+    snapshot.capture(tensors)
+    spoil(tensors)
+    snapshot.restore(dict(reversed(tensors.items())))
+    assert_equal(tensors, expected)
+
+
+def test_a_later_capture_takes_the_place_of_the_earlier():
+    tensors = some_tensors()
+    snapshot = TensorSnapshot()
+    snapshot.capture(tensors)
+    spoil(tensors)
+    snapshot.capture(tensors)
+    expected = copies(tensors)
+    with torch.no_grad():
+        tensors["weight"].zero_()
+    snapshot.restore(tensors)
+    assert_equal(tensors, expected)
+
+
+def test_memory_is_that_of_the_tensors_and_is_freed():
+    tensors = some_tensors()
+    snapshot = TensorSnapshot()
+    assert snapshot.nbytes == 0
+    for _ in range(3):
+        snapshot.capture(tensors)
+        assert snapshot.nbytes == sum(tensor.nbytes for tensor in tensors.values())
+    del tensors["weight"]
+    snapshot.capture(tensors)
+    assert snapshot.nbytes == sum(tensor.nbytes for tensor in tensors.values())
+    snapshot.clear()
+    assert snapshot.nbytes == 0
+
+
+def test_a_tensor_that_changed_shape_gets_a_new_buffer():
+    snapshot = TensorSnapshot()
+    snapshot.capture({"a": torch.zeros(3)})
+    grown = {"a": torch.arange(5.0)}
+    snapshot.capture(grown)
+    spoil(grown)
+    snapshot.restore(grown)
+    assert torch.equal(grown["a"], torch.arange(5.0))
+
+
+def test_state_born_since_the_capture_is_set_to_zero():
+    tensors = some_tensors()
+    snapshot = TensorSnapshot()
+    snapshot.capture(tensors)
+    born = torch.ones(4)
+    snapshot.restore({**tensors, "moment": born})
+    assert torch.equal(born, torch.zeros(4))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("count"), "'count' was captured but is not among"),
+        (lambda tensors: tensors.update(count=torch.arange(1)), r"'count' was captured as .*\[6\].*\[1\]"),
+        (lambda tensors: tensors.update(count=torch.zeros(6)), r"'count' was captured as torch.int64"),
+    ],
+)
+def test_a_tensor_that_is_gone_or_differs_is_named_and_nothing_is_written(change, message):
+    tensors = some_tensors()
+    snapshot = TensorSnapshot()
+    snapshot.capture(tensors)
+    change(tensors)
+    spoil(tensors)
+    expected = copies(tensors)
+    with pytest.raises(RuntimeError, match=message):
+        snapshot.restore(tensors)
+    assert_equal(tensors, expected)

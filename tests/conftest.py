@@ -1,0 +1,31 @@
+"""Options and fixtures of the whole suite."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from tests.distributed.ranks import Ranks
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--system", action="store_true", help="also run tests that need Debian packages or rights")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--system"):
+        for item in items:
+            if item.get_closest_marker("system"):
+                item.add_marker(pytest.mark.skip(reason="needs system packages: run ./tests/run.sh --system"))
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Iterator[Ranks]:
+    """Two gloo ranks, started at the first use and shared by all tests."""
+    ranks = Ranks(2)
+    yield ranks
+    ranks.close()

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import gzip
+import hashlib
+import inspect
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_adalrs.data.tokenizer import (
+    TOKENIZER_KINDS,
+    ByteTokenizer,
+    Tokenizer,
+    build_tokenizer,
+    train_sentencepiece,
+)
+
+TEXTS = {
+    "code": inspect.getsource(gzip),
+    "blanks": "  lead\n\n\n\ttab \t \r\n    if x:\r\n\t\treturn  1   \n        ",
+    "markers": "<s>not a marker</s> <unk> <0x41> \x00 \x7f \ufeff",
+    "scripts": "Ελληνικά, Кириллица, עברית, العربية, हिन्दी, ไทย, 中文, 日本語かな, 한국어, ქართული, አማርኛ",
+    "combining": "e\u0301 vs \u00e9, ﬁ ligature, ½, full-width ＡＢＣ, no-break\u00a0blank, \u2028",
+    "emoji": "😀 👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 🇺🇳",
+    "empty": "",
+    "newline": "\n",
+}
+
+
+def write_corpus(folder: Path) -> Path:
+    path = folder / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS.values()), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sentencepiece")
+    train_sentencepiece([write_corpus(folder)], folder / "bpe.model", 600)
+    return folder / "bpe.model"
+
+
+@pytest.fixture(scope="module")
+def hugging_face_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizers = pytest.importorskip("tokenizers", reason="the package tokenizers (extra hf) is not installed")
+    folder = tmp_path_factory.mktemp("hugging_face")
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=["<|im_end|>", "<|endoftext|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(TEXTS.values(), trainer)
+    backend.enable_truncation(max_length=8)
+    backend.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def edited_copy(folder: Path, target: Path, **special: str) -> Path:
+    """A copy whose two special tokens have other names, or are gone where the new name is empty."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["added_tokens"] = [
+        token | {"content": special.get(f"t{token['id']}", token["content"])}
+        for token in content["added_tokens"]
+        if special.get(f"t{token['id']}", "kept")
+    ]
+    vocabulary = content["model"]["vocab"]
+    for old, key in (("<|im_end|>", "t0"), ("<|endoftext|>", "t1")):
+        if key in special:
+            vocabulary[special[key] or f"gone{key}"] = vocabulary.pop(old)
+    (target / "tokenizer.json").write_text(json.dumps(content))
+    return target
+
+
+def require_protocol(tokenizer: Tokenizer) -> None:
+    for text in TEXTS.values():
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert all(0 <= token < tokenizer.vocab_size for token in ids)
+        assert tokenizer.eod not in ids
+    assert 0 <= tokenizer.eod < tokenizer.vocab_size
+    with pytest.raises(UnicodeEncodeError):
+        tokenizer.encode("half a \ud83d pair")
+
+
+def test_byte_tokenizer() -> None:
+    tokenizer = build_tokenizer("ByteTokenizer")
+    require_protocol(tokenizer)
+    assert (tokenizer.vocab_size, tokenizer.eod) == (257, 256)
+    assert tokenizer.encode("aé") == [97, 195, 169]
+    assert tokenizer.decode([97, 256, 195]) == "a\ufffd"
+    assert tokenizer.sha256 == ByteTokenizer().sha256
+
+
+def test_sentencepiece(sentencepiece_model: Path) -> None:
+    tokenizer = build_tokenizer("SentencePieceTokenizer", sentencepiece_model)
+    require_protocol(tokenizer)
+    assert (tokenizer.vocab_size, tokenizer.eod) == (600, 2)
+    assert tokenizer.sha256 == hashlib.sha256(sentencepiece_model.read_bytes()).hexdigest()
+    code = TEXTS["code"]
+    assert len(tokenizer.encode(code)) < len(code) / 2
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581")))
+def test_sentencepiece_gives_back_any_text(sentencepiece_model: Path, text: str) -> None:
+    tokenizer = build_tokenizer("SentencePieceTokenizer", sentencepiece_model)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_hugging_face(hugging_face_folder: Path) -> None:
+    tokenizer = build_tokenizer("HuggingFaceTokenizer", hugging_face_folder)
+    require_protocol(tokenizer)
+    assert tokenizer.eod == 1
+    assert tokenizer.encode("a<|endoftext|>b")[1] == 1
+    model = hugging_face_folder / "tokenizer.json"
+    assert tokenizer.sha256 == hashlib.sha256(model.read_bytes()).hexdigest()
+    assert build_tokenizer("HuggingFaceTokenizer", model).encode("def f(x):") == tokenizer.encode("def f(x):")
+
+
+def test_hugging_face_end_of_document(hugging_face_folder: Path, tmp_path: Path) -> None:
+    def eod(**special: str) -> int:
+        folder = edited_copy(hugging_face_folder, tmp_path, **special)
+        return build_tokenizer("HuggingFaceTokenizer", folder).eod
+
+    assert eod(t1="</s>") == 1
+    assert eod(t0="<eos>", t1="<other>") == 0
+    assert eod(t0="", t1="<only>") == 1
+    with pytest.raises(ValueError, match=r"tokenizer\.json has none of <\|endoftext\|>, </s>, <eos>"):
+        eod(t0="<one>", t1="<two>")
+
+
+@pytest.mark.parametrize("entry", ["<|im_end|>", {"content": "<|im_end|>"}])
+def test_hugging_face_configured_end_of_document(hugging_face_folder: Path, tmp_path: Path, entry: object) -> None:
+    edited_copy(hugging_face_folder, tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": entry}))
+    assert build_tokenizer("HuggingFaceTokenizer", tmp_path).eod == 0
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json is not a JSON object"):
+        build_tokenizer("HuggingFaceTokenizer", tmp_path)
+
+
+def test_hugging_face_without_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ValueError, match=r"needs the package tokenizers: pip install 'megatron-adalrs\[hf\]'"):
+        build_tokenizer("HuggingFaceTokenizer", tmp_path)
+
+
+@pytest.mark.parametrize("kind", TOKENIZER_KINDS[:2])
+def test_unreadable_models_are_refused(kind: str, tmp_path: Path) -> None:
+    if kind == "HuggingFaceTokenizer":
+        pytest.importorskip("tokenizers", reason="the package tokenizers (extra hf) is not installed")
+    (tmp_path / "x").write_bytes(b"no model")
+    with pytest.raises(ValueError, match=r"x is not a "):
+        build_tokenizer(kind, tmp_path / "x")
+    with pytest.raises(FileNotFoundError, match=r"tokenizer model .*missing: there is no such file"):
+        build_tokenizer(kind, tmp_path / "missing")
+    with pytest.raises(ValueError, match=f"tokenizer model: required for {kind}"):
+        build_tokenizer(kind)
+
+
+def test_wrong_kinds_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"tokenizer type 'GPT2': required one of SentencePieceTokenizer, .*Byte"):
+        build_tokenizer("GPT2")
+    with pytest.raises(ValueError, match="tokenizer model x: ByteTokenizer takes none"):
+        build_tokenizer("ByteTokenizer", "x")
+
+
+def test_sentencepiece_without_end_of_sentence_is_refused(tmp_path: Path) -> None:
+    from sentencepiece import SentencePieceTrainer
+
+    with (tmp_path / "x.model").open("wb") as stream:
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(["some words", "more words"]),
+            model_writer=stream,
+            vocab_size=20,
+            hard_vocab_limit=False,
+            eos_id=-1,
+            minloglevel=2,
+        )
+    with pytest.raises(ValueError, match=r"x\.model has no end-of-sentence piece"):
+        build_tokenizer("SentencePieceTokenizer", tmp_path / "x.model")
+
+
+@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
+def test_training_is_deterministic(tmp_path: Path, model_type: str) -> None:
+    corpus = write_corpus(tmp_path)
+    for name in ("a", "b"):
+        train_sentencepiece([corpus], tmp_path / name, 500, model_type=model_type, sample_bytes=9000)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    require_protocol(build_tokenizer("SentencePieceTokenizer", tmp_path / "a"))
+
+
+def test_the_sample_is_spread_over_all_inputs(tmp_path: Path) -> None:
+    for name, word in (("a", "aardvark"), ("b", "buffalo"), ("c", "crocodile")):
+        (tmp_path / f"{name}.txt").write_text(f"{word}\n" * 2000)
+    train_sentencepiece([tmp_path], tmp_path / "x.model", 290, sample_bytes=5000)
+    tokenizer = build_tokenizer("SentencePieceTokenizer", tmp_path / "x.model")
+    assert [len(tokenizer.encode(word)) for word in ("aardvark", "buffalo", "crocodile")] < [8, 7, 9]
+    assert all(len(tokenizer.encode(word)) <= 4 for word in ("aardvark", "buffalo", "crocodile"))
+
+
+@pytest.mark.parametrize("vocab_size", [100, 10**6])
+def test_impossible_vocabularies_are_refused(tmp_path: Path, vocab_size: int) -> None:
+    with pytest.raises(ValueError, match=f"vocab size {vocab_size}: SentencePiece cannot train it on this text"):
+        train_sentencepiece([write_corpus(tmp_path)], tmp_path / "x.model", vocab_size)
+    assert not (tmp_path / "x.model").exists()

@@ -1,0 +1,110 @@
+"""Real gloo ranks for tests: processes that are started once, joined in one process group, and reused by every test."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+TIMEOUT_SECONDS = 180
+
+
+class RankFailure(Exception):
+    """A rank raised, died or did not answer in time; the message holds its traceback."""
+
+
+class Ranks:
+    """`world_size` processes in one process group. `run` calls a function on all of them at once."""
+
+    def __init__(self, world_size: int) -> None:
+        self.world_size = world_size
+        self._processes: list[Any] = []
+        self._pipes: list[Connection] = []
+
+    def run(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> list[Any]:
+        """Results of a module-level function, one a rank, in rank order.
+
+        Raises:
+            RankFailure: on any failure; the ranks are then ended, and started afresh by the next call.
+        """
+        if not self._processes:
+            self._start()
+        for pipe in self._pipes:
+            pipe.send((function.__module__, function.__qualname__, arguments, options))
+        results: dict[int, Any] = {}
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while len(results) < self.world_size:
+            pending = [pipe for rank, pipe in enumerate(self._pipes) if rank not in results]
+            ready = wait(pending, timeout=max(0.0, deadline - time.monotonic()))
+            if not ready:
+                self._fail(f"no answer within {TIMEOUT_SECONDS} s from ranks other than {sorted(results)}")
+            for pipe in ready:
+                rank = self._pipes.index(pipe)  # type: ignore[arg-type]
+                try:
+                    succeeded, result = pipe.recv()  # type: ignore[union-attr]
+                except EOFError:
+                    self._fail(f"rank {rank} died")
+                if not succeeded:
+                    self._fail(f"rank {rank}:\n{result}")
+                results[rank] = result
+        return [results[rank] for rank in range(self.world_size)]
+
+    def close(self) -> None:
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.join(5)
+            process.kill()
+            process.join()
+        self._processes, self._pipes = [], []
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        for rank in range(self.world_size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, self.world_size, port, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            self._processes.append(process)
+            self._pipes.append(ours)
+
+    def _fail(self, message: str) -> None:
+        for process in self._processes:
+            process.kill()
+        self.close()
+        raise RankFailure(message)
+
+
+def _serve(rank: int, world_size: int, port: int, pipe: Connection) -> None:
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
+    }  # fmt: skip
+    import torch
+
+    from megatron_adalrs.engine import end_distributed, init_distributed
+    from megatron_adalrs.parallel.topology import Grid
+
+    torch.set_num_threads(1)
+    init_distributed(Grid.from_environment())
+    while True:
+        try:
+            module, name, arguments, options = pipe.recv()
+        except EOFError:
+            break
+        try:
+            function = getattr(importlib.import_module(module), name)
+            answer = (True, function(*arguments, **options))
+        except BaseException:
+            answer = (False, traceback.format_exc())
+        pipe.send(answer)
+    end_distributed()

@@ -1,0 +1,29 @@
+"""Small configurations and batches that distributed tests share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from megatron_adalrs.arguments import config_from_values
+from megatron_adalrs.config import Config
+from megatron_adalrs.parallel.topology import Grid
+
+VOCABULARY = 250
+
+
+def tiny_config(**values: Any) -> Config:
+    """Two layers of width 32, sequences of 16, two micro-batches of two samples on each of two ranks."""
+    defaults = {
+        "preset": "gpt2-tiny", "num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 16,
+        "train_iters": 100, "lr": 1e-2, "data_path": "none", "micro_batch_size": 2, "global_batch_size": 8,
+    }  # fmt: skip
+    return config_from_values(defaults | values)
+
+
+def micro_batches(config: Config, grid: Grid, step: int) -> list[np.ndarray]:
+    """This rank's random micro-batches of a step; the global batch is the same for any grid."""
+    size, micro = config.global_batch_size(grid.data.size), config.training.micro_batch_size
+    samples = np.random.default_rng(step).integers(0, VOCABULARY, (size, config.model.seq_length + 1))
+    return list(samples.reshape(-1, grid.data.size, micro, config.model.seq_length + 1)[:, grid.data.rank])

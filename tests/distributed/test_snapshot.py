@@ -1,0 +1,102 @@
+"""After a backtrack the following losses and weights equal, bit for bit, those of a run that never took the trial."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+
+from megatron_adalrs.engine import Engine
+from megatron_adalrs.model.gpt import count_parameters
+from megatron_adalrs.parallel.topology import Grid
+from megatron_adalrs.random_state import seed_everything
+from megatron_adalrs.snapshot import EngineSnapshot, estimate_snapshot_bytes
+from tests.distributed.ranks import Ranks
+from tests.distributed.runs import micro_batches, tiny_config
+
+PADDED = 256
+FOLLOWING = 10
+
+
+def digest(engine: Engine) -> str:
+    total = hashlib.sha256()
+    for name, tensor in sorted(engine.live_tensors().items(), key=str):
+        total.update(f"{name}".encode() + tensor.detach().float().numpy().tobytes())
+    return total.hexdigest()
+
+
+def run(values: dict[str, Any], start: int, trial_steps: int) -> dict[str, Any]:
+    """Train `start` steps, optionally take and undo a trial at a wild rate, then train the following ones."""
+    config, grid = tiny_config(**values), Grid.from_environment()
+    seed_everything(config.training.seed, grid.rank)
+    engine = Engine(config, PADDED, grid)
+    engine.set_lr(config.optimizer.lr)
+    for step in range(start):
+        engine.train_batch(micro_batches(config, grid, step))
+    snapshot = EngineSnapshot(engine)
+    if trial_steps:
+        snapshot.capture()
+        engine.set_lr(3.0)
+        for step in range(start, start + trial_steps):
+            engine.train_batch(micro_batches(config, grid, step))
+        snapshot.restore()
+        engine.set_lr(config.optimizer.lr)
+    steps = [engine.train_batch(micro_batches(config, grid, step)) for step in range(start, start + FOLLOWING)]
+    parameters = count_parameters(config.model, PADDED)
+    return {
+        "steps": [(result.loss, result.grad_norm) for result in steps],
+        "digest": digest(engine),
+        "bytes": snapshot.nbytes,
+        "estimate": estimate_snapshot_bytes(config.training, parameters, grid.data.size),
+    }
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("preset", ["gpt2-tiny", "qwen2-tiny"])
+def test_backtracking_is_bit_exact(two_ranks: Ranks, preset: str, zero_stage: int, bf16: bool) -> None:
+    values = {
+        "preset": preset,
+        "zero_stage": zero_stage,
+        "bf16": bf16,
+        "hidden_dropout": 0.1,
+        "num_query_groups": 2,
+    }
+    untouched = two_ranks.run(run, values, start=3, trial_steps=0)
+    undone = two_ranks.run(run, values, start=3, trial_steps=4)
+    for rank in range(2):
+        assert undone[rank]["steps"] == untouched[rank]["steps"]
+        assert undone[rank]["digest"] == untouched[rank]["digest"]
+        assert undone[rank]["bytes"] == pytest.approx(undone[rank]["estimate"], rel=0.05)
+    assert untouched[0]["steps"] == untouched[1]["steps"]
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_a_snapshot_from_before_the_first_step_is_bit_exact(two_ranks: Ranks, zero_stage: int, bf16: bool) -> None:
+    values = {"zero_stage": zero_stage, "bf16": bf16}
+    untouched = two_ranks.run(run, values, start=0, trial_steps=0)
+    undone = two_ranks.run(run, values, start=0, trial_steps=3)
+    assert [result["steps"] for result in undone] == [result["steps"] for result in untouched]
+    assert [result["digest"] for result in undone] == [result["digest"] for result in untouched]
+
+
+def losses_of_a_diverged_run() -> tuple[list[float], list[float]]:
+    config, grid = tiny_config(), Grid.from_environment()
+    engine = Engine(config, PADDED, grid)
+    snapshot = EngineSnapshot(engine)
+    engine.train_batch(micro_batches(config, grid, 0))
+    snapshot.capture()
+    before = [engine.train_batch(micro_batches(config, grid, step)).loss for step in range(1, 4)]
+    snapshot.restore()
+    engine.set_lr(float("nan"))
+    engine.train_batch(micro_batches(config, grid, 1))
+    snapshot.restore()
+    engine.set_lr(config.optimizer.lr)
+    return before, [engine.train_batch(micro_batches(config, grid, step)).loss for step in range(1, 4)]
+
+
+def test_a_snapshot_can_be_restored_twice_and_heals_weights_that_are_not_numbers(two_ranks: Ranks) -> None:
+    for before, after in two_ranks.run(losses_of_a_diverged_run):
+        assert before == after
