@@ -1,34 +1,99 @@
-"""Where this process stands among the others."""
+"""The grid of processes: pipe x data x context x tensor, ranks counted with the tensor coordinate fastest.
+
+DeepSpeed's PipeModelDataParallelTopology counts pipe, data, model the same way. An Axis is one direction of the grid as
+one process sees it; layers and collectives take the Axis they work along and nothing else.
+"""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+AXES = ("pipe", "data", "context", "tensor")
+
+
+@dataclass(frozen=True)
+class GridShape:
+    """Sizes of the grid."""
+
+    pipe: int = 1
+    data: int = 1
+    context: int = 1
+    tensor: int = 1
+
+    @classmethod
+    def of_world(cls, world_size: int, pipe: int = 1, context: int = 1, tensor: int = 1) -> GridShape:
+        """The shape that fills a world: what pipe, context and tensor leave over is data-parallel.
+
+        Raises:
+            ValueError: they do not divide the world; the arithmetic is shown.
+        """
+        model = pipe * context * tensor
+        if world_size % model:
+            raise ValueError(
+                f"world size {world_size} is not a multiple of pipeline_model_parallel_size({pipe}) x "
+                f"context_parallel_size({context}) x tensor_model_parallel_size({tensor}) = {model}: "
+                f"{world_size} = {world_size // model} x {model} + {world_size % model}"
+            )
+        return cls(pipe, world_size // model, context, tensor)
+
+    @property
+    def world_size(self) -> int:
+        return self.pipe * self.data * self.context * self.tensor
+
+    def coordinates(self, rank: int) -> dict[str, int]:
+        """Where a rank stands on each axis."""
+        return dict(zip(AXES, (int(i) for i in np.unravel_index(rank, self._sizes)), strict=True))
+
+    def lines(self, axis: str) -> list[list[int]]:
+        """The ranks of every group along an axis, each in the order of that axis."""
+        ranks = np.arange(self.world_size).reshape(self._sizes)
+        return np.moveaxis(ranks, AXES.index(axis), -1).reshape(-1, getattr(self, axis)).tolist()
+
+    @property
+    def _sizes(self) -> tuple[int, ...]:
+        return (self.pipe, self.data, self.context, self.tensor)
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One direction of the grid: this process's coordinate and the number of processes along it."""
+    """One direction of the grid: this process's coordinate, the number of processes, and their process group.
 
-    rank: int
-    size: int
+    An axis of one process needs no group; collectives along it return at once.
+    """
+
+    rank: int = 0
+    size: int = 1
+    group: Any = None
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.rank == self.size - 1
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The grid of processes. Data parallelism is its only axis so far, so it spans the world."""
+    """This process's place in the grid."""
 
-    data: Axis
+    shape: GridShape
+    rank: int = 0
     local_rank: int = 0
     """Rank within this host, which picks the device."""
-
-    @property
-    def rank(self) -> int:
-        return self.data.rank
+    pipe: Axis = Axis()
+    data: Axis = Axis()
+    context: Axis = Axis()
+    tensor: Axis = Axis()
 
     @property
     def world_size(self) -> int:
-        return self.data.size
+        return self.shape.world_size
 
     @property
     def is_first(self) -> bool:
@@ -36,9 +101,30 @@ class Grid:
         return self.rank == 0
 
     @classmethod
-    def from_environment(cls) -> Grid:
-        """Grid of the ranks that the launcher announced in RANK and WORLD_SIZE; a single process without them."""
-        rank, size, local_rank = (
-            int(os.environ.get(k, d)) for k, d in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+    def from_environment(cls, pipe: int = 1, context: int = 1, tensor: int = 1) -> Grid:
+        """Place in the grid of the ranks that the launcher announced in RANK and WORLD_SIZE; no groups yet.
+
+        Raises:
+            ValueError: the sizes do not divide the world.
+        """
+        rank, world_size, local_rank = (
+            int(os.environ.get(name, default))
+            for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
         )
-        return cls(data=Axis(rank, size), local_rank=local_rank)
+        shape = GridShape.of_world(world_size, pipe, context, tensor)
+        place = shape.coordinates(rank)
+        axes = {name: Axis(place[name], getattr(shape, name)) for name in AXES}
+        return cls(shape, rank, local_rank, **axes)
+
+    def with_groups(self) -> Grid:
+        """The same place with a process group along every axis of more than one process. Collective."""
+        import torch.distributed as dist
+
+        axes = {}
+        for name in AXES:
+            axis = getattr(self, name)
+            # Every process takes part in making every group, also those that it is not in.
+            groups = [dist.new_group(line) if axis.size > 1 else None for line in self.shape.lines(name)]
+            mine = next(i for i, line in enumerate(self.shape.lines(name)) if self.rank in line)
+            axes[name] = replace(axis, group=groups[mine])
+        return replace(self, **axes)
