@@ -1,0 +1,162 @@
+"""Defaults, preset, YAML and flags, in that order; every mistake is one sentence."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megatron_adalrs.arguments import config_from_values, parse_arguments
+from megatron_adalrs.config import Config
+
+REQUIRED = (
+    "--num-layers 2 --hidden-size 64 --num-attention-heads 4 --seq-length 32 --train-iters 100 --lr 1e-3 --data-path d"
+)
+VALUES = {
+    "num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "seq_length": 32, "train_iters": 100, "lr": 1e-3,
+    "data_path": "d",
+}  # fmt: skip
+
+
+def parse(line: str) -> Config:
+    return parse_arguments(line.split())
+
+
+def write(path: Path, content: object) -> Path:
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_flags_a_megatron_user_knows() -> None:
+    config = parse(
+        REQUIRED + " --micro-batch-size 2 --global-batch-size 8 --min-lr 1e-5 --lr-decay-style WSD --lr-warmup-iters 5"
+        " --weight-decay 0.01 --clip-grad 0.5 --split 9,1,0 --tokenizer-type ByteTokenizer --save s --load l"
+        " --save-interval 10 --eval-interval 20 --eval-iters 3 --log-interval 4 --tensorboard-dir t --zero-stage 2"
+        " --bf16 --seed 7 --adalrs.enabled --adalrs.alpha 2.5 --adalrs.window 5 --adalrs.search-start 0.2"
+    )
+    assert config.model.num_layers == 2
+    assert (config.training.zero_stage, config.training.bf16, config.training.seed) == (2, True, 7)
+    assert (config.optimizer.lr_decay_style, config.optimizer.clip_grad) == ("WSD", 0.5)
+    assert (config.adalrs.enabled, config.adalrs.alpha) == (True, 2.5)
+    assert config.run.save == Path("s")
+
+
+def test_underscores_and_the_launchers_local_rank_are_accepted() -> None:
+    assert parse(REQUIRED + " --local_rank=1 --zero_stage 1").training.zero_stage == 1
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:
+    content = {
+        "preset": "llama-tiny", "hidden-size": 96, "num_layers": 3, "seq_length": 16, "train_iters": 400, "lr": "1e-4",
+        "data_path": "x", "adalrs": {"beta": 1.5},
+    }  # fmt: skip
+    file = write(tmp_path / "c.yaml", content)
+    config = parse(f"--config {file} --num-layers 5 --adalrs.alpha 2")
+    assert (config.model.num_layers, config.model.hidden_size, config.model.num_attention_heads) == (5, 96, 4)
+    assert config.model.normalization == "RMSNorm"
+    assert (config.optimizer.lr, config.adalrs.alpha, config.adalrs.beta) == (1e-4, 2.0, 1.5)
+
+
+def test_checks_between_fields_wait_for_the_flags(tmp_path: Path) -> None:
+    file = write(tmp_path / "c.yaml", VALUES | {"hidden_size": 65})
+    assert parse(f"--config {file} --hidden-size 64").model.hidden_size == 64
+
+
+def test_the_effective_configuration_can_be_read_back(tmp_path: Path) -> None:
+    config = parse(REQUIRED + " --preset qwen2-tiny --bf16 --adalrs.enabled --adalrs.window 5 --adalrs.max-scale 50")
+    file = write(tmp_path / "config.yaml", config.to_flat())
+    assert parse(f"--config {file}").to_flat() == config.to_flat()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"num_layer": 3}, "num_layer: no such field; did you mean num_layers?"),
+        ({"adalrs": {"alfa": 3}}, "adalrs.alfa: no such field; did you mean alpha?"),
+        ({"adalrs": 3}, "adalrs: 3: must be a mapping"),
+        ({"num_layers": "many"}, "num_layers: 'many': input should be a valid integer"),
+        ({"lr_decay_style": "step"}, "lr_decay_style: 'step': input should be 'constant', 'linear'"),
+        ([1, 2], "must hold a mapping of fields, not a list"),
+    ],
+)
+def test_mistakes_in_a_file_name_the_file_and_the_key(tmp_path: Path, content: object, message: str) -> None:
+    file = write(tmp_path / "c.yaml", content)
+    with pytest.raises(ValueError) as error:
+        parse(f"--config {file}")
+    assert message in str(error.value)
+    assert str(file) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_and_a_broken_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--config: cannot read .*nope.yaml"):
+        parse(f"--config {tmp_path}/nope.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    with pytest.raises(ValueError, match=r"--config: cannot read .*broken.yaml"):
+        parse(f"--config {tmp_path}/broken.yaml")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--num-layers -1", "num_layers: -1: input should be greater than 0"),
+        ("--lr 0", "lr: 0.0: input should be greater than 0"),
+        ("--lr nan", "lr: nan: input should be greater than 0"),
+        ("--lr inf", "lr: inf: input should be a finite number"),
+        ("--hidden-size 65", "hidden_size: 65 is not divisible by num_attention_heads: 65 = 16 x 4 + 1"),
+        ("--num-query-groups 3", "num_query_groups: 3 does not divide num_attention_heads: 4 = 1 x 3 + 1"),
+        ("--position-embedding-type rope --kv-channels 15", "the head size must be even, not 15"),
+        ("--max-position-embeddings 16", "max_position_embeddings: 16 is below seq_length 32"),
+        ("--min-lr 1", "min_lr: 1 is above lr 0.001"),
+        ("--lr-warmup-iters 100", "lr_warmup_iters: 100 leaves nothing of lr_decay_iters (100)"),
+        (
+            "--lr-decay-style WSD --lr-warmup-iters 50 --lr-wsd-decay-iters 60",
+            "lr_wsd_decay_iters: warm-up 50 + decay 60 exceed lr_decay_iters 100",
+        ),
+        ("--adalrs.enabled --adalrs.window 40", "adalrs.search_start"),
+        ("--adalrs.enabled --adalrs.alpha 0.5", "adalrs.alpha"),
+        ("--hidden-dropout 1.5", "hidden_dropout: 1.5: input should be less than 1"),
+    ],
+)
+def test_values_that_cannot_be(flags: str, message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        parse(f"{REQUIRED} {flags}")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_required_fields_are_named() -> None:
+    with pytest.raises(ValueError, match="data_path: is required"):
+        config_from_values({name: value for name, value in VALUES.items() if name != "data_path"})
+
+
+def test_unknown_flags_end_with_2_and_only_one_rank_speaks(capsys: pytest.CaptureFixture[str]) -> None:
+    for print_errors in (True, False):
+        with pytest.raises(SystemExit) as end:
+            parse_arguments([*REQUIRED.split(), "--num-layrs", "3"], print_errors)
+        assert end.value.code == 2
+        assert ("--num-layrs" in "".join(capsys.readouterr())) == print_errors
+
+
+def test_batch_arithmetic() -> None:
+    config = config_from_values(VALUES | {"micro_batch_size": 2, "global_batch_size": 12})
+    assert config.micro_batches_per_step(3) == 2
+    with pytest.raises(ValueError, match=r"global_batch_size: 12 .* micro_batch_size \(2\) x .* \(4\) = 8"):
+        config.global_batch_size(4)
+    assert config_from_values(VALUES | {"micro_batch_size": 2}).global_batch_size(4) == 8
+
+
+def test_help_does_not_import_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['pretrain_gpt.py', '--help']; import pretrain_gpt\n"
+        "try: pretrain_gpt.main()\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "print('torch' in sys.modules, 'deepspeed' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "--adalrs.window" in done.stdout
+    assert done.stdout.strip().splitlines()[-1] == "False False"
