@@ -24,6 +24,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
+def one_rank() -> Iterator[Ranks]:
+    """A process of its own that is a world of one: what several ranks are compared with."""
+    ranks = Ranks(1)
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="session")
 def two_ranks() -> Iterator[Ranks]:
     """Two gloo ranks, started at the first use and shared by all tests."""
     ranks = Ranks(2)

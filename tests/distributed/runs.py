@@ -10,7 +10,7 @@ from megatron_adalrs.arguments import config_from_values
 from megatron_adalrs.config import Config
 from megatron_adalrs.parallel.topology import Grid
 
-VOCABULARY = 250
+VOCABULARY = 50
 
 
 def tiny_config(**values: Any) -> Config:
@@ -23,7 +23,8 @@ def tiny_config(**values: Any) -> Config:
 
 
 def micro_batches(config: Config, grid: Grid, step: int) -> list[np.ndarray]:
-    """This rank's random micro-batches of a step; the global batch is the same for any grid."""
+    """This rank's micro-batches of a step: counting from random starts. The global batch is the same for any grid."""
     size, micro = config.global_batch_size(grid.data.size), config.training.micro_batch_size
-    samples = np.random.default_rng(step).integers(0, VOCABULARY, (size, config.model.seq_length + 1))
+    starts = np.random.default_rng(step).integers(0, VOCABULARY, (size, 1))
+    samples = (starts + np.arange(config.model.seq_length + 1)) % VOCABULARY
     return list(samples.reshape(-1, grid.data.size, micro, config.model.seq_length + 1)[:, grid.data.rank])
