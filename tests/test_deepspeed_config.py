@@ -1,0 +1,54 @@
+"""The user's DeepSpeed settings are laid over ours; what contradicts a flag is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_adalrs.deepspeed_config import deepspeed_settings
+from tests.distributed.runs import tiny_config
+
+
+def overlaid(tmp_path: Path, overlay: Any, **values: Any) -> dict[str, Any]:
+    file = tmp_path / "ds.json"
+    file.write_text(overlay if isinstance(overlay, str) else json.dumps(overlay))
+    return deepspeed_settings(tiny_config(deepspeed_config=file, **values), 2)
+
+
+def test_flags_alone() -> None:
+    settings = deepspeed_settings(tiny_config(zero_stage=2, bf16=True, clip_grad=0.5), 2)
+    assert settings["train_batch_size"] == 8
+    assert settings["gradient_accumulation_steps"] == 2
+    assert settings["zero_optimization"] == {"stage": 2}
+    assert (settings["bf16"], settings["gradient_clipping"]) == ({"enabled": True}, 0.5)
+
+
+def test_an_overlay_adds_and_agrees(tmp_path: Path) -> None:
+    zero = {"stage": 1, "overlap_comm": True}
+    overlay = {"zero_optimization": zero, "train_batch_size": "auto", "comms_logger": {"enabled": True}}
+    settings = overlaid(tmp_path, overlay, zero_stage=1)
+    assert settings["zero_optimization"] == {"stage": 1, "overlap_comm": True}
+    assert settings["train_batch_size"] == 8
+    assert settings["comms_logger"] == {"enabled": True}
+
+
+@pytest.mark.parametrize(
+    ("overlay", "message"),
+    [
+        ({"zero_optimization": {"stage": 3}}, "zero_optimization.stage = 3 contradicts --zero-stage, which makes it 0"),
+        ({"train_batch_size": 7}, "train_batch_size = 7 contradicts --global-batch-size, which makes it 8"),
+        ({"bf16": {"enabled": True}}, "bf16.enabled = True contradicts --bf16, which makes it False"),
+        ({"optimizer": {"type": "Adam"}}, "'optimizer' is set by flags here (--lr"),
+        ({"scheduler": {}}, "'scheduler' is set by flags here (--lr-decay-style)"),
+        ([1], "must hold a JSON object, not a list"),
+        ("{", "cannot read"),
+    ],
+)
+def test_contradictions_name_both_sides(tmp_path: Path, overlay: Any, message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        overlaid(tmp_path, overlay)
+    assert message in str(error.value)
+    assert "ds.json" in str(error.value)

@@ -1,0 +1,118 @@
+"""What the sinks write."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from megatron_adalrs.metrics import (
+    JsonLines,
+    Metrics,
+    TensorBoard,
+    Terminal,
+    duration,
+    open_metrics,
+    perplexity,
+    quantity,
+)
+
+
+def train(step: int, phase: str = "watch", loss: float = 2.0) -> dict[str, Any]:
+    return {
+        "step": step, "total_steps": step, "loss": loss, "lr": 1e-3, "scale": 3.0, "phase": phase, "grad_norm": 0.5,
+        "applied": True, "tokens_per_second": 12345.0, "flops_per_second": 2.5e12, "seconds": 0.5, "memory_bytes": 3e9,
+        "consumed_tokens": 64 * step, "discarded_tokens": 0,
+    }  # fmt: skip
+
+
+def decision(event: str, step: int) -> dict[str, Any]:
+    return {
+        "event": event,
+        "step": step,
+        "total_steps": step,
+        "velocity": 0.1,
+        "scale_after": 3.0,
+        "reason": f"why {event}",
+    }
+
+
+def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return [(e.step, e.value) for e in events.Scalars(tag)] if tag in events.Tags()["scalars"] else []
+
+
+def test_every_step_and_decision_is_a_line(tmp_path: Path) -> None:
+    metrics = open_metrics(tmp_path, tmp_path / "tb", 10, 5, 0, is_first_rank=True)
+    metrics.write("run", {"event": "start"})
+    metrics.write("train", train(1, loss=math.nan))
+    metrics.write("decision", decision("window", 1))
+    metrics.close()
+    run, step = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert (run["kind"], run["event"]) == ("run", "start")
+    assert step["step"] == 1
+    assert math.isnan(step["loss"])
+    (line,) = (tmp_path / "decisions.jsonl").read_text().splitlines()
+    assert json.loads(line)["reason"] == "why window"
+
+
+def test_other_ranks_write_nothing(tmp_path: Path) -> None:
+    metrics = open_metrics(tmp_path, tmp_path / "tb", 10, 5, 0, is_first_rank=False)
+    metrics.write("train", train(5))
+    metrics.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_torn_last_line_is_cut_before_more_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "m.jsonl"
+    file.write_text('{"a": 1}\n{"b": 2, "c')
+    sink = JsonLines(file, frozenset({"run"}))
+    sink.write("run", {"d": 3})
+    sink.close()
+    assert [json.loads(line) for line in file.read_text().splitlines()] == [{"a": 1}, {"d": 3}]
+
+
+@pytest.mark.parametrize(("event", "kept"), [("accepted", [5, 10, 15]), ("failed", [5])])
+def test_tensorboard_shows_a_trial_as_training_only_once_it_is_accepted(
+    tmp_path: Path, event: str, kept: list[int]
+) -> None:
+    board = Metrics([TensorBoard(tmp_path, 5, 0)])
+    board.write("train", train(5))
+    board.write("decision", decision("trial_started", 5))
+    for step in (10, 12, 15):
+        board.write("train", train(step, phase="trial"))
+    board.write("decision", decision(event, 15))
+    board.write("eval", {"split": "valid", "step": 15, "loss": 1.5, "perplexity": 4.5})
+    board.close()
+    assert [step for step, _ in scalars(tmp_path, "train/loss")] == kept
+    assert [step for step, _ in scalars(tmp_path, "trial/loss")] == [10, 15]
+    assert scalars(tmp_path, "valid/loss") == [(15, 1.5)]
+    assert scalars(tmp_path, "train/lr")[0] == (5, pytest.approx(1e-3))
+
+
+def test_the_console_shows_what_a_person_asks_for(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal(train_iters=100, log_interval=5, first_step=0)
+    for step in range(1, 6):
+        terminal.write("train", train(step))
+    terminal.write("decision", decision("window", 5))
+    terminal.write("decision", decision("trial_started", 5))
+    terminal.write("eval", {"split": "valid", "step": 5, "loss": 1.5, "perplexity": 4.4817})
+    terminal.close()
+    line, started, evaluated = capsys.readouterr().out.strip().splitlines()
+    for part in ("step   5/100", "loss 2.0000", "lr 1.00e-03", "scale 3", "watch", "grad norm 0.50", "12.3 ktoken/s",
+                 "2.5 TFLOP/s", "3 GB", "48s left"):  # fmt: skip
+        assert part in line
+    assert "AdaLRS trial started | why trial_started" in started
+    assert "valid at step 5 | loss 1.5000 | perplexity 4.48" in evaluated
+
+
+def test_units() -> None:
+    assert [quantity(v, "B") for v in (0, 999, 12345, 2.5e9, 3e15)] == ["0 B", "999 B", "12.3 kB", "2.5 GB", "3 PB"]
+    assert [duration(s) for s in (5, 249, 11100, 93600)] == ["5s", "4m 09s", "3h 05m", "1d 02h"]
+    assert perplexity(1.0) == pytest.approx(math.e)
+    assert perplexity(1e6) == math.inf

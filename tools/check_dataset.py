@@ -1,0 +1,55 @@
+#!/usr/bin/env python3
+"""Check an indexed dataset: its files fit each other and, if a tokenizer is named, it was made with that tokenizer.
+
+    python tools/check_dataset.py data/corpus --tokenizer-type SentencePieceTokenizer --tokenizer-model tokenizer.model
+
+Exit code 0 if all is well, 2 with one message if not.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from megatron_adalrs.data.indexed_dataset import IndexedDataset
+from megatron_adalrs.data.preprocess import description_path, read_description
+from megatron_adalrs.data.tokenizer import TokenizerKind, build_tokenizer
+
+
+@dataclass(frozen=True)
+class Arguments:
+    data_path: tyro.conf.Positional[Path]
+    """Prefix of the dataset: PREFIX.bin and PREFIX.idx."""
+    tokenizer_type: TokenizerKind | None = None
+    """Kind of tokenizer that it should have been made with."""
+    tokenizer_model: Path | None = None
+    """The tokenizer's file (or folder)."""
+
+
+def main() -> int:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    try:
+        dataset = IndexedDataset(arguments.data_path)
+        if arguments.tokenizer_type:
+            require_tokenizer(arguments)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{arguments.data_path}: {dataset.num_documents} documents, {dataset.num_tokens} tokens of {dataset.dtype}")
+    return 0
+
+
+def require_tokenizer(arguments: Arguments) -> None:
+    tokenizer = build_tokenizer(arguments.tokenizer_type or "", arguments.tokenizer_model)
+    description = read_description(arguments.data_path)
+    if description is None:
+        raise ValueError(f"{description_path(arguments.data_path)} is missing: nothing tells which tokenizer was used")
+    if description.tokenizer_sha256 != tokenizer.sha256:
+        raise ValueError(f"{arguments.data_path} was made with another tokenizer than {arguments.tokenizer_model}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
