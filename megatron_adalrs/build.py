@@ -30,6 +30,8 @@ from megatron_adalrs.schedule import build_schedule
 from megatron_adalrs.snapshot import estimate_snapshot_bytes
 from megatron_adalrs.trainer import Evaluation, Trainer, TrainState
 
+ORDER_SAMPLES = 65536  # as many samples stand for the whole order
+
 __all__ = ["build_trainer", "end_distributed"]
 
 
@@ -50,18 +52,19 @@ def build_trainer(config: Config) -> Trainer:
     vocab_size = on_first_rank(lambda: resolve_vocab_size(config))
     padded_vocab_size = config.model.padded_vocab_size(vocab_size)
     if resumed and saved:
-        checkpoint.require_fitting(resumed, saved, config, grid, vocab_size)
+        checkpoint.require_fitting(resumed, saved, config, grid)
     on_first_rank(lambda: build_datasets(config, global_batch_size) and None)
     datasets = on_every_rank(lambda: build_datasets(config, global_batch_size))
+
+    def identity(consumed_samples: int) -> dict[str, Any]:
+        """What a run must share with a checkpoint beyond its configuration."""
+        return {"vocab_size": vocab_size, "data_order": datasets[0].order_digest(min(consumed_samples, ORDER_SAMPLES))}
+
     data_order = datasets[0].order_digest()
     state = TrainState()
     controller = build_controller(config.adalrs, config.training.train_iters, config.optimizer.lr_warmup_iters)
     if saved:
-        if saved["data_order"] != data_order:
-            raise ValueError(
-                f"--load: {resumed} was trained on data order {saved['data_order']}, this run has {data_order}: "
-                "data_path, split, seed, seq_length and train_iters must be those of the checkpoint"
-            )
+        checkpoint.require_identity(resumed, saved, identity(saved["progress"]["consumed_samples"]))
         state = TrainState(**saved["progress"])
         controller.load_state_dict(saved["controller"])
     on_first_rank(lambda: write_config(config))
@@ -113,7 +116,7 @@ def build_trainer(config: Config) -> Trainer:
         controller=controller,
         metrics=metrics,
         state=state,
-        data_order=data_order,
+        identity=identity,
         flops_per_token=flops_per_token(config.model, parameters, padded_vocab_size),
     )
 

@@ -33,7 +33,7 @@ from megatron_adalrs.random_state import random_state, set_random_state
 
 FORMAT = 1
 ENGINE, STATE, MANIFEST, LATEST = "engine", "state.json", "manifest.json", "latest"
-SHAPE_FREE = {"preset", "seq_length", "attention_dropout", "hidden_dropout", "init_method_std"}
+SHAPE_FREE = {"preset", "vocab_size", "seq_length", "attention_dropout", "hidden_dropout", "init_method_std"}
 
 log = logging.getLogger(__name__)
 
@@ -114,15 +114,14 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         raise ValueError(f"--load: cannot read {checkpoint / STATE}: {error}") from None
 
 
-def require_fitting(checkpoint: Path, state: dict[str, Any], config: Config, grid: Grid, vocab_size: int) -> None:
+def require_fitting(checkpoint: Path, state: dict[str, Any], config: Config, grid: Grid) -> None:
     """Check that a checkpoint can be loaded into the model that `config` describes.
 
     Raises:
         ValueError: naming the field, the checkpoint's value and this run's.
     """
     saved = state["config"]
-    shape = config.model.model_dump(mode="json") | {"vocab_size": vocab_size}
-    for name, value in shape.items():
+    for name, value in config.model.model_dump(mode="json").items():
         default = type(config.model).model_fields[name].default
         if name not in SHAPE_FREE and saved.get(name, default) != value:
             raise ValueError(f"--load: {checkpoint} has {name} {saved.get(name, default)!r}, this run has {value!r}")
@@ -136,6 +135,24 @@ def require_fitting(checkpoint: Path, state: dict[str, Any], config: Config, gri
         raise ValueError(
             f"--load: {checkpoint} was written by {state['world_size']} ranks, this run has {grid.world_size}; "
             "launch as many"
+        )
+
+
+def require_identity(checkpoint: Path, state: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Check that a run has the vocabulary of a checkpoint and sees the data that it saw in the same order.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    saved = state["identity"]
+    if saved["vocab_size"] != identity["vocab_size"]:
+        raise ValueError(
+            f"--load: {checkpoint} has vocab_size {saved['vocab_size']}, this run has {identity['vocab_size']}"
+        )
+    if saved["data_order"] != identity["data_order"]:
+        raise ValueError(
+            f"--load: {checkpoint} saw its data in order {saved['data_order']}, this run's is {identity['data_order']}: "
+            "data_path, split, seed and seq_length must be those of the checkpoint"
         )
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from types import FrameType
 from typing import Any
 
 from megatron_adalrs.adalrs.controller import Controller, Decision
@@ -18,6 +16,7 @@ from megatron_adalrs.metrics import Metrics, perplexity
 from megatron_adalrs.parallel.topology import Grid
 from megatron_adalrs.schedule import Schedule
 from megatron_adalrs.snapshot import EngineSnapshot
+from megatron_adalrs.stop_signal import StopSignal
 
 INTERRUPTED = 143
 
@@ -61,25 +60,6 @@ class Evaluation:
         return (self.loader.micro_batches(index * self.loader.global_batch_size) for index in range(self.batches))
 
 
-class StopSignal:
-    """Remembers SIGTERM and SIGINT until the step is over; a second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.received = False
-
-    def __enter__(self) -> StopSignal:
-        self._previous = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = True
-        signal.signal(number, signal.SIG_DFL)
-
-
 class Trainer:
     """Runs a configured training to its end, or to an interruption that leaves a checkpoint behind."""
 
@@ -95,12 +75,12 @@ class Trainer:
         controller: Controller,
         metrics: Metrics,
         state: TrainState,
-        data_order: str,
+        identity: Callable[[int], dict[str, Any]],
         flops_per_token: float,
     ) -> None:
         self.config, self.grid, self.engine, self.batches = config, grid, engine, batches
         self.evaluations, self.schedule, self.controller = evaluations, schedule, controller
-        self.metrics, self.state, self.data_order = metrics, state, data_order
+        self.metrics, self.state, self.identity = metrics, state, identity
         self._flops_per_token = flops_per_token
         self._snapshots: dict[str, tuple[EngineSnapshot, TrainState]] = {}
         self._evaluated_at = self._saved_at = state.step
@@ -172,7 +152,7 @@ class Trainer:
         content = {
             "progress": asdict(self.state),
             "controller": self.controller.state_dict(),
-            "data_order": self.data_order,
+            "identity": self.identity(self.state.consumed_samples),
             "config": self.config.to_flat(),
         }
         save_checkpoint(self.engine, self.grid, self.config.run.save, self.state.step, content)

@@ -15,7 +15,7 @@ LAYERS = [  # a module imports only from its own line and the lines below
     {"checkpoint", "snapshot"},
     {"engine"},
     {"model", "optim", "deepspeed_config"},
-    {"parallel", "schedule", "metrics", "random_state", "data", "report", "run_log", "run_records"},
+    {"parallel", "schedule", "metrics", "random_state", "stop_signal", "data", "report", "run_log", "run_records"},
     {"arguments"},
     {"config"},
     {"adalrs"},

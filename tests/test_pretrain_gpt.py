@@ -1,0 +1,191 @@
+"""The program as a user runs it: through the DeepSpeed launcher, killed, resumed, and given bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from megatron_adalrs.arguments import config_from_values
+from megatron_adalrs.build import build_trainer
+from megatron_adalrs.data.indexed_dataset import IndexedDatasetBuilder
+from megatron_adalrs.run_log import read_run
+from tests.distributed.ranks import Ranks
+
+ROOT = Path(__file__).parent.parent
+LAUNCHER = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 documents of 100 tokens that count from random starts."""
+    prefix = tmp_path_factory.mktemp("data") / "counting"
+    random = np.random.default_rng(0)
+    with IndexedDatasetBuilder(prefix, np.uint16) as builder:
+        for _ in range(200):
+            builder.add_document((random.integers(0, 50) + np.arange(100)) % 50)
+        builder.finalize()
+    return prefix
+
+
+def values(data: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "preset": "llama-tiny", "num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 16,
+        "vocab_size": 50, "data_path": str(data), "split": "8,1,1", "micro_batch_size": 2, "global_batch_size": 8,
+        "train_iters": 120, "lr": 1e-3, "eval_iters": 3, "log_interval": 1,
+        "adalrs": {"enabled": True, "window": 12, "search_start": 0.25, "search_end": 0.8},
+    } | changes  # fmt: skip
+
+
+def launch(config: dict[str, Any], folder: Path, *flags: str) -> subprocess.Popen[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    port = 20000 + os.getpid() % 20000
+    return subprocess.Popen(
+        [*LAUNCHER, "--master_port", str(port), "pretrain_gpt.py", "--config", str(file), *flags],
+        cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def kept_losses(run: Path) -> dict[int, float]:
+    train = read_run(run).train
+    return {int(step): float(loss) for step, loss in zip(train.step[train.kept], train.loss[train.kept], strict=True)}
+
+
+def verdicts(run: Path) -> list[tuple[str, int, float]]:
+    lines = [json.loads(line) for line in (run / "decisions.jsonl").read_text().splitlines()]
+    return [(d["event"], d["step"], d["scale_after"]) for d in lines if d["event"] not in ("window", "interrupted")]
+
+
+def wait_for(run: Path, event: str, process: subprocess.Popen[str]) -> None:
+    """Until the journal has an event and a few more steps have been taken."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        journal = run / "decisions.jsonl"
+        lines = journal.read_text().splitlines() if journal.exists() else []
+        if any(event in line for line in lines):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no {event} in {run}")
+
+
+def signal_group(process: subprocess.Popen[str]) -> None:
+    """As schedulers do, and Ctrl-C: the launcher passes the signal on to ranks that have had it already."""
+    os.killpg(process.pid, signal.SIGTERM)
+
+
+def signal_command(process: subprocess.Popen[str]) -> None:
+    """`kill` of the `deepspeed` command, which ends without telling anyone."""
+    process.send_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("zero_stage", "terminate"), [(0, signal_group), (3, signal_command)])
+def test_a_run_terminated_in_a_trial_and_resumed_equals_one_that_was_not(
+    tmp_path: Path, data: Path, zero_stage: int, terminate: Callable[[subprocess.Popen[str]], None]
+) -> None:
+    config = values(data, zero_stage=zero_stage, save_interval=50, eval_interval=40)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    output = finished(launch(config, tmp_path / "a", "--run-dir", str(whole)))
+    assert "AdaLRS took the base learning rate from 0.001 to" in output
+    process = launch(config, tmp_path / "b", "--run-dir", str(killed))
+    wait_for(killed, "trial_started", process)
+    terminate(process)
+    process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert read_run(killed).events[-1].event == "interrupted"
+    assert (killed / "checkpoints" / "latest").exists()
+    resumed = launch(config, tmp_path / "b", "--run-dir", str(killed), "--load", str(killed))
+    assert "resumed from" in finished(resumed)
+    assert kept_losses(killed) == kept_losses(whole)
+    assert list(kept_losses(whole)) == list(range(1, 121))
+    expected, got = verdicts(whole), verdicts(killed)
+    assert [v for v in got if v[0] != "trial_started"] == [v for v in expected if v[0] != "trial_started"]
+    assert {"accepted", "failed", "neutral", "aborted"} & {event for event, _, _ in expected}
+    assert [e.loss for e in read_run(killed).evaluations] == [e.loss for e in read_run(whole).evaluations]
+
+
+def refusal(config: dict[str, Any]) -> str:
+    try:
+        build_trainer(config_from_values(config)).close("end", "")
+    except ValueError as error:
+        return str(error)
+    return "accepted"
+
+
+def trained(config: dict[str, Any]) -> int:
+    return build_trainer(config_from_values(config)).train()
+
+
+def test_what_cannot_run_is_refused_before_anything_is_written(one_rank: Ranks, tmp_path: Path, data: Path) -> None:
+    def refused(**changes: Any) -> str:
+        (message,) = one_rank.run(refusal, values(data, **({"run_dir": str(tmp_path / "run")} | changes)))
+        assert "\n" not in message
+        return message
+
+    assert f"{tmp_path}/nothing.idx" in refused(data_path=str(tmp_path / "nothing"))
+    truncated = tmp_path / "truncated"
+    for suffix in (".bin", ".idx"):
+        Path(f"{truncated}{suffix}").write_bytes(Path(f"{data}{suffix}").read_bytes()[:-8])
+    assert "truncated" in refused(data_path=str(truncated))
+    foreign = tmp_path / "foreign"
+    Path(f"{foreign}.bin").write_bytes(b"0" * 100)
+    Path(f"{foreign}.idx").write_bytes(b"not an index at all" * 9)
+    assert "foreign.idx" in refused(data_path=str(foreign))
+    assert "has 2000 tokens" in refused(seq_length=3000)
+    assert "holds token 49: required 0 to 29" in refused(vocab_size=30)
+    assert "vocab_size: 50 is below the 257 tokens of the tokenizer" in refused(tokenizer_type="ByteTokenizer")
+    assert "vocab_size: unknown" in refused(vocab_size=None)
+    assert "no checkpoint in" in refused(load=str(tmp_path))
+    assert "global_batch_size: 9 is not a multiple" in refused(global_batch_size=9)
+    (tmp_path / "file").write_text("")
+    assert "run_dir: cannot write to" in refused(run_dir=str(tmp_path / "file"))
+    assert "split" in refused(split="0,1,1")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_checkpoint_of_another_shape_or_data_is_refused_and_kept(one_rank: Ranks, tmp_path: Path, data: Path) -> None:
+    run = tmp_path / "run"
+    short = {"train_iters": 3, "run_dir": str(run), "adalrs": {"enabled": False}}
+    assert one_rank.run(trained, values(data, **short)) == [0]
+
+    def refused(**changes: Any) -> str:
+        other = {"run_dir": str(tmp_path / "other"), "load": str(run)}
+        return one_rank.run(refusal, values(data, **(short | other | changes)))[0]
+
+    assert "hidden_size 32, this run has 64" in refused(hidden_size=64)
+    assert "zero_stage 0, this run has 1" in refused(zero_stage=1)
+    assert "saw its data in order" in refused(seed=7)
+    assert "vocab_size 50, this run has 60" in refused(vocab_size=60)
+    assert "adalrs.enabled" in refused(train_iters=120, adalrs=values(data)["adalrs"])
+    assert f"run_dir: {run} already holds a run" in one_rank.run(refusal, values(data, **short))[0]
+    assert "accepted" in refused()
+    weights = next(run.rglob("mp_rank_00_model_states.pt"))
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert "mp_rank_00_model_states.pt has 100 bytes" in refused()
+
+
+def test_through_the_launcher_a_mistake_is_told_once_with_exit_code_2(tmp_path: Path, data: Path) -> None:
+    for flags in (["--hidden-size", "33"], ["--data-path", str(tmp_path / "nothing")]):
+        process = launch(values(data), tmp_path, "--run-dir", str(tmp_path / "run"), *flags)
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 2, output
+        assert output.count("error: ") == 1
+        assert "Traceback" not in output
