@@ -151,7 +151,8 @@ def require_identity(checkpoint: Path, state: dict[str, Any], identity: dict[str
         )
     if saved["data_order"] != identity["data_order"]:
         raise ValueError(
-            f"--load: {checkpoint} saw its data in order {saved['data_order']}, this run's is {identity['data_order']}: "
+            f"--load: {checkpoint} saw its data in order {saved['data_order']}, this run's is "
+            f"{identity['data_order']}: "
             "data_path, split, seed and seq_length must be those of the checkpoint"
         )
 
