@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from megatron_adalrs.config import Config
 from megatron_adalrs.engine.data_parallel import Engine, StepResult
-from megatron_adalrs.engine.process import deepspeed  # noqa: F401  imports DeepSpeed quietly before its parts
 from megatron_adalrs.model.gpt import initialise
 from megatron_adalrs.model.pipeline import PipelineLayer, arranged_as_gpt, pipeline_layers
 from megatron_adalrs.parallel.collectives import gather_numbers
@@ -33,7 +32,7 @@ class PipelineParallelEngine(Engine):
         self._shape: tuple[int, ...] | None = None
         self._norm: float | None = None
         if self._is_plain:
-            # DeepSpeed would clip by a norm that counts the tied embedding twice.
+            # DeepSpeed would clip by the norm of the first stage's gradients alone, and not tell it.
             self.deepspeed.optimizer.register_step_pre_hook(self._clip_before_step)
             self.deepspeed.pipeline_enable_backward_allreduce = grid.data.size > 1
 
@@ -102,11 +101,17 @@ class PipelineParallelEngine(Engine):
 
 
 class _Stage(PipelineModule):
-    """DeepSpeed's module of one stage; it counts the parameters of all layers without allocating them."""
+    """DeepSpeed's module of one stage, with two of its habits mended."""
 
     def _count_layer_params(self) -> list[int]:
+        # It would allocate every layer of the model on every rank, one at a time.
         with torch.device("meta"):
             return super()._count_layer_params()
+
+    @torch.no_grad()
+    def _synchronize_tied_weights(self) -> None:
+        # Otherwise autograd records the broadcast and warns of it at the first backward pass.
+        super()._synchronize_tied_weights()
 
 
 def _spec(layer: PipelineLayer) -> LayerSpec:
