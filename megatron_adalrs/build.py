@@ -21,7 +21,7 @@ from megatron_adalrs.data.loader import BatchLoader
 from megatron_adalrs.data.preprocess import read_description
 from megatron_adalrs.data.tokenizer import build_tokenizer
 from megatron_adalrs.deepspeed_config import deepspeed_settings
-from megatron_adalrs.engine import Engine, end_distributed, init_distributed
+from megatron_adalrs.engine import build_engine, end_distributed, init_distributed
 from megatron_adalrs.metrics import open_metrics, quantity
 from megatron_adalrs.model.gpt import count_parameters, flops_per_token
 from megatron_adalrs.parallel.collectives import on_every_rank, on_first_rank
@@ -42,11 +42,12 @@ def build_trainer(config: Config) -> Trainer:
     Raises:
         ValueError, OSError: on every rank, with one sentence that names the field or file.
     """
-    grid = Grid.from_environment()
+    grid = Grid.from_environment(pipe=config.parallel.pipeline_model_parallel_size)
     micro_batches = config.micro_batches_per_step(grid.data.size)
     global_batch_size = config.global_batch_size(grid.data.size)
     deepspeed_settings(config, grid.data.size)
     init_distributed(grid)
+    grid = grid.with_groups()
     config = on_first_rank(lambda: with_run_dir(config))
     resumed = on_first_rank(lambda: checkpoint.find_checkpoint(config.run.load)) if config.run.load else None
     saved = on_first_rank(lambda: checkpoint.read_state(resumed)) if resumed else None
@@ -72,7 +73,7 @@ def build_trainer(config: Config) -> Trainer:
 
     parameters = count_parameters(config.model, padded_vocab_size)
     seed_everything(config.training.seed, grid.rank)
-    engine = Engine(config, padded_vocab_size, grid)
+    engine = build_engine(config, padded_vocab_size, grid)
     if resumed:
         checkpoint.load_checkpoint(engine, grid, resumed)
 
@@ -92,7 +93,7 @@ def build_trainer(config: Config) -> Trainer:
         config.run.run_dir, config.run.tensorboard_dir, config.training.train_iters, config.run.log_interval,
         state.step, grid.is_first,
     )  # fmt: skip
-    snapshot_bytes = estimate_snapshot_bytes(config.training, parameters, grid.data.size)
+    snapshot_bytes = estimate_snapshot_bytes(config.training, engine.parameters_held, grid.data.size)
     metrics.write(
         "run",
         {
@@ -214,9 +215,10 @@ def opening(
     """What a person reads before the first step."""
     training = config.training
     tokens = config.global_batch_size(grid.data.size) * config.model.seq_length
+    stages = f" in {grid.pipe.size} pipeline stages" if grid.pipe.size > 1 else ""
     lines = [
         f"run directory {config.run.run_dir}",
-        f"{quantity(parameters, 'parameters')}, {grid.world_size} rank(s), ZeRO-{training.zero_stage}, "
+        f"{quantity(parameters, 'parameters')}, {grid.world_size} rank(s){stages}, ZeRO-{training.zero_stage}, "
         f"{'bf16' if training.bf16 else 'fp32'}; {training.train_iters} steps of {tokens} tokens",
         f"data order {data_order}",
     ]

@@ -131,6 +131,13 @@ def require_fitting(checkpoint: Path, state: dict[str, Any], config: Config, gri
                 f"--load: {checkpoint} was written with {name} {saved.get(name)!r}, this run has "
                 f"{getattr(config.training, name)!r}; use the same"
             )
+    for name, value in config.parallel.model_dump(mode="json").items():
+        default = type(config.parallel).model_fields[name].default
+        if saved.get(name, default) != value:
+            raise ValueError(
+                f"--load: {checkpoint} was written with {name} {saved.get(name, default)!r}, this run has {value!r}; "
+                "use the same"
+            )
     if state["world_size"] != grid.world_size:
         raise ValueError(
             f"--load: {checkpoint} was written by {state['world_size']} ranks, this run has {grid.world_size}; "

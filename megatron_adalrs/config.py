@@ -203,6 +203,15 @@ class TrainingConfig(_Group):
     """Seed of the weights, the data order and dropout."""
 
 
+class ParallelConfig(_Group):
+    """Grid of processes: what these leave over of the world is data-parallel."""
+
+    pipeline_model_parallel_size: PositiveInt = 1
+    """Stages that the layers are cut into, one rank after the other holding a part of the model."""
+    pipeline_partition: Literal["parameters", "uniform"] = "parameters"
+    """Stages of about as many parameters each, or of as many layers (embedding, norm and output count as one each)."""
+
+
 class RunConfig(_Group):
     """Where the run is kept and what it shows."""
 
@@ -235,6 +244,7 @@ class Config(_Group):
     data: DataConfig
     optimizer: OptimizerConfig
     training: TrainingConfig
+    parallel: ParallelConfig = ParallelConfig()
     run: RunConfig = RunConfig()
     adalrs: AdaLRSSettings = AdaLRSSettings()
 
@@ -252,6 +262,27 @@ class Config(_Group):
             )
         if self.adalrs.enabled:
             self.adalrs.resolve(self.training.train_iters, warmup)
+        return self
+
+    @model_validator(mode="after")
+    def _pipeline_fits(self) -> Config:
+        stages, zero_stage = self.parallel.pipeline_model_parallel_size, self.training.zero_stage
+        if stages == 1:
+            return self
+        _require(
+            self.model.num_layers >= stages,
+            f"pipeline_model_parallel_size: {stages} stages need a block each, num_layers is {self.model.num_layers}",
+        )
+        _require(
+            zero_stage <= 1,
+            f"zero_stage: {zero_stage} shards gradients, which a pipeline accumulates over its micro-batches; "
+            f"with pipeline_model_parallel_size {stages} use --zero-stage 0 or 1",
+        )
+        _require(
+            zero_stage == 1 or not self.training.bf16,
+            f"zero_stage: {zero_stage} with bf16 and pipeline_model_parallel_size {stages} makes checkpoints that "
+            "DeepSpeed cannot load; use --zero-stage 1",
+        )
         return self
 
     @property

@@ -37,3 +37,19 @@ def two_ranks() -> Iterator[Ranks]:
     ranks = Ranks(2)
     yield ranks
     ranks.close()
+
+
+@pytest.fixture(scope="session")
+def one_rank() -> Iterator[Ranks]:
+    """What the results of several ranks are compared with."""
+    ranks = Ranks(1)
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="module")
+def four_ranks() -> Iterator[Ranks]:
+    """Four gloo ranks; ended with the module, so that few processes linger."""
+    ranks = Ranks(4)
+    yield ranks
+    ranks.close()

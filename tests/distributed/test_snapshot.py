@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from megatron_adalrs.engine import Engine
-from megatron_adalrs.model.gpt import count_parameters
+from megatron_adalrs.engine import Engine, build_engine
 from megatron_adalrs.parallel.topology import Grid
 from megatron_adalrs.random_state import seed_everything
 from megatron_adalrs.snapshot import EngineSnapshot, estimate_snapshot_bytes
@@ -28,9 +27,10 @@ def digest(engine: Engine) -> str:
 
 def run(values: dict[str, Any], start: int, trial_steps: int) -> dict[str, Any]:
     """Train `start` steps, optionally take and undo a trial at a wild rate, then train the following ones."""
-    config, grid = tiny_config(**values), Grid.from_environment()
+    config = tiny_config(**values)
+    grid = Grid.from_environment(pipe=config.parallel.pipeline_model_parallel_size).with_groups()
     seed_everything(config.training.seed, grid.rank)
-    engine = Engine(config, PADDED, grid)
+    engine = build_engine(config, PADDED, grid)
     engine.set_lr(config.optimizer.lr)
     for step in range(start):
         engine.train_batch(micro_batches(config, grid, step))
@@ -43,12 +43,11 @@ def run(values: dict[str, Any], start: int, trial_steps: int) -> dict[str, Any]:
         snapshot.restore()
         engine.set_lr(config.optimizer.lr)
     steps = [engine.train_batch(micro_batches(config, grid, step)) for step in range(start, start + FOLLOWING)]
-    parameters = count_parameters(config.model, PADDED)
     return {
         "steps": [(result.loss, result.grad_norm) for result in steps],
         "digest": digest(engine),
         "bytes": snapshot.nbytes,
-        "estimate": estimate_snapshot_bytes(config.training, parameters, grid.data.size),
+        "estimate": estimate_snapshot_bytes(config.training, engine.parameters_held, grid.data.size),
     }
 
 
@@ -80,6 +79,27 @@ def test_a_snapshot_from_before_the_first_step_is_bit_exact(two_ranks: Ranks, ze
     undone = two_ranks.run(run, values, start=0, trial_steps=3)
     assert [result["steps"] for result in undone] == [result["steps"] for result in untouched]
     assert [result["digest"] for result in undone] == [result["digest"] for result in untouched]
+
+
+PIPELINES = [
+    {"pipeline_model_parallel_size": 2},
+    {"pipeline_model_parallel_size": 2, "zero_stage": 1},
+    {"pipeline_model_parallel_size": 2, "zero_stage": 1, "bf16": True},
+]
+
+
+@pytest.mark.parametrize("start", [0, 3])
+@pytest.mark.parametrize("cell", PIPELINES, ids=["zero0-fp32", "zero1-fp32", "zero1-bf16"])
+@pytest.mark.parametrize("preset", ["gpt2-tiny", "qwen2-tiny"])
+def test_backtracking_a_pipeline_is_bit_exact(two_ranks: Ranks, preset: str, cell: dict[str, Any], start: int) -> None:
+    values = {"preset": preset, "hidden_dropout": 0.1, "num_query_groups": 2} | cell
+    untouched = two_ranks.run(run, values, start=start, trial_steps=0)
+    undone = two_ranks.run(run, values, start=start, trial_steps=4)
+    for rank in range(2):
+        assert undone[rank]["steps"] == untouched[0]["steps"]
+        assert undone[rank]["digest"] == untouched[rank]["digest"]
+        if start:
+            assert undone[rank]["bytes"] == pytest.approx(undone[rank]["estimate"], rel=0.05)
 
 
 def losses_of_a_diverged_run() -> tuple[list[float], list[float]]:

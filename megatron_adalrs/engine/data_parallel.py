@@ -1,37 +1,23 @@
-"""The training engine. The only file that imports deepspeed: what DeepSpeed is like is known here and nowhere else."""
+"""The training engine on DeepSpeed's data-parallel engine, and what the pipeline's engine shares with it."""
 
 from __future__ import annotations
 
-import logging
-import os
-import warnings
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import nullcontext
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import psutil
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron_adalrs.config import Config
 from megatron_adalrs.deepspeed_config import deepspeed_settings
+from megatron_adalrs.engine.process import deepspeed, get_accelerator
 from megatron_adalrs.model.gpt import GPT, initialise
 from megatron_adalrs.optim import build_optimizer
 from megatron_adalrs.parallel.collectives import gather_numbers
 from megatron_adalrs.parallel.topology import Grid
-
-# DeepSpeed's banner at import and its use of collectives that torch has renamed tell a user nothing.
-logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-warnings.filterwarnings("ignore", message=r"`torch\.distributed\.", category=FutureWarning)
-
-import deepspeed  # noqa: E402
-from deepspeed.accelerator import get_accelerator  # noqa: E402
-
-logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
 COUNTERS = ("micro_steps", "global_steps", "global_samples", "skipped_steps")
 LOSS_SCALER_COUNTERS = ("cur_scale", "cur_iter", "last_overflow_iter", "last_rescale_iter", "cur_hysteresis")
@@ -54,17 +40,18 @@ class Engine:
     """A model under DeepSpeed: one call a step, one loss for all ranks."""
 
     def __init__(self, config: Config, padded_vocab_size: int, grid: Grid) -> None:
+        self._grid = grid
         settings = deepspeed_settings(config, grid.data.size)
         training = config.training
-        with deepspeed.zero.Init(config_dict_or_path=settings, enabled=training.zero_stage == 3):
-            model = GPT(config.model, padded_vocab_size)
-        initialise(model, config.model, training.seed, whole=_whole if training.zero_stage == 3 else nullcontext)
+        model = self._build_model(config, padded_vocab_size, settings)
         # In fp32 without ZeRO, DeepSpeed clips without telling the norm: clipping is done here then.
         self._is_plain = training.zero_stage == 0 and not training.bf16
         self._clip_grad = config.optimizer.clip_grad
         if self._is_plain:
             settings["gradient_clipping"] = 0.0
         model.to(get_accelerator().current_device_name())
+        # DeepSpeed remembers the grid of the last engine in this process, even for one that is given none.
+        deepspeed.utils.groups.mpu = None
         self.deepspeed, *_ = deepspeed.initialize(
             model=model, optimizer=build_optimizer(model, config.optimizer), config=settings
         )
@@ -73,9 +60,21 @@ class Engine:
         if self._is_plain and grid.data.size == 1:
             self.deepspeed.enable_backward_allreduce = False
 
+    def _build_model(self, config: Config, padded_vocab_size: int, settings: dict[str, Any]) -> nn.Module:
+        sharded = config.training.zero_stage == 3
+        with deepspeed.zero.Init(config_dict_or_path=settings, enabled=sharded):
+            model = GPT(config.model, padded_vocab_size)
+        initialise(model, config.model, config.training.seed, whole=_whole if sharded else nullcontext)
+        return model
+
     @property
     def module(self) -> nn.Module:
         return self.deepspeed.module
+
+    @property
+    def parameters_held(self) -> int:
+        """Parameters of the part of the model that this rank trains; under ZeRO-3 they are sharded further."""
+        return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in self.module.parameters())
 
     def set_lr(self, lr: float) -> None:
         """The one place that writes the learning rate: every parameter group gets it."""
@@ -101,22 +100,30 @@ class Engine:
         self.deepspeed.step()
         if norm is None:
             norm = self.deepspeed.get_global_grad_norm()
-        applied = bool(self.deepspeed.was_step_applied())
-        mine = [float(total) / len(micro_batches), float("nan" if norm is None else norm), applied, stop]
-        everyone = gather_numbers(mine, self.device)
-        return StepResult(
-            loss=float(everyone[:, 0].mean()),
-            grad_norm=float(everyone[0, 1]),
-            applied=bool(everyone[:, 2].all()),
-            stop_requested=bool(everyone[:, 3].any()),
-        )
+        return self._agree(float(total) / len(micro_batches), norm, stop)
 
     @torch.no_grad()
     def evaluate(self, steps: Iterator[Sequence[np.ndarray]]) -> float:
         """Mean loss over steps of this rank's micro-batches, averaged over ranks; the same float on all of them."""
         self.module.eval()
         losses = [self.deepspeed(self._to_device(batch)).float() for batches in steps for batch in batches]
-        return float(gather_numbers([float(torch.stack(losses).mean())], self.device).mean())
+        return self._mean_loss(gather_numbers([float(torch.stack(losses).mean())], self.device)[:, 0])
+
+    def _agree(self, loss: float, norm: Tensor | float | None, stop: bool) -> StepResult:
+        """What all ranks make of what each of them knows of a step. Collective."""
+        applied = bool(self.deepspeed.was_step_applied())
+        mine = [loss, float("nan" if norm is None else norm), applied, stop]
+        everyone = gather_numbers(mine, self.device)
+        return StepResult(
+            loss=self._mean_loss(everyone[:, 0]),
+            grad_norm=float(everyone[0, 1]),
+            applied=bool(everyone[:, 2].all()),
+            stop_requested=bool(everyone[:, 3].any()),
+        )
+
+    def _mean_loss(self, everyone: np.ndarray) -> float:
+        """The loss, from every rank's, float64 [world size]."""
+        return float(everyone.mean())
 
     def live_tensors(self) -> dict[Hashable, Tensor]:
         """Every tensor that decides the following steps, in place: weights, masters, optimizer state. No tensor twice.
@@ -192,43 +199,6 @@ class Engine:
     def _loss_scalers(self) -> list[Any]:
         optimizer = self.deepspeed.optimizer
         return [owner for owner in (optimizer, getattr(optimizer, "loss_scaler", None)) if owner is not None]
-
-
-def init_distributed(grid: Grid, timeout_minutes: float = 10.0) -> None:
-    """Join the process group that the launcher announced: nccl on GPUs, gloo on CPUs. A lone process needs no address.
-
-    Does nothing in a process that has joined one.
-    """
-    if dist.is_initialized():
-        return
-    accelerator = get_accelerator()
-    on_cpu = accelerator.device_name() == "cpu"
-    if not on_cpu:
-        accelerator.set_device(grid.local_rank)
-    backend = "gloo" if on_cpu else accelerator.communication_backend_name()
-    timeout = timedelta(minutes=timeout_minutes)
-    os.environ.setdefault("LOCAL_RANK", str(grid.local_rank))  # DeepSpeed reads it, launcher or not
-    if grid.world_size == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-    else:
-        dist.init_process_group(backend, timeout=timeout)
-    deepspeed.init_distributed(dist_backend=backend, verbose=False)
-
-
-def end_distributed() -> None:
-    """Leave the process group. A process that exits inside one may die in its destructors."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def deepspeed_version() -> str:
-    return deepspeed.__version__
-
-
-def memory_bytes() -> int:
-    """Memory that this process holds: the accelerator's, or resident main memory where there is none."""
-    accelerator = get_accelerator()
-    return accelerator.memory_allocated() if accelerator.device_name() != "cpu" else psutil.Process().memory_info().rss
 
 
 def _whole(parameter: nn.Parameter) -> Any:

@@ -1,0 +1,31 @@
+"""The training engine. Only the files of this package import deepspeed: what it is like is known here and nowhere else.
+
+process.py        the import, the process group, memory
+data_parallel.py  Engine: DeepSpeed's own engine, ZeRO 0-3, and everything that both engines share
+pipeline.py       PipelineParallelEngine: DeepSpeed's PipelineEngine, ZeRO 0-1
+"""
+
+from __future__ import annotations
+
+from megatron_adalrs.config import Config
+from megatron_adalrs.engine.data_parallel import Engine, StepResult
+from megatron_adalrs.engine.pipeline import PipelineParallelEngine
+from megatron_adalrs.engine.process import deepspeed_version, end_distributed, init_distributed, memory_bytes
+from megatron_adalrs.parallel.topology import Grid
+
+__all__ = [
+    "Engine",
+    "PipelineParallelEngine",
+    "StepResult",
+    "build_engine",
+    "deepspeed_version",
+    "end_distributed",
+    "init_distributed",
+    "memory_bytes",
+]
+
+
+def build_engine(config: Config, padded_vocab_size: int, grid: Grid) -> Engine:
+    """The engine that the grid calls for, with the model's initial weights. Collective."""
+    kind = PipelineParallelEngine if grid.pipe.size > 1 else Engine
+    return kind(config, padded_vocab_size, grid)

@@ -1,0 +1,124 @@
+"""The training engine on DeepSpeed's PipelineEngine: each rank holds the layers of one stage."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from megatron_adalrs.config import Config
+from megatron_adalrs.engine.data_parallel import Engine, StepResult
+from megatron_adalrs.model.gpt import initialise
+from megatron_adalrs.model.pipeline import PipelineLayer, arranged_as_gpt, pipeline_layers
+from megatron_adalrs.parallel.collectives import gather_numbers
+from megatron_adalrs.parallel.topology import Grid
+
+from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec  # isort: skip
+from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology  # isort: skip
+
+TIE = "token_embedding"
+
+
+class PipelineParallelEngine(Engine):
+    """A model cut into stages. Every rank is given its pipeline's micro-batches; the first and last stage use them."""
+
+    def __init__(self, config: Config, padded_vocab_size: int, grid: Grid) -> None:
+        super().__init__(config, padded_vocab_size, grid)
+        self._shape: tuple[int, ...] | None = None
+        self._norm: float | None = None
+        if self._is_plain:
+            # DeepSpeed would clip by the norm of the first stage's gradients alone, and not tell it.
+            self.deepspeed.optimizer.register_step_pre_hook(self._clip_before_step)
+            self.deepspeed.pipeline_enable_backward_allreduce = grid.data.size > 1
+
+    def _build_model(self, config: Config, padded_vocab_size: int, settings: dict[str, Any]) -> nn.Module:
+        layers = pipeline_layers(config.model, padded_vocab_size)
+        shape = self._grid.shape
+        with redirect_stdout(io.StringIO()):  # its constructor prints
+            model = _Stage(
+                [_spec(layer) for layer in layers],
+                topology=PipeModelDataParallelTopology(num_pp=shape.pipe, num_mp=shape.tensor, num_dp=shape.data),
+                partition_method=config.parallel.pipeline_partition,
+            )
+        start, stop = model.parts[self._grid.pipe.rank : self._grid.pipe.rank + 2]
+        mine = dict(zip((layer.name for layer in layers[start:stop]), model.forward_funcs, strict=True))
+        initialise(arranged_as_gpt(mine), config.model, config.training.seed)
+        if self._grid.pipe.is_last:
+            model.loss_fn = model.forward_funcs[-1].loss
+        return model
+
+    def train_batch(self, micro_batches: Sequence[np.ndarray], stop: bool = False) -> StepResult:
+        # The iterator holds this step's micro-batches and no more: DeepSpeed never rewinds one.
+        self.deepspeed.train_batch(self._pairs(micro_batches))
+        norm = self._norm if self._is_plain else self.deepspeed.get_global_grad_norm()
+        return self._agree(float(self.deepspeed.dp_group_loss), norm, stop)
+
+    @torch.no_grad()
+    def evaluate(self, steps: Iterator[Sequence[np.ndarray]]) -> float:
+        losses: list[Tensor] = []
+        for batches in steps:
+            here = self.deepspeed.eval_batch(
+                self._pairs(batches), reduce_output=None, bcast_loss=False, num_micro_batches=len(batches)
+            )
+            losses += here or []
+        mine = float(torch.stack(losses).float().mean()) if self._grid.pipe.is_last else float("nan")
+        return self._mean_loss(gather_numbers([mine], self.device)[:, 0])
+
+    def _mean_loss(self, everyone: np.ndarray) -> float:
+        # The pipe is the slowest axis of the grid, so the last stage's ranks are the last ones.
+        return float(everyone[-(self._grid.world_size // self._grid.pipe.size) :].mean())
+
+    def _pairs(self, micro_batches: Sequence[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
+        """(inputs, targets), each int64 [b, s], as the pipe's two ends want them."""
+        if self._shape != micro_batches[0].shape:
+            # Stages tell each other the shape of activations once; all of them forget it together here.
+            self.deepspeed.reset_activation_shape()
+            self._shape = micro_batches[0].shape
+        batches = (torch.from_numpy(batch) for batch in micro_batches)
+        return ((batch[:, :-1], batch[:, 1:]) for batch in batches)
+
+    def _clip_before_step(self, *_: Any) -> None:
+        """Clip by the global norm: over all stages and shards, what several of them hold counted once."""
+        parameters = list(self.module.parameters())
+        counted = [
+            parameter.grad.float().square().sum(dtype=torch.float64)
+            for parameter in parameters
+            if parameter.grad is not None
+            and not parameter.ds_pipe_replicated
+            and (self._grid.tensor.is_first or getattr(parameter, "tensor_model_parallel", False))
+        ]
+        mine = float(torch.stack(counted).sum()) if counted else 0.0
+        # Replicas hold the same gradients: their sums are averaged, in one order, for the same bits everywhere.
+        total = float(gather_numbers([mine], self.device).sum()) / self._grid.data.size
+        self._norm = total**0.5
+        norm = torch.tensor(self._norm, dtype=torch.float32, device=self.device)
+        nn.utils.clip_grads_with_norm_(parameters, self._clip_grad or float("inf"), norm)
+
+
+class _Stage(PipelineModule):
+    """DeepSpeed's module of one stage, with two of its habits mended."""
+
+    def _count_layer_params(self) -> list[int]:
+        # It would allocate every layer of the model on every rank, one at a time.
+        with torch.device("meta"):
+            return super()._count_layer_params()
+
+    @torch.no_grad()
+    def _synchronize_tied_weights(self) -> None:
+        # Otherwise autograd records the broadcast and warns of it at the first backward pass.
+        super()._synchronize_tied_weights()
+
+
+def _spec(layer: PipelineLayer) -> LayerSpec:
+    if layer.tied_weight is None:
+        spec = LayerSpec(nn.Module)
+    else:
+        spec = TiedLayerSpec(TIE, nn.Module, tied_weight_attr=layer.tied_weight)
+    # A LayerSpec wants a class and its arguments; ours know how to build themselves.
+    spec.build = lambda log=False: layer.build()
+    return spec

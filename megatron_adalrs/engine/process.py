@@ -1,0 +1,59 @@
+"""This process under DeepSpeed: the import, kept quiet, the process group, and what the accelerator holds."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from datetime import timedelta
+
+import psutil
+import torch.distributed as dist
+
+from megatron_adalrs.parallel.topology import Grid
+
+# DeepSpeed's banner at import and its use of collectives that torch has renamed tell a user nothing.
+logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", message=r"`torch\.distributed\.", category=FutureWarning)
+
+import deepspeed  # noqa: E402
+from deepspeed.accelerator import get_accelerator  # noqa: E402
+
+logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+
+def init_distributed(grid: Grid, timeout_minutes: float = 10.0) -> None:
+    """Join the process group that the launcher announced: nccl on GPUs, gloo on CPUs. A lone process needs no address.
+
+    Does nothing in a process that has joined one.
+    """
+    if dist.is_initialized():
+        return
+    accelerator = get_accelerator()
+    on_cpu = accelerator.device_name() == "cpu"
+    if not on_cpu:
+        accelerator.set_device(grid.local_rank)
+    backend = "gloo" if on_cpu else accelerator.communication_backend_name()
+    timeout = timedelta(minutes=timeout_minutes)
+    os.environ.setdefault("LOCAL_RANK", str(grid.local_rank))  # DeepSpeed reads it, launcher or not
+    if grid.world_size == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    else:
+        dist.init_process_group(backend, timeout=timeout)
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
+
+
+def end_distributed() -> None:
+    """Leave the process group. A process that exits inside one may die in its destructors."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def deepspeed_version() -> str:
+    return deepspeed.__version__
+
+
+def memory_bytes() -> int:
+    """Memory that this process holds: the accelerator's, or resident main memory where there is none."""
+    accelerator = get_accelerator()
+    return accelerator.memory_allocated() if accelerator.device_name() != "cpu" else psutil.Process().memory_info().rss

@@ -1,0 +1,89 @@
+"""GPT as a list of pipeline layers: the same parts, called one after the other by whichever stage holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor, nn
+
+from megatron_adalrs.config import ModelConfig
+from megatron_adalrs.model.gpt import Block, Embedding, Rotary, norm
+from megatron_adalrs.parallel.cross_entropy import linear_cross_entropy
+
+
+@dataclass(frozen=True)
+class PipelineLayer:
+    """One layer, to be built by the stage that gets it."""
+
+    name: str
+    """Where GPT has this module, so that its parameters go by the same names."""
+    build: Callable[[], nn.Module]
+    tied_weight: str | None = None
+    """Path within the layer of the weight that the first and the last layer share."""
+
+
+class PipelineBlock(Block):
+    """A block that knows its rotary table, since activations are all that travels down the pipe."""
+
+    def __init__(self, config: ModelConfig, rotary: Rotary | None) -> None:
+        super().__init__(config)
+        self.rotary = rotary
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x, self.rotary)
+
+
+class _Output(nn.Module):
+    """The pipe's end. The output matrix is used within the loss, which is never told apart from it."""
+
+    weight: Tensor  # [padded vocabulary, h]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    def loss(self, x: Tensor, targets: Tensor) -> Tensor:
+        """Mean next-token loss of final hidden states [b, s, h]; targets: [b, s], int64."""
+        return linear_cross_entropy(x.flatten(0, 1), self.weight, targets.flatten())
+
+
+class Output(_Output, nn.Linear):
+    """An output matrix of its own."""
+
+
+class TiedOutput(_Output, nn.Embedding):
+    """The last stage's copy of the token embedding."""
+
+
+def pipeline_layers(config: ModelConfig, padded_vocab_size: int) -> list[PipelineLayer]:
+    """Embedding, blocks, final norm, output: what GPT does with tokens [b, s], in its order."""
+    rotary = None
+    if config.position_embedding_type == "rope":
+        # One table for all blocks of a stage.
+        rotary = Rotary(config.head_dim, config.max_positions, config.rotary_base)
+    blocks = [PipelineLayer(f"blocks.{i}", partial(PipelineBlock, config, rotary)) for i in range(config.num_layers)]
+    final_norm = PipelineLayer("final_norm", partial(norm, config))
+    build_embedding = partial(Embedding, config, padded_vocab_size)
+    if config.untie_embeddings_and_output_weights:
+        embedding = PipelineLayer("embedding", build_embedding)
+        output = PipelineLayer("output", partial(Output, config.hidden_size, padded_vocab_size, bias=False))
+    else:
+        embedding = PipelineLayer("embedding", build_embedding, tied_weight="tokens.weight")
+        build_output = partial(TiedOutput, padded_vocab_size, config.hidden_size)
+        output = PipelineLayer("embedding.tokens", build_output, tied_weight="weight")
+    return [embedding, *blocks, final_norm, output]
+
+
+def arranged_as_gpt(layers: Mapping[str, nn.Module]) -> nn.Module:
+    """A container that holds a stage's layers where GPT has them: its `named_parameters` go by GPT's names."""
+    root = nn.Module()
+    for name, layer in layers.items():
+        *path, last = name.split(".")
+        place = root
+        for part in path:
+            if not hasattr(place, part):
+                place.add_module(part, nn.Module())
+            place = getattr(place, part)
+        place.add_module(last, layer)
+    return root
