@@ -39,14 +39,6 @@ def two_ranks() -> Iterator[Ranks]:
     ranks.close()
 
 
-@pytest.fixture(scope="session")
-def one_rank() -> Iterator[Ranks]:
-    """What the results of several ranks are compared with."""
-    ranks = Ranks(1)
-    yield ranks
-    ranks.close()
-
-
 @pytest.fixture(scope="module")
 def four_ranks() -> Iterator[Ranks]:
     """Four gloo ranks; ended with the module, so that few processes linger."""
