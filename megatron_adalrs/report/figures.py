@@ -188,7 +188,7 @@ def _learning_rate(runs: Sequence[Run]) -> Plot:
                 line(figure, run, *gone, row=row, width=1.5, dash="dot", hovertemplate=f"undone {hover}")
     figure.update_yaxes(type="log", tickformat=".0e", nticks=7, title_text="learning rate", row=1)
     if scaled:
-        figure.update_yaxes(type="log", tickformat="~g", nticks=5, title_text="AdaLRS scale (×)", row=2)
+        figure.update_yaxes(type="log", tickformat="~g", dtick="D2", title_text="AdaLRS scale (×)", row=2)
     figure.update_xaxes(title_text="step (kept)", row=rows)
     caption = "The rate of a step is schedule × base rate × AdaLRS scale. Dotted: undone trials."
     return Plot("lr", title, caption if scaled else "The AdaLRS scale stayed 1.", figure)
