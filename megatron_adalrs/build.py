@@ -39,16 +39,16 @@ def build_trainer(config: Config) -> Trainer:
     Raises:
         ValueError, OSError: on every rank, with one sentence that names the field or file.
     """
-    grid = Grid.from_environment()
+    grid = Grid.from_environment(tensor=config.parallel.tensor_model_parallel_size)
     micro_batches = config.micro_batches_per_step(grid.data.size)
     global_batch_size = config.global_batch_size(grid.data.size)
     deepspeed_settings(config, grid.data.size)
     init_distributed(grid)
+    grid = grid.with_groups()
     config = on_first_rank(lambda: with_run_dir(config))
     resumed = on_first_rank(lambda: checkpoint.find_checkpoint(config.run.load)) if config.run.load else None
     saved = on_first_rank(lambda: checkpoint.read_state(resumed)) if resumed else None
     vocab_size = on_first_rank(lambda: resolve_vocab_size(config))
-    padded_vocab_size = config.model.padded_vocab_size(vocab_size)
     if resumed and saved:
         checkpoint.require_fitting(resumed, saved, config, grid, vocab_size)
     on_first_rank(lambda: build_datasets(config, global_batch_size) and None)
@@ -66,9 +66,9 @@ def build_trainer(config: Config) -> Trainer:
         controller.load_state_dict(saved["controller"])
     on_first_rank(lambda: write_config(config))
 
-    parameters = count_parameters(config.model, padded_vocab_size)
-    seed_everything(config.training.seed, grid.rank)
-    engine = Engine(config, padded_vocab_size, grid)
+    parameters = count_parameters(config.model, vocab_size)
+    seed_everything(config.training.seed, grid.tensor_group)
+    engine = Engine(config, vocab_size, grid)
     if resumed:
         checkpoint.load_checkpoint(engine, grid, resumed)
 
@@ -88,7 +88,9 @@ def build_trainer(config: Config) -> Trainer:
         config.run.run_dir, config.run.tensorboard_dir, config.training.train_iters, config.run.log_interval,
         state.step, grid.is_first,
     )  # fmt: skip
-    snapshot_bytes = estimate_snapshot_bytes(config.training, parameters, grid.data.size)
+    snapshot_bytes = estimate_snapshot_bytes(
+        config.training, count_parameters(config.model, vocab_size, grid), grid.data.size
+    )
     metrics.write(
         "run",
         {
@@ -114,7 +116,7 @@ def build_trainer(config: Config) -> Trainer:
         metrics=metrics,
         state=state,
         data_order=data_order,
-        flops_per_token=flops_per_token(config.model, parameters, padded_vocab_size),
+        flops_per_token=flops_per_token(config.model, parameters, config.model.padded_vocab_size(vocab_size)),
     )
 
 
@@ -210,9 +212,11 @@ def opening(
     """What a person reads before the first step."""
     training = config.training
     tokens = config.global_batch_size(grid.data.size) * config.model.seq_length
+    sequence = " with sequence parallelism" if config.parallel.sequence_parallel else ""
+    tensor = f" = {grid.data.size} data x {grid.tensor.size} tensor{sequence}" if grid.tensor.size > 1 else ""
     lines = [
         f"run directory {config.run.run_dir}",
-        f"{quantity(parameters, 'parameters')}, {grid.world_size} rank(s), ZeRO-{training.zero_stage}, "
+        f"{quantity(parameters, 'parameters')}, {grid.world_size} rank(s){tensor}, ZeRO-{training.zero_stage}, "
         f"{'bf16' if training.bf16 else 'fp32'}; {training.train_iters} steps of {tokens} tokens",
         f"data order {data_order}",
     ]

@@ -132,6 +132,12 @@ def require_fitting(checkpoint: Path, state: dict[str, Any], config: Config, gri
                 f"--load: {checkpoint} was written with {name} {saved.get(name)!r}, this run has "
                 f"{getattr(config.training, name)!r}; use the same"
             )
+    tensor = saved.get("tensor_model_parallel_size", 1)
+    if tensor != grid.tensor.size:
+        raise ValueError(
+            f"--load: {checkpoint} was written with tensor_model_parallel_size {tensor}, this run has "
+            f"{grid.tensor.size}; use the same"
+        )
     if state["world_size"] != grid.world_size:
         raise ValueError(
             f"--load: {checkpoint} was written by {state['world_size']} ranks, this run has {grid.world_size}; "

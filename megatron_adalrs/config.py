@@ -106,9 +106,10 @@ class ModelConfig(_Group):
     def max_positions(self) -> int:
         return self.max_position_embeddings or self.seq_length
 
-    def padded_vocab_size(self, vocab_size: int) -> int:
-        """`vocab_size` rounded up to a multiple of make_vocab_size_divisible_by."""
-        return math.ceil(vocab_size / self.make_vocab_size_divisible_by) * self.make_vocab_size_divisible_by
+    def padded_vocab_size(self, vocab_size: int, tensor_parallel_size: int = 1) -> int:
+        """`vocab_size` rounded up to a multiple of make_vocab_size_divisible_by x tensor ranks, as Megatron-LM does."""
+        multiple = self.make_vocab_size_divisible_by * tensor_parallel_size
+        return math.ceil(vocab_size / multiple) * multiple
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> ModelConfig:
@@ -203,6 +204,15 @@ class TrainingConfig(_Group):
     """Seed of the weights, the data order and dropout."""
 
 
+class ParallelConfig(_Group):
+    """How the model is spread over ranks."""
+
+    tensor_model_parallel_size: PositiveInt = 1
+    """Ranks that share every layer's heads and MLP features, and the vocabulary."""
+    sequence_parallel: bool = False
+    """Split what lies between the tensor-parallel regions (norms, dropout, residual) along the sequence."""
+
+
 class RunConfig(_Group):
     """Where the run is kept and what it shows."""
 
@@ -235,6 +245,7 @@ class Config(_Group):
     data: DataConfig
     optimizer: OptimizerConfig
     training: TrainingConfig
+    parallel: ParallelConfig = ParallelConfig()
     run: RunConfig = RunConfig()
     adalrs: AdaLRSSettings = AdaLRSSettings()
 
@@ -252,6 +263,29 @@ class Config(_Group):
             )
         if self.adalrs.enabled:
             self.adalrs.resolve(self.training.train_iters, warmup)
+        return self
+
+    @model_validator(mode="after")
+    def _tensor_ranks_divide_the_model(self) -> Config:
+        model, ranks = self.model, self.parallel.tensor_model_parallel_size
+        shared = {
+            "num_attention_heads": model.num_attention_heads,
+            "num_query_groups": model.num_key_value_heads,
+            "ffn_hidden_size": model.mlp_size,
+        }
+        if self.parallel.sequence_parallel:
+            _require(
+                ranks > 1,
+                "sequence_parallel: splits the sequence over the tensor ranks, and tensor_model_parallel_size is 1; "
+                "raise it, or leave sequence_parallel out",
+            )
+            shared["seq_length"] = model.seq_length
+        for name, size in shared.items():
+            _require(
+                size % ranks == 0,
+                f"{name}: {size} is not divisible by tensor_model_parallel_size: {size} = {size // ranks} x {ranks} + "
+                f"{size % ranks}; each tensor rank takes an equal part",
+            )
         return self
 
     @property

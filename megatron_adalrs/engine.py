@@ -22,6 +22,7 @@ from megatron_adalrs.deepspeed_config import deepspeed_settings
 from megatron_adalrs.model.gpt import GPT, initialise
 from megatron_adalrs.optim import build_optimizer
 from megatron_adalrs.parallel.collectives import gather_numbers
+from megatron_adalrs.parallel.layers import shard_of
 from megatron_adalrs.parallel.topology import Grid
 
 # DeepSpeed's banner at import and its use of collectives that torch has renamed tell a user nothing.
@@ -51,23 +52,40 @@ class StepResult(NamedTuple):
 
 
 class Engine:
-    """A model under DeepSpeed: one call a step, one loss for all ranks."""
+    """A model under DeepSpeed: one call a step, one loss for all ranks.
 
-    def __init__(self, config: Config, padded_vocab_size: int, grid: Grid) -> None:
+    Args:
+        vocab_size: before padding.
+        grid: with its groups (`Grid.with_groups`) where it has a tensor axis.
+    """
+
+    def __init__(self, config: Config, vocab_size: int, grid: Grid) -> None:
         settings = deepspeed_settings(config, grid.data.size)
         training = config.training
-        with deepspeed.zero.Init(config_dict_or_path=settings, enabled=training.zero_stage == 3):
-            model = GPT(config.model, padded_vocab_size)
+        mpu = ModelParallelUnit(grid) if grid.tensor.size > 1 else None
+        # DeepSpeed keeps the last engine's mpu in a global, and never puts it back to none.
+        deepspeed.utils.groups.mpu = mpu
+        with deepspeed.zero.Init(
+            config_dict_or_path=settings,
+            enabled=training.zero_stage == 3,
+            data_parallel_group=mpu.get_data_parallel_group() if mpu else None,
+            mpu=mpu,
+        ):
+            model = GPT(config.model, vocab_size, grid, config.parallel.sequence_parallel)
         initialise(model, config.model, training.seed, whole=_whole if training.zero_stage == 3 else nullcontext)
         # In fp32 without ZeRO, DeepSpeed clips without telling the norm: clipping is done here then.
+        self._grid = grid
         self._is_plain = training.zero_stage == 0 and not training.bf16
         self._clip_grad = config.optimizer.clip_grad
         if self._is_plain:
             settings["gradient_clipping"] = 0.0
         model.to(get_accelerator().current_device_name())
         self.deepspeed, *_ = deepspeed.initialize(
-            model=model, optimizer=build_optimizer(model, config.optimizer), config=settings
+            model=model, optimizer=build_optimizer(model, config.optimizer), config=settings, mpu=mpu
         )
+        # FP16_UnfusedOptimizer, in bf16 without ZeRO, looks for the mark of a shard on gradients.
+        marks_gradients = training.bf16 and training.zero_stage == 0
+        self._marked = [p for p in self.module.parameters() if shard_of(p)] if marks_gradients else []
         self.device = torch.device(self.deepspeed.device)
         # One rank has nobody to average with, yet DeepSpeed would flatten, reduce and copy back every gradient.
         if self._is_plain and grid.data.size == 1:
@@ -98,6 +116,8 @@ class Engine:
             if not last:
                 self.deepspeed.step()
         norm = self._clip() if self._is_plain else None
+        for parameter in self._marked:
+            parameter.grad.tensor_model_parallel = True
         self.deepspeed.step()
         if norm is None:
             norm = self.deepspeed.get_global_grad_norm()
@@ -105,7 +125,7 @@ class Engine:
         mine = [float(total) / len(micro_batches), float("nan" if norm is None else norm), applied, stop]
         everyone = gather_numbers(mine, self.device)
         return StepResult(
-            loss=float(everyone[:, 0].mean()),
+            loss=self._mean_over_samples(everyone[:, 0]),
             grad_norm=float(everyone[0, 1]),
             applied=bool(everyone[:, 2].all()),
             stop_requested=bool(everyone[:, 3].any()),
@@ -116,7 +136,7 @@ class Engine:
         """Mean loss over steps of this rank's micro-batches, averaged over ranks; the same float on all of them."""
         self.module.eval()
         losses = [self.deepspeed(self._to_device(batch)).float() for batches in steps for batch in batches]
-        return float(gather_numbers([float(torch.stack(losses).mean())], self.device).mean())
+        return self._mean_over_samples(gather_numbers([float(torch.stack(losses).mean())], self.device)[:, 0])
 
     def live_tensors(self) -> dict[Hashable, Tensor]:
         """Every tensor that decides the following steps, in place: weights, masters, optimizer state. No tensor twice.
@@ -183,8 +203,20 @@ class Engine:
             raise ValueError(f"--load: DeepSpeed finds no checkpoint in {folder}")
         self.deepspeed.micro_steps = self.deepspeed.global_steps * self.deepspeed.gradient_accumulation_steps()
 
+    def _mean_over_samples(self, everyone: np.ndarray) -> float:
+        """Mean of every rank's number over ranks with samples of their own: one of each tensor group."""
+        return float(everyone[:: self._grid.tensor.size].mean())
+
     def _clip(self) -> Tensor:
-        return nn.utils.clip_grad_norm_(self.module.parameters(), self._clip_grad or float("inf"))
+        parameters, largest, axis = list(self.module.parameters()), self._clip_grad or float("inf"), self._grid.tensor
+        if axis.size == 1:
+            return nn.utils.clip_grad_norm_(parameters, largest)
+        counted = [p.grad for p in parameters if axis.is_first or shard_of(p)]
+        square = nn.utils.get_total_norm(counted).square()
+        dist.all_reduce(square, group=axis.group)
+        norm = square.sqrt()
+        nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+        return norm
 
     def _to_device(self, batch: np.ndarray) -> Tensor:
         return torch.from_numpy(batch).to(self.device, non_blocking=True)
@@ -192,6 +224,42 @@ class Engine:
     def _loss_scalers(self) -> list[Any]:
         optimizer = self.deepspeed.optimizer
         return [owner for owner in (optimizer, getattr(optimizer, "loss_scaler", None)) if owner is not None]
+
+
+class ModelParallelUnit:
+    """The grid as DeepSpeed asks for it: what it calls model-parallel is the tensor axis."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._data_group = grid.data.group
+        if grid.data.size == 1:
+            # DeepSpeed takes no group for the whole world.
+            self._data_group, _ = dist.new_subgroups(group_size=1)
+
+    def get_data_parallel_rank(self) -> int:
+        return self._grid.data.rank
+
+    def get_data_parallel_world_size(self) -> int:
+        return self._grid.data.size
+
+    def get_data_parallel_group(self) -> Any:
+        return self._data_group
+
+    def get_data_parallel_group_ranks(self) -> list[int]:
+        return dist.get_process_group_ranks(self._data_group)
+
+    def get_model_parallel_rank(self) -> int:
+        return self._grid.tensor.rank
+
+    def get_model_parallel_world_size(self) -> int:
+        return self._grid.tensor.size
+
+    def get_model_parallel_group(self) -> Any:
+        return self._grid.tensor.group
+
+    get_tensor_model_parallel_rank = get_model_parallel_rank
+    get_tensor_model_parallel_world_size = get_model_parallel_world_size
+    get_tensor_model_parallel_group = get_model_parallel_group
 
 
 def init_distributed(grid: Grid, timeout_minutes: float = 10.0) -> None:

@@ -23,6 +23,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason="needs system packages: run ./tests/run.sh --system"))
 
 
+@pytest.fixture(scope="module")
+def four_ranks() -> Iterator[Ranks]:
+    """Four gloo ranks, ended with the module that uses them."""
+    ranks = Ranks(4)
+    yield ranks
+    ranks.close()
+
+
 @pytest.fixture(scope="session")
 def two_ranks() -> Iterator[Ranks]:
     """Two gloo ranks, started at the first use and shared by all tests."""
