@@ -19,7 +19,7 @@ from megatron_adalrs.parallel.cross_entropy import linear_cross_entropy
 from megatron_adalrs.parallel.layers import shard_of
 from megatron_adalrs.parallel.mappings import copy, gather, gather_sequence, reduce, reduce_scatter_sequence, scatter
 from megatron_adalrs.parallel.random import dropout, own_stream
-from megatron_adalrs.parallel.topology import Axis
+from megatron_adalrs.parallel.topology import ONE_PROCESS, Axis
 from megatron_adalrs.random_state import seed_everything
 from tests.distributed.ranks import Ranks
 from tests.distributed.runs import VOCABULARY, grid_of, micro_batches, tiny_config
@@ -97,7 +97,8 @@ def test_in_bf16_the_gradient_norm_counts_every_parameter_once(two_ranks: Ranks,
     assert results[0]["norms"][:5] == pytest.approx(expected["norms"][:5], rel=0.1)
 
 
-def weights(family: str, tensor: int) -> dict[str, torch.Tensor]:
+def differing_weights(family: str, tensor: int) -> list[str]:
+    """Names of the parameters that are not this rank's part of a whole model's."""
     config, grid = tiny_config(**FAMILIES[family]), grid_of(tensor)
     model = GPT(config.model, VOCABULARY, grid)
     initialise(model, config.model, seed=7)
@@ -116,7 +117,7 @@ def weights(family: str, tensor: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_grid_starts_from_the_same_whole_weights(two_ranks: Ranks, family: str) -> None:
-    assert two_ranks.run(weights, family, 2) == [[], []]
+    assert two_ranks.run(differing_weights, family, 2) == [[], []]
 
 
 def loss_and_gradients(tokens: int, vocabulary: int, rows: int, chunk: int) -> dict[str, list[float]]:
@@ -227,6 +228,7 @@ def test_a_checkpoint_of_tensor_ranks_resumes_to_the_same_losses(
     two_ranks: Ranks, tmp_path: Path, zero_stage: int, bf16: bool
 ) -> None:
     values = {
+        "vocab_size": VOCABULARY,
         "zero_stage": zero_stage,
         "bf16": bf16,
         "tensor_model_parallel_size": 2,
@@ -235,10 +237,7 @@ def test_a_checkpoint_of_tensor_ranks_resumes_to_the_same_losses(
     }
     for expected, resumed in two_ranks.run(resume, tmp_path, values):
         assert resumed == expected
-    checkpoint = tmp_path / "iter_0000003"
-    config = tiny_config(zero_stage=zero_stage, bf16=bf16, vocab_size=VOCABULARY)
-    state = read_state(checkpoint)
-    state["config"]["vocab_size"] = VOCABULARY
-    state["config"] |= {name: getattr(config.model, name) for name in ("hidden_dropout", "attention_dropout")}
+    checkpoint, state = tmp_path / "iter_0000003", read_state(tmp_path / "iter_0000003")
+    config = tiny_config(**values | {"tensor_model_parallel_size": 1})
     with pytest.raises(ValueError, match="tensor_model_parallel_size 2, this run has 1; use the same"):
-        require_fitting(checkpoint, state, config, grid_of.__wrapped__(), VOCABULARY)
+        require_fitting(checkpoint, state, config, ONE_PROCESS, VOCABULARY)
