@@ -42,7 +42,9 @@ def build_trainer(config: Config) -> Trainer:
     Raises:
         ValueError, OSError: on every rank, with one sentence that names the field or file.
     """
-    grid = Grid.from_environment(pipe=config.parallel.pipeline_model_parallel_size)
+    grid = Grid.from_environment(
+        pipe=config.parallel.pipeline_model_parallel_size, tensor=config.parallel.tensor_model_parallel_size
+    )
     micro_batches = config.micro_batches_per_step(grid.data.size)
     global_batch_size = config.global_batch_size(grid.data.size)
     deepspeed_settings(config, grid.data.size)
@@ -52,7 +54,6 @@ def build_trainer(config: Config) -> Trainer:
     resumed = on_first_rank(lambda: checkpoint.find_checkpoint(config.run.load)) if config.run.load else None
     saved = on_first_rank(lambda: checkpoint.read_state(resumed)) if resumed else None
     vocab_size = on_first_rank(lambda: resolve_vocab_size(config))
-    padded_vocab_size = config.model.padded_vocab_size(vocab_size)
     if resumed and saved:
         checkpoint.require_fitting(resumed, saved, config, grid)
     on_first_rank(lambda: build_datasets(config, global_batch_size) and None)
@@ -71,9 +72,9 @@ def build_trainer(config: Config) -> Trainer:
         controller.load_state_dict(saved["controller"])
     on_first_rank(lambda: write_config(config))
 
-    parameters = count_parameters(config.model, padded_vocab_size)
-    seed_everything(config.training.seed, grid.rank)
-    engine = build_engine(config, padded_vocab_size, grid)
+    parameters = count_parameters(config.model, vocab_size)
+    seed_everything(config.training.seed, grid.tensor_group)
+    engine = build_engine(config, vocab_size, grid)
     if resumed:
         checkpoint.load_checkpoint(engine, grid, resumed)
 
@@ -119,7 +120,7 @@ def build_trainer(config: Config) -> Trainer:
         metrics=metrics,
         state=state,
         identity=identity,
-        flops_per_token=flops_per_token(config.model, parameters, padded_vocab_size),
+        flops_per_token=flops_per_token(config.model, parameters, config.model.padded_vocab_size(vocab_size)),
     )
 
 
@@ -216,9 +217,12 @@ def opening(
     training = config.training
     tokens = config.global_batch_size(grid.data.size) * config.model.seq_length
     stages = f" in {grid.pipe.size} pipeline stages" if grid.pipe.size > 1 else ""
+    sequence = " with sequence parallelism" if config.parallel.sequence_parallel else ""
+    tensor = f" = {grid.data.size} data x {grid.tensor.size} tensor{sequence}" if grid.tensor.size > 1 else ""
     lines = [
         f"run directory {config.run.run_dir}",
-        f"{quantity(parameters, 'parameters')}, {grid.world_size} rank(s){stages}, ZeRO-{training.zero_stage}, "
+        f"{quantity(parameters, 'parameters')}, {grid.world_size} rank(s){stages}{tensor}, "
+        f"ZeRO-{training.zero_stage}, "
         f"{'bf16' if training.bf16 else 'fp32'}; {training.train_iters} steps of {tokens} tokens",
         f"data order {data_order}",
     ]

@@ -106,9 +106,10 @@ class ModelConfig(_Group):
     def max_positions(self) -> int:
         return self.max_position_embeddings or self.seq_length
 
-    def padded_vocab_size(self, vocab_size: int) -> int:
-        """`vocab_size` rounded up to a multiple of make_vocab_size_divisible_by."""
-        return math.ceil(vocab_size / self.make_vocab_size_divisible_by) * self.make_vocab_size_divisible_by
+    def padded_vocab_size(self, vocab_size: int, tensor_parallel_size: int = 1) -> int:
+        """`vocab_size` rounded up to a multiple of make_vocab_size_divisible_by x tensor ranks, as Megatron-LM does."""
+        multiple = self.make_vocab_size_divisible_by * tensor_parallel_size
+        return math.ceil(vocab_size / multiple) * multiple
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> ModelConfig:
@@ -210,6 +211,10 @@ class ParallelConfig(_Group):
     """Stages that the layers are cut into, one rank after the other holding a part of the model."""
     pipeline_partition: Literal["parameters", "uniform"] = "parameters"
     """Stages of about as many parameters each, or of as many layers (embedding, norm and output count as one each)."""
+    tensor_model_parallel_size: PositiveInt = 1
+    """Ranks that share every layer's heads and MLP features, and the vocabulary."""
+    sequence_parallel: bool = False
+    """Split what lies between the tensor-parallel regions (norms, dropout, residual) along the sequence."""
 
 
 class RunConfig(_Group):
@@ -269,6 +274,12 @@ class Config(_Group):
         stages, zero_stage = self.parallel.pipeline_model_parallel_size, self.training.zero_stage
         if stages == 1:
             return self
+        tensor = self.parallel.tensor_model_parallel_size
+        _require(
+            tensor == 1,
+            f"tensor_model_parallel_size: {tensor} does not combine with pipeline_model_parallel_size {stages} yet: "
+            "leave one of them at 1",
+        )
         _require(
             self.model.num_layers >= stages,
             f"pipeline_model_parallel_size: {stages} stages need a block each, num_layers is {self.model.num_layers}",
@@ -283,6 +294,29 @@ class Config(_Group):
             f"zero_stage: {zero_stage} with bf16 and pipeline_model_parallel_size {stages} makes checkpoints that "
             "DeepSpeed cannot load; use --zero-stage 1",
         )
+        return self
+
+    @model_validator(mode="after")
+    def _tensor_ranks_divide_the_model(self) -> Config:
+        model, ranks = self.model, self.parallel.tensor_model_parallel_size
+        shared = {
+            "num_attention_heads": model.num_attention_heads,
+            "num_query_groups": model.num_key_value_heads,
+            "ffn_hidden_size": model.mlp_size,
+        }
+        if self.parallel.sequence_parallel:
+            _require(
+                ranks > 1,
+                "sequence_parallel: splits the sequence over the tensor ranks, and tensor_model_parallel_size is 1; "
+                "raise it, or leave sequence_parallel out",
+            )
+            shared["seq_length"] = model.seq_length
+        for name, size in shared.items():
+            _require(
+                size % ranks == 0,
+                f"{name}: {size} is not divisible by tensor_model_parallel_size: {size} = {size // ranks} x {ranks} + "
+                f"{size % ranks}; each tensor rank takes an equal part",
+            )
         return self
 
     @property

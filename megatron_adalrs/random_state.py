@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 
-def seed_everything(seed: int, rank: int) -> None:
-    """Seed python, numpy and torch. Ranks differ, so that their dropout does."""
-    random.seed(seed + rank)
-    np.random.seed((seed + rank) % 2**32)
-    torch.manual_seed(seed + rank)
+def seed_everything(seed: int, tensor_group: int) -> None:
+    """Seed python, numpy and torch. Tensor groups differ, so that their dropout does; the ranks of one agree."""
+    random.seed(seed + tensor_group)
+    np.random.seed((seed + tensor_group) % 2**32)
+    torch.manual_seed(seed + tensor_group)
 
 
 def random_state() -> dict[str, Any]:

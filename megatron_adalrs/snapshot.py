@@ -46,6 +46,9 @@ class EngineSnapshot:
 def estimate_snapshot_bytes(training: TrainingConfig, parameters: int, data_parallel_size: int) -> int:
     """Bytes that one snapshot takes on each rank: weights, fp32 masters and AdamW's two moments.
 
+    Args:
+        parameters: of the model; along a tensor axis, of the rank's part (`Engine.parameters_held`).
+
     In fp32 without ZeRO the optimizer works on the weights themselves; otherwise it has masters of its own, which ZeRO
     shards over the data-parallel ranks. ZeRO-3 shards the weights too.
     """

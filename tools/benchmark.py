@@ -109,7 +109,7 @@ def build(arguments: Arguments, folder: Path) -> Trainer:
 def measure_step(arguments: Arguments, trainer: Trainer) -> dict[str, Any]:
     """Whole training steps of this framework against a loop that anyone would write, on the same blocks and batches."""
     config = trainer.config
-    model = GPT(config.model, config.model.padded_vocab_size(VOCABULARY))
+    model = GPT(config.model, VOCABULARY)
     initialise(model, config.model, config.training.seed)
     optimizer = build_optimizer(model, config.optimizer)
 
@@ -174,7 +174,7 @@ def measure_snapshot(arguments: Arguments, trainer: Trainer) -> dict[str, Any]:
     capture, copy, capture_ratio = paired(snapshot.capture, lambda: target.copy_(source), arguments.pairs)
     restore, _, restore_ratio = paired(snapshot.restore, lambda: target.copy_(source), arguments.pairs)
     config = trainer.config
-    parameters = count_parameters(config.model, config.model.padded_vocab_size(VOCABULARY))
+    parameters = count_parameters(config.model, VOCABULARY)
     estimate = estimate_snapshot_bytes(config.training, parameters, trainer.grid.data.size)
     return {
         "bytes": snapshot.nbytes,

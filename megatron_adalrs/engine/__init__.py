@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 
-def build_engine(config: Config, padded_vocab_size: int, grid: Grid) -> Engine:
-    """The engine that the grid calls for, with the model's initial weights. Collective."""
+def build_engine(config: Config, vocab_size: int, grid: Grid) -> Engine:
+    """The engine that the grid calls for, with initial weights. `vocab_size`: before padding. Collective."""
     kind = PipelineParallelEngine if grid.pipe.size > 1 else Engine
-    return kind(config, padded_vocab_size, grid)
+    return kind(config, vocab_size, grid)

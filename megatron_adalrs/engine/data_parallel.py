@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron_adalrs.config import Config
@@ -17,6 +18,7 @@ from megatron_adalrs.engine.process import deepspeed, get_accelerator
 from megatron_adalrs.model.gpt import GPT, initialise
 from megatron_adalrs.optim import build_optimizer
 from megatron_adalrs.parallel.collectives import gather_numbers
+from megatron_adalrs.parallel.layers import shard_of
 from megatron_adalrs.parallel.topology import Grid
 
 COUNTERS = ("micro_steps", "global_steps", "global_samples", "skipped_steps")
@@ -37,33 +39,47 @@ class StepResult(NamedTuple):
 
 
 class Engine:
-    """A model under DeepSpeed: one call a step, one loss for all ranks."""
+    """A model under DeepSpeed: one call a step, one loss for all ranks.
 
-    def __init__(self, config: Config, padded_vocab_size: int, grid: Grid) -> None:
+    Args:
+        vocab_size: before padding.
+        grid: with its groups (`Grid.with_groups`) where it has a tensor axis.
+    """
+
+    def __init__(self, config: Config, vocab_size: int, grid: Grid) -> None:
         self._grid = grid
+        self._mpu = ModelParallelUnit(grid) if grid.tensor.size > 1 else None
+        # DeepSpeed keeps the last engine's mpu in a global, and never puts it back to none.
+        deepspeed.utils.groups.mpu = self._mpu
         settings = deepspeed_settings(config, grid.data.size)
         training = config.training
-        model = self._build_model(config, padded_vocab_size, settings)
+        model = self._build_model(config, vocab_size, settings)
         # In fp32 without ZeRO, DeepSpeed clips without telling the norm: clipping is done here then.
         self._is_plain = training.zero_stage == 0 and not training.bf16
         self._clip_grad = config.optimizer.clip_grad
         if self._is_plain:
             settings["gradient_clipping"] = 0.0
         model.to(get_accelerator().current_device_name())
-        # DeepSpeed remembers the grid of the last engine in this process, even for one that is given none.
-        deepspeed.utils.groups.mpu = None
         self.deepspeed, *_ = deepspeed.initialize(
-            model=model, optimizer=build_optimizer(model, config.optimizer), config=settings
+            model=model, optimizer=build_optimizer(model, config.optimizer), config=settings, mpu=self._mpu
         )
+        # FP16_UnfusedOptimizer, in bf16 without ZeRO, looks for the mark of a shard on gradients.
+        marks_gradients = training.bf16 and training.zero_stage == 0
+        self._marked = [p for p in self.module.parameters() if shard_of(p)] if marks_gradients else []
         self.device = torch.device(self.deepspeed.device)
         # One rank has nobody to average with, yet DeepSpeed would flatten, reduce and copy back every gradient.
         if self._is_plain and grid.data.size == 1:
             self.deepspeed.enable_backward_allreduce = False
 
-    def _build_model(self, config: Config, padded_vocab_size: int, settings: dict[str, Any]) -> nn.Module:
+    def _build_model(self, config: Config, vocab_size: int, settings: dict[str, Any]) -> nn.Module:
         sharded = config.training.zero_stage == 3
-        with deepspeed.zero.Init(config_dict_or_path=settings, enabled=sharded):
-            model = GPT(config.model, padded_vocab_size)
+        with deepspeed.zero.Init(
+            config_dict_or_path=settings,
+            enabled=sharded,
+            data_parallel_group=self._mpu.get_data_parallel_group() if self._mpu else None,
+            mpu=self._mpu,
+        ):
+            model = GPT(config.model, vocab_size, self._grid, config.parallel.sequence_parallel)
         initialise(model, config.model, config.training.seed, whole=_whole if sharded else nullcontext)
         return model
 
@@ -97,6 +113,8 @@ class Engine:
             if not last:
                 self.deepspeed.step()
         norm = self._clip() if self._is_plain else None
+        for parameter in self._marked:
+            parameter.grad.tensor_model_parallel = True
         self.deepspeed.step()
         if norm is None:
             norm = self.deepspeed.get_global_grad_norm()
@@ -122,8 +140,8 @@ class Engine:
         )
 
     def _mean_loss(self, everyone: np.ndarray) -> float:
-        """The loss, from every rank's, float64 [world size]."""
-        return float(everyone.mean())
+        """The loss, from every rank's, float64 [world size]: one of each tensor group has samples of its own."""
+        return float(everyone[:: self._grid.tensor.size].mean())
 
     def live_tensors(self) -> dict[Hashable, Tensor]:
         """Every tensor that decides the following steps, in place: weights, masters, optimizer state. No tensor twice.
@@ -191,7 +209,15 @@ class Engine:
         self.deepspeed.micro_steps = self.deepspeed.global_steps * self.deepspeed.gradient_accumulation_steps()
 
     def _clip(self) -> Tensor:
-        return nn.utils.clip_grad_norm_(self.module.parameters(), self._clip_grad or float("inf"))
+        parameters, largest, axis = list(self.module.parameters()), self._clip_grad or float("inf"), self._grid.tensor
+        if axis.size == 1:
+            return nn.utils.clip_grad_norm_(parameters, largest)
+        counted = [p.grad for p in parameters if axis.is_first or shard_of(p)]
+        square = nn.utils.get_total_norm(counted).square()
+        dist.all_reduce(square, group=axis.group)
+        norm = square.sqrt()
+        nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+        return norm
 
     def _to_device(self, batch: np.ndarray) -> Tensor:
         return torch.from_numpy(batch).to(self.device, non_blocking=True)
@@ -199,6 +225,42 @@ class Engine:
     def _loss_scalers(self) -> list[Any]:
         optimizer = self.deepspeed.optimizer
         return [owner for owner in (optimizer, getattr(optimizer, "loss_scaler", None)) if owner is not None]
+
+
+class ModelParallelUnit:
+    """The grid as DeepSpeed asks for it: what it calls model-parallel is the tensor axis."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._data_group = grid.data.group
+        if grid.data.size == 1:
+            # DeepSpeed takes no group for the whole world.
+            self._data_group, _ = dist.new_subgroups(group_size=1)
+
+    def get_data_parallel_rank(self) -> int:
+        return self._grid.data.rank
+
+    def get_data_parallel_world_size(self) -> int:
+        return self._grid.data.size
+
+    def get_data_parallel_group(self) -> Any:
+        return self._data_group
+
+    def get_data_parallel_group_ranks(self) -> list[int]:
+        return dist.get_process_group_ranks(self._data_group)
+
+    def get_model_parallel_rank(self) -> int:
+        return self._grid.tensor.rank
+
+    def get_model_parallel_world_size(self) -> int:
+        return self._grid.tensor.size
+
+    def get_model_parallel_group(self) -> Any:
+        return self._grid.tensor.group
+
+    get_tensor_model_parallel_rank = get_model_parallel_rank
+    get_tensor_model_parallel_world_size = get_model_parallel_world_size
+    get_tensor_model_parallel_group = get_model_parallel_group
 
 
 def _whole(parameter: nn.Parameter) -> Any:

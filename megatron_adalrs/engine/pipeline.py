@@ -27,8 +27,8 @@ TIE = "token_embedding"
 class PipelineParallelEngine(Engine):
     """A model cut into stages. Every rank is given its pipeline's micro-batches; the first and last stage use them."""
 
-    def __init__(self, config: Config, padded_vocab_size: int, grid: Grid) -> None:
-        super().__init__(config, padded_vocab_size, grid)
+    def __init__(self, config: Config, vocab_size: int, grid: Grid) -> None:
+        super().__init__(config, vocab_size, grid)
         self._shape: tuple[int, ...] | None = None
         self._norm: float | None = None
         if self._is_plain:
@@ -36,8 +36,8 @@ class PipelineParallelEngine(Engine):
             self.deepspeed.optimizer.register_step_pre_hook(self._clip_before_step)
             self.deepspeed.pipeline_enable_backward_allreduce = grid.data.size > 1
 
-    def _build_model(self, config: Config, padded_vocab_size: int, settings: dict[str, Any]) -> nn.Module:
-        layers = pipeline_layers(config.model, padded_vocab_size)
+    def _build_model(self, config: Config, vocab_size: int, settings: dict[str, Any]) -> nn.Module:
+        layers = pipeline_layers(config.model, vocab_size)
         shape = self._grid.shape
         with redirect_stdout(io.StringIO()):  # its constructor prints
             model = _Stage(
@@ -47,7 +47,7 @@ class PipelineParallelEngine(Engine):
             )
         start, stop = model.parts[self._grid.pipe.rank : self._grid.pipe.rank + 2]
         mine = dict(zip((layer.name for layer in layers[start:stop]), model.forward_funcs, strict=True))
-        initialise(arranged_as_gpt(mine), config.model, config.training.seed)
+        initialise(arranged_as_gpt(mine, vocab_size), config.model, config.training.seed)
         if self._grid.pipe.is_last:
             model.loss_fn = model.forward_funcs[-1].loss
         return model

@@ -39,45 +39,58 @@ class _Output(nn.Module):
     """The pipe's end. The output matrix is used within the loss, which is never told apart from it."""
 
     weight: Tensor  # [padded vocabulary, h]
+    vocab_size: int  # before padding
 
     def forward(self, x: Tensor) -> Tensor:
         return x
 
     def loss(self, x: Tensor, targets: Tensor) -> Tensor:
         """Mean next-token loss of final hidden states [b, s, h]; targets: [b, s], int64."""
-        return linear_cross_entropy(x.flatten(0, 1), self.weight, targets.flatten())
+        return linear_cross_entropy(x.flatten(0, 1), self.weight, targets.flatten(), self.vocab_size)
 
 
 class Output(_Output, nn.Linear):
     """An output matrix of its own."""
 
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__(config.hidden_size, config.padded_vocab_size(vocab_size), bias=False)
+        self.vocab_size = vocab_size
+
 
 class TiedOutput(_Output, nn.Embedding):
     """The last stage's copy of the token embedding."""
 
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__(config.padded_vocab_size(vocab_size), config.hidden_size)
+        self.vocab_size = vocab_size
 
-def pipeline_layers(config: ModelConfig, padded_vocab_size: int) -> list[PipelineLayer]:
-    """Embedding, blocks, final norm, output: what GPT does with tokens [b, s], in its order."""
+
+def pipeline_layers(config: ModelConfig, vocab_size: int) -> list[PipelineLayer]:
+    """Embedding, blocks, final norm, output: what GPT does with tokens [b, s], in its order.
+
+    Args:
+        vocab_size: before padding.
+    """
     rotary = None
     if config.position_embedding_type == "rope":
         # One table for all blocks of a stage.
         rotary = Rotary(config.head_dim, config.max_positions, config.rotary_base)
     blocks = [PipelineLayer(f"blocks.{i}", partial(PipelineBlock, config, rotary)) for i in range(config.num_layers)]
     final_norm = PipelineLayer("final_norm", partial(norm, config))
-    build_embedding = partial(Embedding, config, padded_vocab_size)
+    build_embedding = partial(Embedding, config, config.padded_vocab_size(vocab_size))
     if config.untie_embeddings_and_output_weights:
         embedding = PipelineLayer("embedding", build_embedding)
-        output = PipelineLayer("output", partial(Output, config.hidden_size, padded_vocab_size, bias=False))
+        output = PipelineLayer("output", partial(Output, config, vocab_size))
     else:
         embedding = PipelineLayer("embedding", build_embedding, tied_weight="tokens.weight")
-        build_output = partial(TiedOutput, padded_vocab_size, config.hidden_size)
-        output = PipelineLayer("embedding.tokens", build_output, tied_weight="weight")
+        output = PipelineLayer("embedding.tokens", partial(TiedOutput, config, vocab_size), tied_weight="weight")
     return [embedding, *blocks, final_norm, output]
 
 
-def arranged_as_gpt(layers: Mapping[str, nn.Module]) -> nn.Module:
-    """A container that holds a stage's layers where GPT has them: its `named_parameters` go by GPT's names."""
+def arranged_as_gpt(layers: Mapping[str, nn.Module], vocab_size: int) -> nn.Module:
+    """A container that holds a stage's layers where GPT has them: `initialise` treats it as one."""
     root = nn.Module()
+    root.vocab_size = vocab_size
     for name, layer in layers.items():
         *path, last = name.split(".")
         place = root

@@ -2,59 +2,70 @@
 
 Source: the chunked "linear cross entropy" of Liger Kernel (arXiv 2410.10989, section 3.2) and Wijmans et al. (arXiv
 2411.09009). The gradients are computed in the forward pass, chunk by chunk, while the chunk's logits are at hand:
-d loss / d logits = (softmax(logits) - onehot(target)) / n.
+d loss / d logits = (softmax(logits) - onehot(target)) / n. Along a tensor axis each rank has the logits of its range of
+the vocabulary, and what a softmax needs of the others is all-reduced: the maximum, the sum of exponentials and the
+target's logit (arXiv 1909.08053, section 3), three numbers a token.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from megatron_adalrs.parallel.topology import ONE_RANK, Axis
 
 CHUNK_ELEMENTS = 1 << 22
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross entropy of the logits `hidden @ weight.T`.
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int | None = None, axis: Axis = ONE_RANK
+) -> Tensor:
+    """Mean cross entropy of the logits `hidden @ weight.T`, over the first `vocab_size` rows of the whole weight.
+
+    Rows from `vocab_size` on are padding: they take no part in the softmax and their gradient is 0, so that the loss
+    does not depend on how far a grid pads the vocabulary.
 
     Args:
-        hidden: [tokens, hidden_size], any floating dtype.
-        weight: [vocab_size, hidden_size], same dtype.
+        hidden: [tokens, hidden_size], any floating dtype, the same on each rank of the axis. Its gradient is that of
+            this rank's part of the vocabulary: pass it through `mappings.copy` or `gather_sequence`, which add them up.
+        weight: [rows, hidden_size], same dtype: this rank's rows of the whole weight, as many on each rank.
         targets: [tokens], int64, each in [0, vocab_size).
+        vocab_size: default: all rows.
 
     Returns:
-        Scalar, float32. Differentiable once, with respect to `hidden` and `weight`.
+        Scalar, float32, the same on each rank. Differentiable once, with respect to `hidden` and `weight`.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, targets)
+    first = axis.rank * weight.shape[0]
+    rows = weight.shape[0] if vocab_size is None else min(max(vocab_size - first, 0), weight.shape[0])
+    return _LinearCrossEntropy.apply(hidden, weight, targets - first if first else targets, rows, axis)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:  # type: ignore[override]
-        tokens, vocab_size = hidden.shape[0], weight.shape[0]
-        training = any(ctx.needs_input_grad)
-        rows = max(1, CHUNK_ELEMENTS // vocab_size)
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int, axis: Axis) -> Tensor:  # type: ignore[override]
+        """`targets` count from this rank's first row; `rows`: those of `weight` that are no padding."""
+        tokens, training = hidden.shape[0], any(ctx.needs_input_grad)
+        used = weight[:rows] if rows < weight.shape[0] else weight
+        # By the rows with their padding: as many chunks on each rank, since every chunk is a collective.
+        chunk_tokens = max(1, CHUNK_ELEMENTS // weight.shape[0])
         grad_hidden = torch.empty_like(hidden) if training else None
         # Several chunks add up in the weight's gradient: in float32, so that bfloat16 is rounded once, at the end.
         grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if training else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        for start in range(0, tokens, rows):
-            chunk = slice(start, start + rows)
-            logits = (hidden[chunk] @ weight.t()).float()  # [rows, vocab_size]
-            target = targets[chunk].unsqueeze(1)  # [rows, 1]
-            logits -= logits.amax(dim=1, keepdim=True)
-            total -= logits.gather(1, target).sum()
-            denominator = logits.exp_().sum(dim=1, keepdim=True)
-            total += denominator.log().sum()
+        for start in range(0, tokens, chunk_tokens):
+            chunk = slice(start, start + chunk_tokens)
+            logits = (hidden[chunk] @ used.t()).float()  # [chunk, rows]
+            loss, grad_logits = _cross_entropy(logits, targets[chunk], tokens, axis, training)
+            total += loss
             if training:
-                probabilities = logits.div_(denominator.mul_(tokens))
-                probabilities.scatter_add_(1, target, torch.full_like(target, -1.0 / tokens, dtype=torch.float32))
-                grad_logits = probabilities.to(hidden.dtype)
-                torch.mm(grad_logits, weight, out=grad_hidden[chunk])
+                grad_logits = grad_logits.to(hidden.dtype)
+                torch.mm(grad_logits, used, out=grad_hidden[chunk])
                 if grad_logits.dtype == torch.float32:
-                    grad_weight.addmm_(grad_logits.t(), hidden[chunk])
+                    grad_weight[:rows].addmm_(grad_logits.t(), hidden[chunk])
                 else:
-                    grad_weight += grad_logits.t() @ hidden[chunk]
+                    grad_weight[:rows] += grad_logits.t() @ hidden[chunk]
         if training:
             ctx.gradients = (grad_hidden, grad_weight.to(weight.dtype))
         return total / tokens
@@ -66,4 +77,38 @@ class _LinearCrossEntropy(torch.autograd.Function):
             raise RuntimeError("linear_cross_entropy: its gradients were scaled in place by a first backward pass")
         grad_hidden, grad_weight = ctx.gradients
         ctx.gradients = None
-        return grad_hidden.mul_(grad_loss), grad_weight.mul_(grad_loss), None
+        return grad_hidden.mul_(grad_loss), grad_weight.mul_(grad_loss), None, None, None
+
+
+def _cross_entropy(
+    logits: Tensor, targets: Tensor, tokens: int, axis: Axis, training: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Sum of a chunk's losses, and the gradient of the mean over `tokens` with respect to its logits [chunk, rows].
+
+    Overwrites `logits`; the gradient is made in its memory.
+    """
+    target = targets.unsqueeze(1)  # [chunk, 1]
+    step = logits.new_full(target.shape, -1.0 / tokens)
+    if axis.size == 1:
+        logits -= logits.amax(dim=1, keepdim=True)
+        target_logit = logits.gather(1, target)
+        denominator = logits.exp_().sum(dim=1, keepdim=True)
+    else:
+        here = (target >= 0) & (target < logits.shape[1])
+        target, step = target.masked_fill(~here, 0), step.masked_fill(~here, 0.0)
+        # A rank whose rows are all padding has no logits, and the maximum of nothing is not defined.
+        is_idle = logits.shape[1] == 0
+        largest = torch.full_like(step, -torch.inf) if is_idle else logits.amax(dim=1, keepdim=True)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=axis.group)
+        logits -= largest
+        mine = torch.zeros_like(step) if is_idle else logits.gather(1, target).masked_fill(~here, 0.0)
+        sums = torch.cat([mine, logits.exp_().sum(dim=1, keepdim=True)], dim=1)
+        dist.all_reduce(sums, group=axis.group)
+        target_logit, denominator = sums.split(1, dim=1)
+    loss = denominator.log().sum() - target_logit.sum()
+    if not training:
+        return loss, None
+    gradient = logits.div_(denominator * tokens)
+    if gradient.shape[1]:
+        gradient.scatter_add_(1, target, step)
+    return loss, gradient

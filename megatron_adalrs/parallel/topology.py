@@ -100,6 +100,11 @@ class Grid:
         """Whether this process speaks for all: it prints and writes what every rank knows."""
         return self.rank == 0
 
+    @property
+    def tensor_group(self) -> int:
+        """Number of this process's tensor group: its ranks read the same samples and share a random stream."""
+        return self.rank // self.tensor.size
+
     @classmethod
     def from_environment(cls, pipe: int = 1, context: int = 1, tensor: int = 1) -> Grid:
         """Place in the grid of the ranks that the launcher announced in RANK and WORLD_SIZE; no groups yet.
@@ -128,3 +133,7 @@ class Grid:
             mine = next(i for i, line in enumerate(self.shape.lines(name)) if self.rank in line)
             axes[name] = replace(axis, group=groups[mine])
         return replace(self, **axes)
+
+
+ONE_RANK = Axis()
+ONE_PROCESS = Grid(GridShape())

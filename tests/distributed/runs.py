@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,12 @@ def tiny_config(**values: Any) -> Config:
         "train_iters": 100, "lr": 1e-2, "data_path": "none", "micro_batch_size": 2, "global_batch_size": 8,
     }  # fmt: skip
     return config_from_values(defaults | values)
+
+
+@cache
+def grid_of(tensor: int = 1, pipe: int = 1) -> Grid:
+    """This rank's place, with groups that are made once: a process would run out of them otherwise."""
+    return Grid.from_environment(tensor=tensor, pipe=pipe).with_groups()
 
 
 def micro_batches(config: Config, grid: Grid, step: int) -> list[np.ndarray]:

@@ -13,9 +13,8 @@ from megatron_adalrs.engine import Engine, build_engine
 from megatron_adalrs.parallel.topology import Grid
 from megatron_adalrs.random_state import seed_everything
 from tests.distributed.ranks import Ranks
-from tests.distributed.runs import micro_batches, tiny_config
+from tests.distributed.runs import VOCABULARY, grid_of, micro_batches, tiny_config
 
-PADDED = 256
 STEPS = 20
 CLIP = 1.1
 GPT2 = {"preset": "gpt2-tiny"}
@@ -30,9 +29,9 @@ def config_of(values: dict[str, Any]) -> Config:
 
 def start(values: dict[str, Any]) -> tuple[Config, Grid, Engine]:
     config = config_of(values)
-    grid = Grid.from_environment(pipe=config.parallel.pipeline_model_parallel_size).with_groups()
-    seed_everything(config.training.seed, grid.rank)
-    engine = build_engine(config, PADDED, grid)
+    grid = grid_of(pipe=config.parallel.pipeline_model_parallel_size)
+    seed_everything(config.training.seed, grid.tensor_group)
+    engine = build_engine(config, VOCABULARY, grid)
     engine.set_lr(config.optimizer.lr)
     return config, grid, engine
 
@@ -86,6 +85,23 @@ def test_four_stages_train_like_one_rank(one_rank: Ranks, four_ranks: Ranks, sha
 def test_two_stages_of_two_replicas_train_like_one_rank(one_rank: Ranks, four_ranks: Ranks, zero_stage: int) -> None:
     grid = {"pipeline_model_parallel_size": 2, "zero_stage": zero_stage}
     assert_like_one_rank(one_rank, four_ranks, GPT2, grid)
+
+
+def padding(values: dict[str, Any]) -> list[float]:
+    """Largest element among the padding rows of each vocabulary table that this stage holds, after a few steps."""
+    config, grid, engine = start(values)
+    for step in range(3):
+        engine.train_batch(micro_batches(config, grid, step))
+    rows = config.model.padded_vocab_size(VOCABULARY)
+    tables = [parameter for parameter in engine.module.parameters() if parameter.shape[0] == rows]
+    return [float(table[VOCABULARY:].detach().abs().max()) for table in tables]
+
+
+@pytest.mark.parametrize("shape", [GPT2, LLAMA], ids=["tied", "untied"])
+def test_padding_rows_stay_zero_on_both_ends_of_the_pipe(two_ranks: Ranks, shape: dict[str, Any]) -> None:
+    # A width at which no other matrix has as many rows as the padded vocabulary.
+    values = shape | {"pipeline_model_parallel_size": 2, "ffn_hidden_size": 48}
+    assert two_ranks.run(padding, values) == [[0.0], [0.0]]
 
 
 def losses_of_other_shapes(values: dict[str, Any]) -> list[float]:
@@ -143,6 +159,10 @@ def test_a_checkpoint_of_other_stages_is_refused(tmp_path: Path) -> None:
         ({"pipeline_model_parallel_size": 2, "zero_stage": 3}, "zero_stage: 3 .*pipeline_model_parallel_size 2"),
         ({"pipeline_model_parallel_size": 2, "bf16": True}, "zero_stage: 0 with bf16 .*use --zero-stage 1"),
         ({"pipeline_partition": "by hand"}, "pipeline_partition: 'by hand'"),
+        (
+            {"pipeline_model_parallel_size": 2, "tensor_model_parallel_size": 2},
+            "tensor_model_parallel_size: 2 does not combine with pipeline_model_parallel_size 2 yet: ",
+        ),
     ],
     ids=str,
 )

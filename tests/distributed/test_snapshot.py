@@ -8,13 +8,11 @@ from typing import Any
 import pytest
 
 from megatron_adalrs.engine import Engine, build_engine
-from megatron_adalrs.parallel.topology import Grid
 from megatron_adalrs.random_state import seed_everything
 from megatron_adalrs.snapshot import EngineSnapshot, estimate_snapshot_bytes
 from tests.distributed.ranks import Ranks
-from tests.distributed.runs import micro_batches, tiny_config
+from tests.distributed.runs import VOCABULARY, grid_of, micro_batches, tiny_config
 
-PADDED = 256
 FOLLOWING = 10
 
 
@@ -28,9 +26,9 @@ def digest(engine: Engine) -> str:
 def run(values: dict[str, Any], start: int, trial_steps: int) -> dict[str, Any]:
     """Train `start` steps, optionally take and undo a trial at a wild rate, then train the following ones."""
     config = tiny_config(**values)
-    grid = Grid.from_environment(pipe=config.parallel.pipeline_model_parallel_size).with_groups()
-    seed_everything(config.training.seed, grid.rank)
-    engine = build_engine(config, PADDED, grid)
+    grid = grid_of(config.parallel.tensor_model_parallel_size, config.parallel.pipeline_model_parallel_size)
+    seed_everything(config.training.seed, grid.tensor_group)
+    engine = build_engine(config, VOCABULARY, grid)
     engine.set_lr(config.optimizer.lr)
     for step in range(start):
         engine.train_batch(micro_batches(config, grid, step))
@@ -73,6 +71,27 @@ def test_backtracking_is_bit_exact(two_ranks: Ranks, preset: str, zero_stage: in
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_backtracking_is_bit_exact_on_tensor_ranks(two_ranks: Ranks, zero_stage: int, bf16: bool) -> None:
+    values = {
+        "preset": "qwen2-tiny",
+        "zero_stage": zero_stage,
+        "bf16": bf16,
+        "hidden_dropout": 0.1,
+        "attention_dropout": 0.1,
+        "num_query_groups": 2,
+        "tensor_model_parallel_size": 2,
+    }
+    untouched = two_ranks.run(run, values, start=3, trial_steps=0)
+    undone = two_ranks.run(run, values, start=3, trial_steps=4)
+    for rank in range(2):
+        assert undone[rank]["steps"] == untouched[rank]["steps"]
+        assert undone[rank]["digest"] == untouched[rank]["digest"]
+        assert undone[rank]["bytes"] == pytest.approx(undone[rank]["estimate"], rel=0.05)
+    assert untouched[0]["steps"] == untouched[1]["steps"]
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_a_snapshot_from_before_the_first_step_is_bit_exact(two_ranks: Ranks, zero_stage: int, bf16: bool) -> None:
     values = {"zero_stage": zero_stage, "bf16": bf16}
     untouched = two_ranks.run(run, values, start=0, trial_steps=0)
@@ -103,8 +122,8 @@ def test_backtracking_a_pipeline_is_bit_exact(two_ranks: Ranks, preset: str, cel
 
 
 def losses_of_a_diverged_run() -> tuple[list[float], list[float]]:
-    config, grid = tiny_config(), Grid.from_environment()
-    engine = Engine(config, PADDED, grid)
+    config, grid = tiny_config(), grid_of()
+    engine = Engine(config, VOCABULARY, grid)
     snapshot = EngineSnapshot(engine)
     engine.train_batch(micro_batches(config, grid, 0))
     snapshot.capture()

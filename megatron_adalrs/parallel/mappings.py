@@ -1,0 +1,146 @@
+"""Collectives along an axis that autograd understands. Each one names its pair: what the forward pass does, and what
+the backward pass does with the gradient. Source: Megatron-LM (arXiv 1909.08053, section 3; 2205.05198, section 4.2.2).
+
+    function                 forward         backward        used where
+    copy                     identity        all-reduce      into a region where each rank holds part of the weights
+    reduce                   all-reduce      identity        out of it: the ranks' results are partial sums
+    scatter                  split           all-gather      each rank has all of a tensor and goes on with its part
+    gather                   all-gather      split           back: each rank goes on alike with all of it
+    gather_sequence          all-gather      reduce-scatter  `copy` where the input is split along the sequence
+    reduce_scatter_sequence  reduce-scatter  all-gather      `reduce` where the output is to be split along it
+
+Along an axis of one process each returns its argument: no node in the graph. All are collectives of the axis' group.
+The sequence is dimension 1 of [b, s, h].
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd import Function
+
+from megatron_adalrs.parallel.topology import Axis
+
+SEQUENCE = 1
+
+
+def copy(x: Tensor, axis: Axis) -> Tensor:
+    """Forward: identity. Backward: all-reduce (sum)."""
+    return x if axis.size == 1 else _Copy.apply(x, axis)
+
+
+def reduce(x: Tensor, axis: Axis) -> Tensor:
+    """Forward: all-reduce (sum). Backward: identity."""
+    return x if axis.size == 1 else _Reduce.apply(x, axis)
+
+
+def scatter(x: Tensor, axis: Axis, dim: int) -> Tensor:
+    """Forward: this rank's part of `dim`, which the axis divides. Backward: all-gather."""
+    return x if axis.size == 1 else _Scatter.apply(x, axis, dim)
+
+
+def gather(x: Tensor, axis: Axis, dim: int) -> Tensor:
+    """Forward: all ranks' parts, joined along `dim` in the order of the axis. Backward: this rank's part."""
+    return x if axis.size == 1 else _Gather.apply(x, axis, dim)
+
+
+def gather_sequence(x: Tensor, axis: Axis) -> Tensor:
+    """[b, s / axis, h] -> [b, s, h]. Forward: all-gather. Backward: reduce-scatter (sum)."""
+    return x if axis.size == 1 else _GatherSequence.apply(x, axis)
+
+
+def reduce_scatter_sequence(x: Tensor, axis: Axis) -> Tensor:
+    """[b, s, h] -> [b, s / axis, h]. Forward: reduce-scatter (sum). Backward: all-gather."""
+    return x if axis.size == 1 else _ReduceScatterSequence.apply(x, axis)
+
+
+class _Copy(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:  # type: ignore[override]
+        ctx.axis = axis
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return _all_reduce(grad, ctx.axis), None
+
+
+class _Reduce(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:  # type: ignore[override]
+        return _all_reduce(x, axis)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad, None
+
+
+class _Scatter(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: Axis, dim: int) -> Tensor:  # type: ignore[override]
+        ctx.axis, ctx.dim = axis, dim
+        return _part(x, axis, dim)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return _all_gather(grad, ctx.axis, ctx.dim), None, None
+
+
+class _Gather(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: Axis, dim: int) -> Tensor:  # type: ignore[override]
+        ctx.axis, ctx.dim = axis, dim
+        return _all_gather(x, axis, dim)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return _part(grad, ctx.axis, ctx.dim), None, None
+
+
+class _GatherSequence(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:  # type: ignore[override]
+        ctx.axis = axis
+        return _all_gather(x, axis, SEQUENCE)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return _reduce_scatter(grad, ctx.axis, SEQUENCE), None
+
+
+class _ReduceScatterSequence(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:  # type: ignore[override]
+        ctx.axis = axis
+        return _reduce_scatter(x, axis, SEQUENCE)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return _all_gather(grad, ctx.axis, SEQUENCE), None
+
+
+def _all_reduce(x: Tensor, axis: Axis) -> Tensor:
+    # A copy: the tensor may be in use elsewhere in the graph.
+    total = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total, group=axis.group)
+    return total
+
+
+def _part(x: Tensor, axis: Axis, dim: int) -> Tensor:
+    return x.chunk(axis.size, dim)[axis.rank].clone(memory_format=torch.contiguous_format)
+
+
+def _all_gather(x: Tensor, axis: Axis, dim: int) -> Tensor:
+    parts = x.new_empty(axis.size * x.shape[0], *x.shape[1:])
+    dist.all_gather_into_tensor(parts, x.contiguous(), group=axis.group)
+    return parts if dim == 0 else torch.cat(parts.chunk(axis.size), dim)
+
+
+def _reduce_scatter(x: Tensor, axis: Axis, dim: int) -> Tensor:
+    parts = torch.cat(x.chunk(axis.size, dim))  # one rank's part after another along dimension 0
+    mine = parts.new_empty(parts.shape[0] // axis.size, *parts.shape[1:])
+    dist.reduce_scatter_tensor(mine, parts, group=axis.group)
+    return mine

@@ -1,0 +1,243 @@
+"""Tensor and sequence parallelism give what one rank gives: losses, gradient norms, weights, checkpoints."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from megatron_adalrs.checkpoint import load_checkpoint, read_state, require_fitting, save_checkpoint
+from megatron_adalrs.engine import Engine
+from megatron_adalrs.model.gpt import GPT, initialise
+from megatron_adalrs.parallel import cross_entropy
+from megatron_adalrs.parallel.cross_entropy import linear_cross_entropy
+from megatron_adalrs.parallel.layers import shard_of
+from megatron_adalrs.parallel.mappings import copy, gather, gather_sequence, reduce, reduce_scatter_sequence, scatter
+from megatron_adalrs.parallel.random import dropout, own_stream
+from megatron_adalrs.parallel.topology import ONE_PROCESS, Axis
+from megatron_adalrs.random_state import seed_everything
+from tests.distributed.ranks import Ranks
+from tests.distributed.runs import VOCABULARY, grid_of, micro_batches, tiny_config
+
+STEPS = 12
+# A rate at which nothing grows: at 1e-2 rounding doubles every few steps, in one rank's run too.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt2": {"preset": "gpt2-tiny", "lr": 1e-3, "micro_batch_size": 2, "clip_grad": 0.5},
+    "qwen2": {"preset": "qwen2-tiny", "lr": 1e-3, "micro_batch_size": 2, "num_query_groups": 2, "clip_grad": 0.5},
+    "untied": {"preset": "llama-tiny", "lr": 1e-3, "num_query_groups": 4, "untie_embeddings_and_output_weights": True},
+}
+
+
+def train(values: dict[str, Any], steps: int = STEPS) -> dict[str, Any]:
+    config = tiny_config(**values)
+    grid = grid_of(config.parallel.tensor_model_parallel_size)
+    seed_everything(config.training.seed, grid.tensor_group)
+    engine = Engine(config, VOCABULARY, grid)
+    engine.set_lr(config.optimizer.lr)
+    results = [engine.train_batch(micro_batches(config, grid, step)) for step in range(steps)]
+    losses = [result.loss for result in results]
+    evaluated = engine.evaluate(iter([micro_batches(config, grid, steps)]))
+    return {"losses": [*losses, evaluated], "norms": [result.grad_norm for result in results]}
+
+
+@cache
+def of_one_rank(family: str, zero_stage: int = 0) -> dict[str, Any]:
+    ranks = Ranks(1)
+    try:
+        return ranks.run(train, FAMILIES[family] | {"zero_stage": zero_stage})[0]
+    finally:
+        ranks.close()
+
+
+def check_like_one_rank(family: str, results: list[dict[str, Any]]) -> None:
+    expected = of_one_rank(family)
+    for result in results:
+        assert result == results[0]
+        assert result["losses"] == pytest.approx(expected["losses"], rel=1e-5)
+        assert result["norms"] == pytest.approx(expected["norms"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "sequence_parallel"),
+    [("gpt2", False), ("qwen2", False), ("gpt2", True), ("untied", True)],
+    ids=["gpt2", "qwen2", "gpt2-sequence", "untied-sequence"],
+)
+def test_two_tensor_ranks_train_like_one_rank(two_ranks: Ranks, family: str, sequence_parallel: bool) -> None:
+    values = {"tensor_model_parallel_size": 2, "sequence_parallel": sequence_parallel}
+    check_like_one_rank(family, two_ranks.run(train, FAMILIES[family] | values))
+
+
+def test_two_tensor_ranks_train_like_one_rank_under_zero_3(two_ranks: Ranks) -> None:
+    values = {"tensor_model_parallel_size": 2, "sequence_parallel": True, "zero_stage": 3}
+    check_like_one_rank("gpt2", two_ranks.run(train, FAMILIES["gpt2"] | values))
+
+
+def test_four_tensor_ranks_train_like_one_rank(four_ranks: Ranks) -> None:
+    """With 50 tokens padded to 512, three of the ranks hold nothing but padding."""
+    check_like_one_rank("gpt2", four_ranks.run(train, FAMILIES["gpt2"] | {"tensor_model_parallel_size": 4}))
+
+
+def test_two_tensor_by_two_data_ranks_train_like_one_rank(four_ranks: Ranks) -> None:
+    values = {"tensor_model_parallel_size": 2, "sequence_parallel": True, "zero_stage": 1}
+    check_like_one_rank("qwen2", four_ranks.run(train, FAMILIES["qwen2"] | values))
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_in_bf16_the_gradient_norm_counts_every_parameter_once(two_ranks: Ranks, zero_stage: int) -> None:
+    # Leaving out the other rank's shards, as DeepSpeed does for unmarked gradients, would make it a third smaller.
+    values = FAMILIES["gpt2"] | {"bf16": True, "zero_stage": zero_stage, "tensor_model_parallel_size": 2}
+    expected = of_one_rank("gpt2")
+    results = two_ranks.run(train, values)
+    assert results[0] == results[1]
+    assert results[0]["norms"][:5] == pytest.approx(expected["norms"][:5], rel=0.1)
+
+
+def differing_weights(family: str, tensor: int) -> list[str]:
+    """Names of the parameters that are not this rank's part of a whole model's."""
+    config, grid = tiny_config(**FAMILIES[family]), grid_of(tensor)
+    model = GPT(config.model, VOCABULARY, grid)
+    initialise(model, config.model, seed=7)
+    whole = GPT(config.model, VOCABULARY)
+    initialise(whole, config.model, seed=7)
+    expected = dict(whole.named_parameters())
+    differing = []
+    for name, parameter in model.named_parameters():
+        part, shard = expected[name], shard_of(parameter)
+        if name in ("embedding.tokens.weight", "output.weight"):
+            part = F.pad(part, (0, 0, 0, sum(shard.blocks) - part.shape[0]))
+        if not torch.equal(parameter, shard.of(part) if shard else part):
+            differing.append(name)
+    return differing
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_grid_starts_from_the_same_whole_weights(two_ranks: Ranks, family: str) -> None:
+    assert two_ranks.run(differing_weights, family, 2) == [[], []]
+
+
+def loss_and_gradients(tokens: int, vocabulary: int, rows: int, chunk: int) -> dict[str, list[float]]:
+    """Largest deviations of the vocabulary-parallel loss from torch's, in its value and its gradients."""
+    axis = grid_of(2).tensor
+    generator = torch.Generator().manual_seed(vocabulary)
+    whole = torch.randn(rows * axis.size, 8, generator=generator)
+    hidden = torch.randn(tokens, 8, generator=generator, requires_grad=True)
+    targets = torch.randint(vocabulary, (tokens,), generator=generator)
+    weight = whole.chunk(axis.size)[axis.rank].clone().requires_grad_()
+    default, cross_entropy.CHUNK_ELEMENTS = cross_entropy.CHUNK_ELEMENTS, chunk
+    loss = linear_cross_entropy(copy(hidden, axis), weight, targets, vocabulary, axis)
+    cross_entropy.CHUNK_ELEMENTS = default
+    (3.0 * loss).backward()
+
+    reference_hidden, reference_weight = hidden.detach().clone().requires_grad_(), whole.clone().requires_grad_()
+    reference = F.cross_entropy(reference_hidden @ reference_weight[:vocabulary].t(), targets)
+    (3.0 * reference).backward()
+    pairs = {
+        "loss": (loss, reference),
+        "hidden": (hidden.grad, reference_hidden.grad),
+        "weight": (weight.grad, reference_weight.grad.chunk(axis.size)[axis.rank]),
+    }
+    return {name: float((a - b).detach().abs().max()) for name, (a, b) in pairs.items()}
+
+
+@pytest.mark.parametrize("chunk", [64, 1 << 22], ids=["chunks", "one chunk"])
+@pytest.mark.parametrize(("vocabulary", "rows"), [(1, 1), (13, 7), (16, 8), (33, 32), (29, 64), (101, 64)])
+def test_vocabulary_parallel_cross_entropy_is_torchs(two_ranks: Ranks, vocabulary: int, rows: int, chunk: int) -> None:
+    for deviations in two_ranks.run(loss_and_gradients, 11, vocabulary, rows, chunk):
+        assert max(deviations.values()) < 2e-6, deviations
+
+
+def mapped() -> dict[str, Any]:
+    """Result and gradient of each mapping; rank r holds (r + 1) times 0..7, shaped [1, 4, 2] or its part."""
+    axis = grid_of(2).tensor
+    whole, part = torch.arange(8.0).view(1, 4, 2), torch.arange(4.0).view(1, 2, 2)
+    functions = {
+        "copy": (lambda x: copy(x, axis), whole),
+        "reduce": (lambda x: reduce(x, axis), whole),
+        "scatter": (lambda x: scatter(x, axis, 1), whole),
+        "gather": (lambda x: gather(x, axis, -1), part),
+        "gather_sequence": (lambda x: gather_sequence(x, axis), part),
+        "reduce_scatter_sequence": (lambda x: reduce_scatter_sequence(x, axis), whole),
+    }
+    results = {}
+    for name, (function, values) in functions.items():
+        x = (values * (axis.rank + 1)).requires_grad_()
+        y = function(x)
+        y.backward(torch.arange(float(y.numel())).view(y.shape) * (axis.rank + 1))
+        results[name] = y.detach().numpy(), x.grad.numpy()
+    return results
+
+
+def test_each_mapping_pairs_its_forward_with_its_backward(two_ranks: Ranks) -> None:
+    whole, part = np.arange(8.0).reshape(1, 4, 2), np.arange(4.0).reshape(1, 2, 2)
+    for rank, results in enumerate(two_ranks.run(mapped)):
+        mine, rows = rank + 1, slice(2 * rank, 2 * rank + 2)
+        joined = np.arange(8.0).reshape(1, 2, 4)
+        expected = {
+            "copy": (whole * mine, whole * 3),
+            "reduce": (whole * 3, whole * mine),
+            "scatter": (whole[:, rows] * mine, np.concatenate([part, 2 * part], 1)),
+            "gather": (np.concatenate([part, 2 * part], 2), joined[..., rows] * mine),
+            "gather_sequence": (np.concatenate([part, 2 * part], 1), whole[:, rows] * 3),
+            "reduce_scatter_sequence": (whole[:, rows] * 3, np.concatenate([part, 2 * part], 1)),
+        }
+        for name, (forward, backward) in expected.items():
+            np.testing.assert_array_equal(results[name][0], forward, err_msg=name)
+            np.testing.assert_array_equal(results[name][1], backward, err_msg=name)
+
+
+def dropped() -> tuple[list[float], list[float], list[float]]:
+    axis = grid_of(2).tensor
+    seed_everything(5, 0)
+    shared = dropout(torch.ones(64), 0.5, True, Axis())
+    own = dropout(torch.ones(64), 0.5, True, axis)
+    with own_stream(axis):
+        torch.rand(1000 * (axis.rank + 1))
+    return shared.tolist(), own.tolist(), torch.rand(4).tolist()
+
+
+def test_tensor_ranks_share_dropout_and_part_where_they_hold_different_activations(two_ranks: Ranks) -> None:
+    (shared, own, after), (shared_2, own_2, after_2) = two_ranks.run(dropped)
+    assert shared == shared_2
+    assert own != own_2
+    assert after == after_2
+
+
+def resume(folder: Path, values: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """Losses after a checkpoint, of the run that wrote it and of one that loads it."""
+    config = tiny_config(**values)
+    grid = grid_of(config.parallel.tensor_model_parallel_size)
+    seed_everything(config.training.seed, grid.tensor_group)
+    first = Engine(config, VOCABULARY, grid)
+    for step in range(3):
+        first.train_batch(micro_batches(config, grid, step))
+    checkpoint = save_checkpoint(first, grid, folder, 3, {"config": config.to_flat()})
+    expected = [first.train_batch(micro_batches(config, grid, step)).loss for step in range(3, 7)]
+    seed_everything(99, grid.tensor_group)
+    second = Engine(config, VOCABULARY, grid)
+    load_checkpoint(second, grid, checkpoint)
+    return expected, [second.train_batch(micro_batches(config, grid, step)).loss for step in range(3, 7)]
+
+
+@pytest.mark.parametrize(("zero_stage", "bf16"), [(0, True), (1, True), (3, False)])
+def test_a_checkpoint_of_tensor_ranks_resumes_to_the_same_losses(
+    two_ranks: Ranks, tmp_path: Path, zero_stage: int, bf16: bool
+) -> None:
+    values = {
+        "vocab_size": VOCABULARY,
+        "zero_stage": zero_stage,
+        "bf16": bf16,
+        "tensor_model_parallel_size": 2,
+        "hidden_dropout": 0.1,
+        "attention_dropout": 0.1,
+    }
+    for expected, resumed in two_ranks.run(resume, tmp_path, values):
+        assert resumed == expected
+    checkpoint, state = tmp_path / "iter_0000003", read_state(tmp_path / "iter_0000003")
+    config = tiny_config(**values | {"tensor_model_parallel_size": 1})
+    with pytest.raises(ValueError, match="tensor_model_parallel_size 2, this run has 1; use the same"):
+        require_fitting(checkpoint, state, config, ONE_PROCESS)
