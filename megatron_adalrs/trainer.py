@@ -31,6 +31,8 @@ class TrainState:
     """Position in the data: samples that the kept steps have consumed."""
     total_steps: int = 0
     """Steps executed, discarded ones included."""
+    evaluated_at: int = 0
+    """Step of the last evaluation."""
     snapshot_seconds: float = 0.0
     """Time spent on capturing and restoring snapshots."""
 
@@ -83,12 +85,13 @@ class Trainer:
         self.metrics, self.state, self.identity = metrics, state, identity
         self._flops_per_token = flops_per_token
         self._snapshots: dict[str, tuple[EngineSnapshot, TrainState]] = {}
-        self._evaluated_at = self._saved_at = state.step
+        self._saved_at = state.step
 
     def train(self) -> int:
         """Train to the end. Returns the exit code: 0, or 143 after a signal (trial undone, checkpoint saved)."""
         with StopSignal() as stop:
             self.carry_out(self.controller.resume())
+            self.evaluate_and_save_when_due()  # what an interruption came before
             while self.state.step < self.config.training.train_iters:
                 if self.step(stop.received).stop_requested:
                     return self.interrupt()
@@ -129,14 +132,14 @@ class Trainer:
         run, step = self.config.run, self.state.step
         if self.controller.phase == "trial" or step >= self.config.training.train_iters:
             return
-        if run.eval_interval and step // run.eval_interval > self._evaluated_at // run.eval_interval:
+        if run.eval_interval and step // run.eval_interval > self.state.evaluated_at // run.eval_interval:
             self.evaluate(self.evaluations[:1])
         if run.save_interval and step // run.save_interval > self._saved_at // run.save_interval:
             self.save()
 
     def evaluate(self, evaluations: list[Evaluation]) -> None:
         """Measure and record the loss on parts of the held-out data."""
-        self._evaluated_at = self.state.step
+        self.state.evaluated_at = self.state.step
         for evaluation in evaluations:
             loss = self.engine.evaluate(evaluation.steps())
             place = {
