@@ -14,7 +14,7 @@ def draws() -> list[float]:
 
 
 def test_every_stream_goes_on_from_where_it_was_saved_through_json() -> None:
-    seed_everything(5, rank=0)
+    seed_everything(5, tensor_group=0)
     draws()
     saved = json.loads(json.dumps(random_state()))
     expected = draws()
@@ -23,8 +23,8 @@ def test_every_stream_goes_on_from_where_it_was_saved_through_json() -> None:
     assert draws() == expected
 
 
-def test_ranks_have_streams_of_their_own() -> None:
-    seed_everything(5, rank=0)
+def test_tensor_groups_have_streams_of_their_own() -> None:
+    seed_everything(5, tensor_group=0)
     first = draws()
-    seed_everything(5, rank=1)
+    seed_everything(5, tensor_group=1)
     assert draws() != first
