@@ -22,6 +22,8 @@ prepare_environment() {
         python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
         touch "$stamp"
     fi
+    # DeepSpeed builds its CPU communication once for each environment; a shared cache is rebuilt whenever they alternate.
+    export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$venv/torch_extensions}"
     # One thread a rank: ranks share the cores.
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
     # DeepSpeed asks which accelerator there is, and warns on a machine without one.
