@@ -49,6 +49,17 @@ def run(values: dict[str, Any], start: int, trial_steps: int) -> dict[str, Any]:
     }
 
 
+def assert_bit_exact(two_ranks: Ranks, values: dict[str, Any]) -> None:
+    """A run that takes and undoes a trial goes on as if it had not, and its snapshot is as large as estimated."""
+    untouched = two_ranks.run(run, values, start=3, trial_steps=0)
+    undone = two_ranks.run(run, values, start=3, trial_steps=4)
+    for rank in range(2):
+        assert undone[rank]["steps"] == untouched[rank]["steps"]
+        assert undone[rank]["digest"] == untouched[rank]["digest"]
+        assert undone[rank]["bytes"] == pytest.approx(undone[rank]["estimate"], rel=0.05)
+    assert untouched[0]["steps"] == untouched[1]["steps"]
+
+
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("preset", ["gpt2-tiny", "qwen2-tiny"])
@@ -60,13 +71,7 @@ def test_backtracking_is_bit_exact(two_ranks: Ranks, preset: str, zero_stage: in
         "hidden_dropout": 0.1,
         "num_query_groups": 2,
     }
-    untouched = two_ranks.run(run, values, start=3, trial_steps=0)
-    undone = two_ranks.run(run, values, start=3, trial_steps=4)
-    for rank in range(2):
-        assert undone[rank]["steps"] == untouched[rank]["steps"]
-        assert undone[rank]["digest"] == untouched[rank]["digest"]
-        assert undone[rank]["bytes"] == pytest.approx(undone[rank]["estimate"], rel=0.05)
-    assert untouched[0]["steps"] == untouched[1]["steps"]
+    assert_bit_exact(two_ranks, values)
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
@@ -81,13 +86,7 @@ def test_backtracking_is_bit_exact_on_tensor_ranks(two_ranks: Ranks, zero_stage:
         "num_query_groups": 2,
         "tensor_model_parallel_size": 2,
     }
-    untouched = two_ranks.run(run, values, start=3, trial_steps=0)
-    undone = two_ranks.run(run, values, start=3, trial_steps=4)
-    for rank in range(2):
-        assert undone[rank]["steps"] == untouched[rank]["steps"]
-        assert undone[rank]["digest"] == untouched[rank]["digest"]
-        assert undone[rank]["bytes"] == pytest.approx(undone[rank]["estimate"], rel=0.05)
-    assert untouched[0]["steps"] == untouched[1]["steps"]
+    assert_bit_exact(two_ranks, values)
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
