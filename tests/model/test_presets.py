@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from megatron_adalrs.arguments import config_from_values
-from megatron_adalrs.config import PresetName
+from megatron_adalrs.config.model import PresetName
 from megatron_adalrs.model.gpt import count_parameters
 from megatron_adalrs.model.presets import PRESETS
 

@@ -1,0 +1,101 @@
+"""The configuration: frozen models that are the one source of flags, YAML keys, defaults, help texts and checks.
+
+Every field is a command-line flag (`num_layers` -> `--num-layers`) and a YAML key of the same name; the AdaLRS settings
+carry the prefix `adalrs.`. `arguments.py` reads them; everything else only takes what it uses. No torch in here.
+
+One file a group of flags; checks within a group are in its file, checks between groups here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import model_validator
+
+from megatron_adalrs.adalrs.settings import AdaLRSSettings
+from megatron_adalrs.config.base import Group, require
+from megatron_adalrs.config.data import DataConfig
+from megatron_adalrs.config.model import ModelConfig
+from megatron_adalrs.config.optimizer import OptimizerConfig
+from megatron_adalrs.config.parallel import ParallelConfig, require_possible_grid
+from megatron_adalrs.config.run import RunConfig
+from megatron_adalrs.config.training import TrainingConfig
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "RunConfig",
+    "TrainingConfig",
+]
+
+
+class Config(Group):
+    """Pretrain a GPT with DeepSpeed; with --adalrs.enabled the learning rate finds itself."""
+
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    training: TrainingConfig
+    parallel: ParallelConfig = ParallelConfig()
+    run: RunConfig = RunConfig()
+    adalrs: AdaLRSSettings = AdaLRSSettings()
+
+    @model_validator(mode="after")
+    def _schedule_and_search_fit(self) -> Config:
+        warmup, decay = self.optimizer.lr_warmup_iters, self.lr_decay_iters
+        require(
+            warmup < decay or self.optimizer.lr_decay_style == "constant",
+            f"lr_warmup_iters: {warmup} leaves nothing of lr_decay_iters ({decay}) to decay in",
+        )
+        if self.optimizer.lr_decay_style == "WSD":
+            require(
+                warmup + self.lr_wsd_decay_iters <= decay,
+                f"lr_wsd_decay_iters: warm-up {warmup} + decay {self.lr_wsd_decay_iters} exceed lr_decay_iters {decay}",
+            )
+        if self.adalrs.enabled:
+            self.adalrs.resolve(self.training.train_iters, warmup)
+        return self
+
+    @model_validator(mode="after")
+    def _grid_is_possible(self) -> Config:
+        require_possible_grid(self.parallel, self.model, self.training)
+        return self
+
+    @property
+    def lr_decay_iters(self) -> int:
+        return self.optimizer.lr_decay_iters or self.training.train_iters
+
+    @property
+    def lr_wsd_decay_iters(self) -> int:
+        return self.optimizer.lr_wsd_decay_iters or max(1, self.lr_decay_iters // 10)
+
+    def global_batch_size(self, data_parallel_size: int) -> int:
+        """Samples in one optimizer step.
+
+        Raises:
+            ValueError: it is not a multiple of micro_batch_size x data-parallel ranks; the arithmetic is shown.
+        """
+        micro, size = self.training.micro_batch_size, self.training.global_batch_size
+        per_pass = micro * data_parallel_size
+        require(
+            size is None or size % per_pass == 0,
+            f"global_batch_size: {size} is not a multiple of micro_batch_size ({micro}) x data-parallel ranks "
+            f"({data_parallel_size}) = {per_pass}",
+        )
+        return size or per_pass
+
+    def micro_batches_per_step(self, data_parallel_size: int) -> int:
+        """Forward and backward passes of one rank in one optimizer step."""
+        return self.global_batch_size(data_parallel_size) // (self.training.micro_batch_size * data_parallel_size)
+
+    def to_flat(self) -> dict[str, Any]:
+        """Flat mapping of plain values, as the YAML file holds it: every group but `adalrs` is merged into the top."""
+        groups = self.model_dump(mode="json")
+        adalrs = groups.pop("adalrs")
+        flat = {name: value for group in groups.values() for name, value in group.items() if value is not None}
+        for name in ("config", "local_rank"):
+            flat.pop(name, None)
+        return flat | {"adalrs": {name: value for name, value in adalrs.items() if value is not None}}

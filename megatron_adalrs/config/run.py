@@ -1,0 +1,34 @@
+"""Where a run is kept and what it shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import PositiveInt
+
+from megatron_adalrs.config.base import Group
+
+
+class RunConfig(Group):
+    """Where the run is kept and what it shows."""
+
+    config: Path | None = None
+    """YAML file with any of these fields; flags win over it. A run writes its own to <run_dir>/config.yaml."""
+    run_dir: Path | None = None
+    """Folder of config.yaml, metrics.jsonl, decisions.jsonl, tensorboard/. Default: runs/<date-time>."""
+    save: Path | None = None
+    """Folder of checkpoints. Default: <run_dir>/checkpoints."""
+    load: Path | None = None
+    """Resume from the newest checkpoint in this folder (or run directory), or from this very checkpoint."""
+    save_interval: PositiveInt | None = None
+    """Steps between checkpoints. Default: only at the end and when interrupted."""
+    eval_interval: PositiveInt | None = None
+    """Steps between evaluations. Default: only at the end."""
+    eval_iters: PositiveInt = 100
+    """Batches of global_batch_size in one evaluation, at most one pass over the validation part."""
+    log_interval: PositiveInt = 10
+    """Steps between console lines and TensorBoard points; metrics.jsonl has every step."""
+    tensorboard_dir: Path | None = None
+    """TensorBoard's folder. Default: <run_dir>/tensorboard."""
+    local_rank: int | None = None
+    """Passed by the DeepSpeed launcher; the environment decides."""

@@ -1,0 +1,29 @@
+"""Length, batch, precision and sharding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveInt
+
+from megatron_adalrs.config.base import Group
+
+
+class TrainingConfig(Group):
+    """Length, batch, precision and sharding."""
+
+    train_iters: PositiveInt
+    """Optimizer steps to keep; steps of undone AdaLRS trials come on top."""
+    micro_batch_size: PositiveInt = 1
+    """Samples in one forward pass of one rank."""
+    global_batch_size: PositiveInt | None = None
+    """Samples in one optimizer step. Default: micro_batch_size x data-parallel ranks."""
+    bf16: bool = False
+    """Weights and activations in bfloat16, optimizer in fp32. Otherwise everything is fp32."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """ZeRO: 1 shards the optimizer over data-parallel ranks, 2 gradients too, 3 weights too."""
+    deepspeed_config: Path | None = None
+    """JSON file with further DeepSpeed settings; a key that contradicts a flag is an error."""
+    seed: NonNegativeInt = 1234
+    """Seed of the weights, the data order and dropout."""
