@@ -25,7 +25,7 @@ from megatron_adalrs.engine import build_engine, end_distributed, init_distribut
 from megatron_adalrs.metrics import open_metrics, quantity
 from megatron_adalrs.model.gpt import count_parameters, flops_per_token
 from megatron_adalrs.parallel.collectives import on_every_rank, on_first_rank
-from megatron_adalrs.parallel.topology import Grid
+from megatron_adalrs.parallel.topology import AXES, Grid
 from megatron_adalrs.random_state import seed_everything
 from megatron_adalrs.schedule import build_schedule
 from megatron_adalrs.snapshot import estimate_snapshot_bytes
@@ -43,7 +43,9 @@ def build_trainer(config: Config) -> Trainer:
         ValueError, OSError: on every rank, with one sentence that names the field or file.
     """
     grid = Grid.from_environment(
-        pipe=config.parallel.pipeline_model_parallel_size, tensor=config.parallel.tensor_model_parallel_size
+        pipe=config.parallel.pipeline_model_parallel_size,
+        context=config.parallel.context_parallel_size,
+        tensor=config.parallel.tensor_model_parallel_size,
     )
     micro_batches = config.micro_batches_per_step(grid.data.size)
     global_batch_size = config.global_batch_size(grid.data.size)
@@ -94,7 +96,7 @@ def build_trainer(config: Config) -> Trainer:
         config.run.run_dir, config.run.tensorboard_dir, config.training.train_iters, config.run.log_interval,
         state.step, grid.is_first,
     )  # fmt: skip
-    snapshot_bytes = estimate_snapshot_bytes(config.training, engine.parameters_held, grid.data.size)
+    snapshot_bytes = estimate_snapshot_bytes(config.training, engine.parameters_held, grid.replica.size)
     metrics.write(
         "run",
         {
@@ -216,12 +218,12 @@ def opening(
     """What a person reads before the first step."""
     training = config.training
     tokens = config.global_batch_size(grid.data.size) * config.model.seq_length
-    stages = f" in {grid.pipe.size} pipeline stages" if grid.pipe.size > 1 else ""
+    axes = [f"{getattr(grid.shape, name)} {name}" for name in AXES if getattr(grid.shape, name) > 1]
     sequence = " with sequence parallelism" if config.parallel.sequence_parallel else ""
-    tensor = f" = {grid.data.size} data x {grid.tensor.size} tensor{sequence}" if grid.tensor.size > 1 else ""
+    shape = f" = {' x '.join(axes)}{sequence}" if len(axes) > 1 or grid.data.size != grid.world_size else ""
     lines = [
         f"run directory {config.run.run_dir}",
-        f"{quantity(parameters, 'parameters')}, {grid.world_size} rank(s){stages}{tensor}, "
+        f"{quantity(parameters, 'parameters')}, {grid.world_size} rank(s){shape}, "
         f"ZeRO-{training.zero_stage}, "
         f"{'bf16' if training.bf16 else 'fp32'}; {training.train_iters} steps of {tokens} tokens",
         f"data order {data_order}",

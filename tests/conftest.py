@@ -39,9 +39,17 @@ def two_ranks() -> Iterator[Ranks]:
     ranks.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def four_ranks() -> Iterator[Ranks]:
-    """Four gloo ranks; ended with the module, so that few processes linger."""
+    """Four gloo ranks; idle processes cost memory only."""
     ranks = Ranks(4)
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="session")
+def eight_ranks() -> Iterator[Ranks]:
+    """Eight gloo ranks, for a grid of three axes."""
+    ranks = Ranks(8)
     yield ranks
     ranks.close()

@@ -175,7 +175,7 @@ def measure_snapshot(arguments: Arguments, trainer: Trainer) -> dict[str, Any]:
     restore, _, restore_ratio = paired(snapshot.restore, lambda: target.copy_(source), arguments.pairs)
     config = trainer.config
     parameters = count_parameters(config.model, VOCABULARY)
-    estimate = estimate_snapshot_bytes(config.training, parameters, trainer.grid.data.size)
+    estimate = estimate_snapshot_bytes(config.training, parameters, trainer.grid.replica.size)
     return {
         "bytes": snapshot.nbytes,
         "bytes_estimated_before_the_run": estimate,

@@ -20,6 +20,8 @@ class ParallelConfig(Group):
     """Stages of about as many parameters each, or of as many layers (embedding, norm and output count as one each)."""
     tensor_model_parallel_size: PositiveInt = 1
     """Ranks that share every layer's heads and MLP features, and the vocabulary."""
+    context_parallel_size: PositiveInt = 1
+    """Ranks that share every sequence (DeepSpeed-Ulysses): each holds a part of it, and in attention of the heads."""
     sequence_parallel: bool = False
     """Split what lies between the tensor-parallel regions (norms, dropout, residual) along the sequence."""
 
@@ -31,21 +33,27 @@ def require_possible_grid(parallel: ParallelConfig, model: ModelConfig, training
         ValueError: with the arithmetic, naming what to change.
     """
     if parallel.pipeline_model_parallel_size > 1:
-        tensor = parallel.tensor_model_parallel_size
+        _require_possible_pipeline(parallel, model, training)
+    if parallel.sequence_parallel:
         require(
-            tensor == 1,
-            f"tensor_model_parallel_size: {tensor} does not combine with pipeline_model_parallel_size "
-            f"{parallel.pipeline_model_parallel_size} yet: leave one of them at 1",
+            parallel.tensor_model_parallel_size > 1,
+            "sequence_parallel: splits the sequence over the tensor ranks, and tensor_model_parallel_size is 1; "
+            "raise it, or leave sequence_parallel out",
         )
-        _require_possible_pipeline(parallel.pipeline_model_parallel_size, model, training)
-    _require_tensor_ranks_that_divide(parallel, model)
+    _require_equal_parts(parallel, model)
 
 
-def _require_possible_pipeline(stages: int, model: ModelConfig, training: TrainingConfig) -> None:
-    zero_stage = training.zero_stage
+def _require_possible_pipeline(parallel: ParallelConfig, model: ModelConfig, training: TrainingConfig) -> None:
+    stages, zero_stage = parallel.pipeline_model_parallel_size, training.zero_stage
     require(
         model.num_layers >= stages,
         f"pipeline_model_parallel_size: {stages} stages need a block each, num_layers is {model.num_layers}",
+    )
+    require(
+        parallel.context_parallel_size == 1,
+        f"context_parallel_size: {parallel.context_parallel_size} does not combine with pipeline_model_parallel_size "
+        f"{stages}: DeepSpeed's pipeline has no context axis; use ZeRO or tensor parallelism in place of the pipeline, "
+        "or leave context_parallel_size at 1",
     )
     require(
         zero_stage <= 1,
@@ -59,23 +67,23 @@ def _require_possible_pipeline(stages: int, model: ModelConfig, training: Traini
     )
 
 
-def _require_tensor_ranks_that_divide(parallel: ParallelConfig, model: ModelConfig) -> None:
-    ranks = parallel.tensor_model_parallel_size
-    shared = {
-        "num_attention_heads": model.num_attention_heads,
-        "num_query_groups": model.num_key_value_heads,
-        "ffn_hidden_size": model.mlp_size,
-    }
+def _require_equal_parts(parallel: ParallelConfig, model: ModelConfig) -> None:
+    """Each rank takes an equal part of what its axis shares out."""
+    tensor, context = parallel.tensor_model_parallel_size, parallel.context_parallel_size
+    by_tensor = ("tensor_model_parallel_size", tensor)
+    by_context = ("context_parallel_size", context)
+    by_both = ("tensor_model_parallel_size x context_parallel_size", tensor * context)
+    shared = [
+        ("num_attention_heads", model.num_attention_heads, by_tensor),
+        ("num_query_groups", model.num_key_value_heads, by_tensor),
+        ("ffn_hidden_size", model.mlp_size, by_tensor),
+        ("num_attention_heads", model.num_attention_heads, by_both),
+        ("seq_length", model.seq_length, by_context),
+    ]
     if parallel.sequence_parallel:
-        require(
-            ranks > 1,
-            "sequence_parallel: splits the sequence over the tensor ranks, and tensor_model_parallel_size is 1; "
-            "raise it, or leave sequence_parallel out",
-        )
-        shared["seq_length"] = model.seq_length
-    for name, size in shared.items():
+        shared.append(("seq_length", model.seq_length, by_both if context > 1 else by_tensor))
+    for name, size, (sizes, ranks) in shared:
         require(
             size % ranks == 0,
-            f"{name}: {size} is not divisible by tensor_model_parallel_size: {shown_division(size, ranks)}; "
-            "each tensor rank takes an equal part",
+            f"{name}: {size} is not divisible by {sizes}: {shown_division(size, ranks)}; each rank takes an equal part",
         )

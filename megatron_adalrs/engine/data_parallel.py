@@ -19,6 +19,7 @@ from megatron_adalrs.model.gpt import GPT, initialise
 from megatron_adalrs.optim import build_optimizer
 from megatron_adalrs.parallel.collectives import gather_numbers
 from megatron_adalrs.parallel.layers import shard_of
+from megatron_adalrs.parallel.layout import Layout
 from megatron_adalrs.parallel.topology import Grid
 
 COUNTERS = ("micro_steps", "global_steps", "global_samples", "skipped_steps")
@@ -29,7 +30,7 @@ class StepResult(NamedTuple):
     """One optimizer step, as every rank knows it: the same values, to the bit, on all of them."""
 
     loss: float
-    """Averaged over micro-batches and data-parallel ranks."""
+    """Averaged over micro-batches and data-parallel ranks, and over the context-parallel parts of the sequences."""
     grad_norm: float
     """Global norm before clipping."""
     applied: bool
@@ -48,10 +49,15 @@ class Engine:
 
     def __init__(self, config: Config, vocab_size: int, grid: Grid) -> None:
         self._grid = grid
-        self._mpu = ModelParallelUnit(grid) if grid.tensor.size > 1 else None
+        self._layout = Layout(
+            grid.tensor, grid.context, config.parallel.sequence_parallel, config.training.recompute_granularity
+        )
+        self._mpu = self._model_parallel_unit()
         # DeepSpeed keeps the last engine's mpu in a global, and never puts it back to none.
         deepspeed.utils.groups.mpu = self._mpu
         settings = deepspeed_settings(config, grid.data.size)
+        # DeepSpeed works it out from its own idea of data parallelism, which includes the context axis.
+        del settings["train_batch_size"]
         training = config.training
         model = self._build_model(config, vocab_size, settings)
         # In fp32 without ZeRO, DeepSpeed clips without telling the norm: clipping is done here then.
@@ -68,8 +74,11 @@ class Engine:
         self._marked = [p for p in self.module.parameters() if shard_of(p)] if marks_gradients else []
         self.device = torch.device(self.deepspeed.device)
         # One rank has nobody to average with, yet DeepSpeed would flatten, reduce and copy back every gradient.
-        if self._is_plain and grid.data.size == 1:
+        if self._is_plain and grid.replica.size == 1:
             self.deepspeed.enable_backward_allreduce = False
+
+    def _model_parallel_unit(self) -> ModelParallelUnit | None:
+        return ModelParallelUnit(self._grid) if self._grid.tensor.size > 1 else None
 
     def _build_model(self, config: Config, vocab_size: int, settings: dict[str, Any]) -> nn.Module:
         sharded = config.training.zero_stage == 3
@@ -79,7 +88,7 @@ class Engine:
             data_parallel_group=self._mpu.get_data_parallel_group() if self._mpu else None,
             mpu=self._mpu,
         ):
-            model = GPT(config.model, vocab_size, self._grid, config.parallel.sequence_parallel)
+            model = GPT(config.model, vocab_size, self._layout)
         initialise(model, config.model, config.training.seed, whole=_whole if sharded else nullcontext)
         return model
 
@@ -140,7 +149,7 @@ class Engine:
         )
 
     def _mean_loss(self, everyone: np.ndarray) -> float:
-        """The loss, from every rank's, float64 [world size]: one of each tensor group has samples of its own."""
+        """The loss, from every rank's, float64 [world size]: each tensor group has its own samples, or part of them."""
         return float(everyone[:: self._grid.tensor.size].mean())
 
     def live_tensors(self) -> dict[Hashable, Tensor]:
@@ -228,20 +237,21 @@ class Engine:
 
 
 class ModelParallelUnit:
-    """The grid as DeepSpeed asks for it: what it calls model-parallel is the tensor axis."""
+    """The grid as DeepSpeed asks for it: what it calls model-parallel is the tensor axis, data-parallel are all ranks
+    that hold the same parameters."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
-        self._data_group = grid.data.group
-        if grid.data.size == 1:
+        self._data_group = grid.replica.group
+        if grid.replica.size == 1:
             # DeepSpeed takes no group for the whole world.
             self._data_group, _ = dist.new_subgroups(group_size=1)
 
     def get_data_parallel_rank(self) -> int:
-        return self._grid.data.rank
+        return self._grid.replica.rank
 
     def get_data_parallel_world_size(self) -> int:
-        return self._grid.data.size
+        return self._grid.replica.size
 
     def get_data_parallel_group(self) -> Any:
         return self._data_group

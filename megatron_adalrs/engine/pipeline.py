@@ -16,6 +16,7 @@ from megatron_adalrs.engine.data_parallel import Engine, StepResult
 from megatron_adalrs.model.gpt import initialise
 from megatron_adalrs.model.pipeline import PipelineLayer, arranged_as_gpt, pipeline_layers
 from megatron_adalrs.parallel.collectives import gather_numbers
+from megatron_adalrs.parallel.layers import shard_of
 from megatron_adalrs.parallel.topology import Grid
 
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec  # isort: skip
@@ -36,9 +37,15 @@ class PipelineParallelEngine(Engine):
             self.deepspeed.optimizer.register_step_pre_hook(self._clip_before_step)
             self.deepspeed.pipeline_enable_backward_allreduce = grid.data.size > 1
 
+    def _model_parallel_unit(self) -> None:
+        """None: PipelineModule makes its own, from the topology."""
+
     def _build_model(self, config: Config, vocab_size: int, settings: dict[str, Any]) -> nn.Module:
-        layers = pipeline_layers(config.model, vocab_size)
+        layers = pipeline_layers(config.model, vocab_size, self._layout)
         shape = self._grid.shape
+        # DeepSpeed would cut what stages send each other into parts, one a tensor rank, as if all ranks held the same:
+        # with sequence parallelism they do not.
+        settings["pipeline"] = settings.get("pipeline", {}) | {"pipe_partitioned": False, "grad_partitioned": False}
         with redirect_stdout(io.StringIO()):  # its constructor prints
             model = _Stage(
                 [_spec(layer) for layer in layers],
@@ -71,7 +78,7 @@ class PipelineParallelEngine(Engine):
 
     def _mean_loss(self, everyone: np.ndarray) -> float:
         # The pipe is the slowest axis of the grid, so the last stage's ranks are the last ones.
-        return float(everyone[-(self._grid.world_size // self._grid.pipe.size) :].mean())
+        return super()._mean_loss(everyone[-(self._grid.world_size // self._grid.pipe.size) :])
 
     def _pairs(self, micro_batches: Sequence[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
         """(inputs, targets), each int64 [b, s], as the pipe's two ends want them."""
@@ -90,7 +97,7 @@ class PipelineParallelEngine(Engine):
             for parameter in parameters
             if parameter.grad is not None
             and not parameter.ds_pipe_replicated
-            and (self._grid.tensor.is_first or getattr(parameter, "tensor_model_parallel", False))
+            and (self._grid.tensor.is_first or shard_of(parameter))
         ]
         mine = float(torch.stack(counted).sum()) if counted else 0.0
         # Replicas hold the same gradients: their sums are averaged, in one order, for the same bits everywhere.

@@ -2,8 +2,8 @@
 
 Shapes: b = micro batch, s = sequence, h = hidden size, n = query heads, g = key-value heads, d = head size. Along a
 tensor axis n, g, the MLP's width and the vocabulary are those of one rank, which holds an equal part of each; with
-sequence parallelism the residual stream is [b, s / axis, h]. Key-value heads are not replicated: the number of tensor
-ranks divides theirs.
+sequence parallelism the residual stream is [b, s / axis, h]. Along a context axis s is the rank's part of the sequence.
+Key-value heads are not replicated: the number of tensor ranks divides theirs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import hashlib
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -27,9 +29,12 @@ from megatron_adalrs.parallel.layers import (
     VocabularyParallelEmbedding,
     shard_of,
 )
+from megatron_adalrs.parallel.layout import ONE_PROCESS_LAYOUT, Layout
 from megatron_adalrs.parallel.mappings import SEQUENCE, copy, gather, gather_sequence, scatter
 from megatron_adalrs.parallel.random import dropout, own_stream
-from megatron_adalrs.parallel.topology import ONE_PROCESS, ONE_RANK, Axis, Grid
+from megatron_adalrs.parallel.recompute import recomputed
+from megatron_adalrs.parallel.topology import ONE_RANK
+from megatron_adalrs.parallel.ulysses import part_of_sequence, share_heads, share_sequence
 
 VOCABULARY_TABLES = ("embedding.tokens.weight", "output.weight")
 
@@ -37,37 +42,43 @@ VOCABULARY_TABLES = ("embedding.tokens.weight", "output.weight")
 class Attention(nn.Module):
     """Causal self-attention with grouped queries; one projection makes [q heads | k heads | v heads]."""
 
-    def __init__(self, config: ModelConfig, axis: Axis = ONE_RANK, sequence_parallel: bool = False) -> None:
+    def __init__(self, config: ModelConfig, layout: Layout = ONE_PROCESS_LAYOUT) -> None:
         super().__init__()
-        self.axis, self.head_dim, self.dropout = axis, config.head_dim, config.attention_dropout
-        self.heads, self.groups = config.num_attention_heads // axis.size, config.num_key_value_heads // axis.size
+        self.layout, self.head_dim, self.dropout = layout, config.head_dim, config.attention_dropout
+        ranks = layout.tensor.size
+        self.heads, self.groups = config.num_attention_heads // ranks, config.num_key_value_heads // ranks
         q, kv = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
-        hidden, along = config.hidden_size, (axis, sequence_parallel)
-        self.qkv = ColumnParallelLinear(hidden, (q, kv, kv), config.has_qkv_bias, *along)
-        self.output = RowParallelLinear(q, hidden, config.add_bias_linear, *along)
+        self.qkv = ColumnParallelLinear(config.hidden_size, (q, kv, kv), config.has_qkv_bias, layout)
+        self.output = RowParallelLinear(q, config.hidden_size, config.add_bias_linear, layout)
 
     def forward(self, x: Tensor, rotary: Rotary | None) -> Tensor:
         heads = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [b, n + 2 g, s, d]
         q, k, v = heads.split([self.heads, self.groups, self.groups], dim=1)
+        q, k, v = share_heads(q, k, v, self.layout.context)
+        core = partial(recomputed, self._core) if self.layout.recompute == "selective" else self._core
+        y = share_sequence(core(q, k, v, rotary), self.layout.context)
+        return self.output(y.transpose(1, 2).flatten(2))  # [b, s, n d]
+
+    def _core(self, q: Tensor, k: Tensor, v: Tensor, rotary: Rotary | None) -> Tensor:
+        """[b, n, s, d] of q [b, n, s, d] and k, v [b, g, s, d]: whole sequences, and the heads whose part is here."""
         if rotary is not None:
             q, k = rotary(q), rotary(k)
-        if self.groups != self.heads:
-            k, v = (t.repeat_interleave(self.heads // self.groups, dim=1) for t in (k, v))  # [b, n, s, d]
+        if k.shape[1] != q.shape[1]:
+            k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))  # [b, n, s, d]
         drop = self.dropout if self.training else 0.0
-        with own_stream(self.axis) if drop else nullcontext():
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=drop)
-        return self.output(y.transpose(1, 2).flatten(2))  # [b, s, n d]
+        with own_stream(self.layout.tensor) if drop else nullcontext():
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=drop)
 
 
 class MLP(nn.Module):
     """GELU (tanh form, as GPT-2), or with `swiglu` silu(gate) * up; one projection makes [gate | up]."""
 
-    def __init__(self, config: ModelConfig, axis: Axis = ONE_RANK, sequence_parallel: bool = False) -> None:
+    def __init__(self, config: ModelConfig, layout: Layout = ONE_PROCESS_LAYOUT) -> None:
         super().__init__()
         self.gated = config.swiglu
-        hidden, width, along = config.hidden_size, config.mlp_size, (axis, sequence_parallel)
-        self.input = ColumnParallelLinear(hidden, (width,) * (1 + self.gated), config.add_bias_linear, *along)
-        self.output = RowParallelLinear(width, hidden, config.add_bias_linear, *along)
+        hidden, width = config.hidden_size, config.mlp_size
+        self.input = ColumnParallelLinear(hidden, (width,) * (1 + self.gated), config.add_bias_linear, layout)
+        self.output = RowParallelLinear(width, hidden, config.add_bias_linear, layout)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.input(x)  # [b, s, ffn or 2 ffn]
@@ -80,14 +91,18 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One pre-norm transformer block."""
 
-    def __init__(self, config: ModelConfig, axis: Axis = ONE_RANK, sequence_parallel: bool = False) -> None:
+    def __init__(self, config: ModelConfig, layout: Layout = ONE_PROCESS_LAYOUT) -> None:
         super().__init__()
-        along = (axis, sequence_parallel)
-        self.attention_norm, self.attention = norm(config, *along), Attention(config, *along)
-        self.mlp_norm, self.mlp = norm(config, *along), MLP(config, *along)
-        self.dropout = HiddenDropout(config, *along)
+        self.recompute = layout.recompute == "full"
+        self.attention_norm, self.attention = norm(config, layout), Attention(config, layout)
+        self.mlp_norm, self.mlp = norm(config, layout), MLP(config, layout)
+        self.dropout = HiddenDropout(config, layout)
 
     def forward(self, x: Tensor, rotary: Rotary | None) -> Tensor:
+        """x: [b, s, h] -> the same shape."""
+        return recomputed(self._forward, x, rotary) if self.recompute else self._forward(x, rotary)
+
+    def _forward(self, x: Tensor, rotary: Rotary | None) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), rotary))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
@@ -95,9 +110,9 @@ class Block(nn.Module):
 class HiddenDropout(nn.Module):
     """Dropout in the residual stream: the same on all tensor ranks, which hold copies of it, unless they split it."""
 
-    def __init__(self, config: ModelConfig, axis: Axis = ONE_RANK, sequence_parallel: bool = False) -> None:
+    def __init__(self, config: ModelConfig, layout: Layout = ONE_PROCESS_LAYOUT) -> None:
         super().__init__()
-        self.p, self.split_over = config.hidden_dropout, axis if sequence_parallel else ONE_RANK
+        self.p, self.split_over = config.hidden_dropout, layout.tensor if layout.sequence_parallel else ONE_RANK
 
     def forward(self, x: Tensor) -> Tensor:
         return dropout(x, self.p, self.training, self.split_over)
@@ -125,86 +140,99 @@ class Rotary(nn.Module):
 class Embedding(nn.Module):
     """Token embedding, plus learned positions where the shape has them."""
 
-    def __init__(
-        self, config: ModelConfig, padded_vocab_size: int, axis: Axis = ONE_RANK, sequence_parallel: bool = False
-    ) -> None:
+    def __init__(self, config: ModelConfig, padded_vocab_size: int, layout: Layout = ONE_PROCESS_LAYOUT) -> None:
         super().__init__()
-        self.axis = axis
+        self.layout = layout
         learned = config.position_embedding_type == "learned_absolute"
-        # Positions are added to the whole sequence, which is split afterwards.
-        self.splits = sequence_parallel and learned
-        self.tokens = VocabularyParallelEmbedding(
-            padded_vocab_size, config.hidden_size, axis, sequence_parallel and not learned
-        )
+        # Positions are added to all that the tensor ranks share, which is split afterwards.
+        self.splits = layout.sequence_parallel and learned
+        lookup = replace(layout, sequence_parallel=False) if learned else layout
+        self.tokens = VocabularyParallelEmbedding(padded_vocab_size, config.hidden_size, lookup)
         self.positions = nn.Embedding(config.max_positions, config.hidden_size) if learned else None
-        self.dropout = HiddenDropout(config, axis, sequence_parallel)
+        self.dropout = HiddenDropout(config, layout)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.tokens(tokens)  # [b, s, h]
+        """tokens: [b, s], int64 -> [b, s, h]."""
+        x = self.tokens(tokens)
         if self.positions is not None:
-            x = x + self.positions(torch.arange(tokens.shape[1], device=tokens.device))
+            length = tokens.shape[1]
+            first = self.layout.context.rank * length
+            x = x + self.positions(torch.arange(first, first + length, device=tokens.device))
         if self.splits:
-            x = scatter(x, self.axis, SEQUENCE)
+            x = scatter(x, self.layout.tensor, SEQUENCE)
         return self.dropout(x)
 
 
 class GPT(nn.Module):
-    """A decoder-only language model, or one tensor rank's part of it.
+    """A decoder-only language model, or one rank's part of it.
 
     Args:
         config: the shape.
         vocab_size: tokens that there are; the tables have padding rows beyond, which never count.
-        grid: place of this process; the default holds the whole model.
-        sequence_parallel: split the residual stream along the sequence over the tensor axis.
+        layout: the default holds the whole model.
     """
 
-    def __init__(
-        self, config: ModelConfig, vocab_size: int, grid: Grid = ONE_PROCESS, sequence_parallel: bool = False
-    ) -> None:
+    def __init__(self, config: ModelConfig, vocab_size: int, layout: Layout = ONE_PROCESS_LAYOUT) -> None:
         super().__init__()
-        self.vocab_size, self.axis, self.sequence_parallel = vocab_size, grid.tensor, sequence_parallel
-        padded_vocab_size, along = config.padded_vocab_size(vocab_size, self.axis.size), (self.axis, sequence_parallel)
-        self.embedding = Embedding(config, padded_vocab_size, *along)
+        self.vocab_size, self.layout = vocab_size, layout
+        padded_vocab_size = config.padded_vocab_size(vocab_size, layout.tensor.size)
+        self.embedding = Embedding(config, padded_vocab_size, layout)
         self.rotary = None
         if config.position_embedding_type == "rope":
             self.rotary = Rotary(config.head_dim, config.max_positions, config.rotary_base)
-        self.blocks = nn.ModuleList(Block(config, *along) for _ in range(config.num_layers))
-        self.final_norm = norm(config, *along)
+        self.blocks = nn.ModuleList(Block(config, layout) for _ in range(config.num_layers))
+        self.final_norm = norm(config, layout)
         self.output = None
         if config.untie_embeddings_and_output_weights:
-            self.output = ColumnParallelLinear(config.hidden_size, padded_vocab_size, False, *along)
+            self.output = ColumnParallelLinear(config.hidden_size, padded_vocab_size, False, layout)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Mean next-token loss. tokens: [b, s + 1], int64; the last column is only a target."""
-        x = self._whole_sequence(self.hidden(tokens[:, :-1])).flatten(0, 1)
-        return linear_cross_entropy(x, self.output_weight, tokens[:, 1:].flatten(), self.vocab_size, self.axis)
+        """Mean next-token loss. tokens: [b, s + 1], int64, whole sequences on every rank; the last column is only a
+        target. Along a context axis the mean is over the rank's part of the sequence."""
+        targets = part_of_sequence(tokens[:, 1:], self.layout.context)
+        return next_token_loss(self.hidden(tokens[:, :-1]), targets, self.output_weight, self.vocab_size, self.layout)
 
     def hidden(self, tokens: Tensor) -> Tensor:
-        """Final hidden states [b, s, h] of tokens [b, s]; with sequence parallelism [b, s / axis, h]."""
-        x = self.embedding(tokens)
+        """Final hidden states of tokens [b, s]: [b, s / context ranks, h], with sequence parallelism
+        [b, s / context ranks / tensor ranks, h]."""
+        x = self.embedding(part_of_sequence(tokens, self.layout.context))
         for block in self.blocks:
             x = block(x, self.rotary)
         return self.final_norm(x)
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Next-token logits [b, s, vocabulary] of tokens [b, s], on every rank."""
-        mine = self._whole_sequence(self.hidden(tokens)) @ self.output_weight.t()
-        return gather(mine, self.axis, dim=-1)[..., : self.vocab_size]
+        x = gather(into_vocabulary(self.hidden(tokens), self.layout), self.layout.context, dim=SEQUENCE)
+        return gather(x @ self.output_weight.t(), self.layout.tensor, dim=-1)[..., : self.vocab_size]
 
     @property
     def output_weight(self) -> Tensor:
-        """[padded vocabulary / axis, h]."""
+        """[padded vocabulary / tensor ranks, h]."""
         return self.embedding.tokens.weight if self.output is None else self.output.weight
 
-    def _whole_sequence(self, x: Tensor) -> Tensor:
-        """Into the output projection: [b, s, h], whose gradients from the ranks' parts of the vocabulary add up."""
-        return gather_sequence(x, self.axis) if self.sequence_parallel else copy(x, self.axis)
+
+def next_token_loss(hidden: Tensor, targets: Tensor, weight: Tensor, vocab_size: int, layout: Layout) -> Tensor:
+    """Mean cross entropy of final hidden states.
+
+    Args:
+        hidden: as `GPT.hidden` returns it.
+        targets: [b, s], int64.
+        weight: the output matrix, [padded vocabulary / tensor ranks, h].
+        vocab_size: before padding.
+    """
+    x = into_vocabulary(hidden, layout).flatten(0, 1)
+    return linear_cross_entropy(x, weight, targets.flatten(), vocab_size, layout.tensor)
 
 
-def norm(config: ModelConfig, axis: Axis = ONE_RANK, sequence_parallel: bool = False) -> nn.Module:
+def into_vocabulary(x: Tensor, layout: Layout) -> Tensor:
+    """Into the output projection: [b, s, h], whose gradients from the ranks' parts of the vocabulary add up."""
+    return gather_sequence(x, layout.tensor) if layout.sequence_parallel else copy(x, layout.tensor)
+
+
+def norm(config: ModelConfig, layout: Layout = ONE_PROCESS_LAYOUT) -> nn.Module:
     is_rms, arguments = config.normalization == "RMSNorm", (config.hidden_size, config.norm_epsilon)
-    if sequence_parallel:
-        return (SequenceParallelRMSNorm if is_rms else SequenceParallelLayerNorm)(*arguments, axis)
+    if layout.sequence_parallel:
+        return (SequenceParallelRMSNorm if is_rms else SequenceParallelLayerNorm)(*arguments, layout.tensor)
     return (nn.RMSNorm if is_rms else nn.LayerNorm)(*arguments)
 
 
@@ -240,10 +268,10 @@ def initialise(
             parameter.copy_(shard.of(values) if shard else values)
 
 
-def count_parameters(config: ModelConfig, vocab_size: int, grid: Grid = ONE_PROCESS) -> int:
-    """Parameters that this process holds, counted on torch's meta device: nothing is allocated."""
+def count_parameters(config: ModelConfig, vocab_size: int, layout: Layout = ONE_PROCESS_LAYOUT) -> int:
+    """Parameters of a model, or of a rank's part of it, counted on torch's meta device: nothing is allocated."""
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in GPT(config, vocab_size, grid).parameters())
+        return sum(parameter.numel() for parameter in GPT(config, vocab_size, layout).parameters())
 
 
 def flops_per_token(config: ModelConfig, parameters: int, padded_vocab_size: int) -> float:

@@ -9,8 +9,9 @@ from functools import partial
 from torch import Tensor, nn
 
 from megatron_adalrs.config import ModelConfig
-from megatron_adalrs.model.gpt import Block, Embedding, Rotary, norm
-from megatron_adalrs.parallel.cross_entropy import linear_cross_entropy
+from megatron_adalrs.model.gpt import Block, Embedding, Rotary, next_token_loss, norm
+from megatron_adalrs.parallel.layers import ColumnParallelLinear, VocabularyParallelEmbedding
+from megatron_adalrs.parallel.layout import ONE_PROCESS_LAYOUT, Layout
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class PipelineLayer:
 class PipelineBlock(Block):
     """A block that knows its rotary table, since activations are all that travels down the pipe."""
 
-    def __init__(self, config: ModelConfig, rotary: Rotary | None) -> None:
-        super().__init__(config)
+    def __init__(self, config: ModelConfig, layout: Layout, rotary: Rotary | None) -> None:
+        super().__init__(config, layout)
         self.rotary = rotary
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,52 +39,58 @@ class PipelineBlock(Block):
 class _Output(nn.Module):
     """The pipe's end. The output matrix is used within the loss, which is never told apart from it."""
 
-    weight: Tensor  # [padded vocabulary, h]
+    weight: Tensor  # [padded vocabulary / tensor ranks, h]
     vocab_size: int  # before padding
+    layout: Layout
 
     def forward(self, x: Tensor) -> Tensor:
         return x
 
     def loss(self, x: Tensor, targets: Tensor) -> Tensor:
-        """Mean next-token loss of final hidden states [b, s, h]; targets: [b, s], int64."""
-        return linear_cross_entropy(x.flatten(0, 1), self.weight, targets.flatten(), self.vocab_size)
+        """Mean next-token loss of final hidden states, [b, s, h] or the tensor rank's part; targets: [b, s], int64."""
+        return next_token_loss(x, targets, self.weight, self.vocab_size, self.layout)
 
 
-class Output(_Output, nn.Linear):
+class Output(_Output, ColumnParallelLinear):
     """An output matrix of its own."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
-        super().__init__(config.hidden_size, config.padded_vocab_size(vocab_size), bias=False)
-        self.vocab_size = vocab_size
+    def __init__(self, config: ModelConfig, vocab_size: int, layout: Layout) -> None:
+        super().__init__(config.hidden_size, config.padded_vocab_size(vocab_size, layout.tensor.size), False, layout)
+        self.vocab_size, self.layout = vocab_size, layout
 
 
-class TiedOutput(_Output, nn.Embedding):
+class TiedOutput(_Output, VocabularyParallelEmbedding):
     """The last stage's copy of the token embedding."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
-        super().__init__(config.padded_vocab_size(vocab_size), config.hidden_size)
-        self.vocab_size = vocab_size
+    def __init__(self, config: ModelConfig, vocab_size: int, layout: Layout) -> None:
+        super().__init__(config.padded_vocab_size(vocab_size, layout.tensor.size), config.hidden_size, layout)
+        self.vocab_size, self.layout = vocab_size, layout
 
 
-def pipeline_layers(config: ModelConfig, vocab_size: int) -> list[PipelineLayer]:
+def pipeline_layers(config: ModelConfig, vocab_size: int, layout: Layout = ONE_PROCESS_LAYOUT) -> list[PipelineLayer]:
     """Embedding, blocks, final norm, output: what GPT does with tokens [b, s], in its order.
 
     Args:
         vocab_size: before padding.
+        layout: of the stage's tensor ranks; a pipe has no context axis.
     """
     rotary = None
     if config.position_embedding_type == "rope":
         # One table for all blocks of a stage.
         rotary = Rotary(config.head_dim, config.max_positions, config.rotary_base)
-    blocks = [PipelineLayer(f"blocks.{i}", partial(PipelineBlock, config, rotary)) for i in range(config.num_layers)]
-    final_norm = PipelineLayer("final_norm", partial(norm, config))
-    build_embedding = partial(Embedding, config, config.padded_vocab_size(vocab_size))
+    build_block = partial(PipelineBlock, config, layout, rotary)
+    blocks = [PipelineLayer(f"blocks.{i}", build_block) for i in range(config.num_layers)]
+    final_norm = PipelineLayer("final_norm", partial(norm, config, layout))
+    padded_vocab_size = config.padded_vocab_size(vocab_size, layout.tensor.size)
+    build_embedding = partial(Embedding, config, padded_vocab_size, layout)
     if config.untie_embeddings_and_output_weights:
         embedding = PipelineLayer("embedding", build_embedding)
-        output = PipelineLayer("output", partial(Output, config, vocab_size))
+        output = PipelineLayer("output", partial(Output, config, vocab_size, layout))
     else:
         embedding = PipelineLayer("embedding", build_embedding, tied_weight="tokens.weight")
-        output = PipelineLayer("embedding.tokens", partial(TiedOutput, config, vocab_size), tied_weight="weight")
+        output = PipelineLayer(
+            "embedding.tokens", partial(TiedOutput, config, vocab_size, layout), tied_weight="weight"
+        )
     return [embedding, *blocks, final_norm, output]
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megatron_adalrs.parallel.layout import ONE_PROCESS_LAYOUT, Layout
 from megatron_adalrs.parallel.mappings import copy, gather_sequence, reduce, reduce_scatter_sequence
 from megatron_adalrs.parallel.topology import Axis
 
@@ -67,12 +68,12 @@ class ColumnParallelLinear(nn.Linear):
         in_features: int,
         out_features: int | Sequence[int],
         bias: bool,
-        axis: Axis,
-        sequence_parallel: bool = False,
+        layout: Layout = ONE_PROCESS_LAYOUT,
     ) -> None:
         blocks = (out_features,) if isinstance(out_features, int) else tuple(out_features)
+        axis = layout.tensor
         super().__init__(in_features, _divided(sum(blocks), axis), bias=bias)
-        self.axis, self.sequence_parallel = axis, sequence_parallel
+        self.axis, self.sequence_parallel = axis, layout.sequence_parallel
         for parameter in (self.weight, self.bias):
             mark_shard(parameter, axis, 0, blocks)
 
@@ -88,11 +89,10 @@ class RowParallelLinear(nn.Linear):
         in_features: of the whole layer; the axis divides it.
     """
 
-    def __init__(
-        self, in_features: int, out_features: int, bias: bool, axis: Axis, sequence_parallel: bool = False
-    ) -> None:
+    def __init__(self, in_features: int, out_features: int, bias: bool, layout: Layout = ONE_PROCESS_LAYOUT) -> None:
+        axis = layout.tensor
         super().__init__(_divided(in_features, axis), out_features, bias=bias)
-        self.axis, self.sequence_parallel = axis, sequence_parallel
+        self.axis, self.sequence_parallel = axis, layout.sequence_parallel
         mark_shard(self.weight, axis, 1, (in_features,))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -113,9 +113,10 @@ class VocabularyParallelEmbedding(nn.Embedding):
         padded_vocab_size: rows of the whole table; the axis divides it.
     """
 
-    def __init__(self, padded_vocab_size: int, hidden_size: int, axis: Axis, sequence_parallel: bool = False) -> None:
+    def __init__(self, padded_vocab_size: int, hidden_size: int, layout: Layout = ONE_PROCESS_LAYOUT) -> None:
+        axis = layout.tensor
         super().__init__(_divided(padded_vocab_size, axis), hidden_size)
-        self.axis, self.sequence_parallel = axis, sequence_parallel
+        self.axis, self.sequence_parallel = axis, layout.sequence_parallel
         mark_shard(self.weight, axis, 0, (padded_vocab_size,))
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ the backward pass does with the gradient. Source: Megatron-LM (arXiv 1909.08053,
     gather                   all-gather      split           back: each rank goes on alike with all of it
     gather_sequence          all-gather      reduce-scatter  `copy` where the input is split along the sequence
     reduce_scatter_sequence  reduce-scatter  all-gather      `reduce` where the output is to be split along it
+    all_to_all               all-to-all      all-to-all      parts of one dimension are traded for parts of another
 
 Along an axis of one process each returns its argument: no node in the graph. All are collectives of the axis' group.
 The sequence is dimension 1 of [b, s, h].
@@ -55,6 +56,11 @@ def gather_sequence(x: Tensor, axis: Axis) -> Tensor:
 def reduce_scatter_sequence(x: Tensor, axis: Axis) -> Tensor:
     """[b, s, h] -> [b, s / axis, h]. Forward: reduce-scatter (sum). Backward: all-gather."""
     return x if axis.size == 1 else _ReduceScatterSequence.apply(x, axis)
+
+
+def all_to_all(x: Tensor, axis: Axis) -> Tensor:
+    """[axis, ..] -> [axis, ..]: part i goes to rank i, and comes from rank i. Forward and backward alike."""
+    return x if axis.size == 1 else _AllToAll.apply(x, axis)
 
 
 class _Copy(Function):
@@ -122,6 +128,17 @@ class _ReduceScatterSequence(Function):
         return _all_gather(grad, ctx.axis, SEQUENCE), None
 
 
+class _AllToAll(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:  # type: ignore[override]
+        ctx.axis = axis
+        return _exchange(x, axis)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return _exchange(grad, ctx.axis), None
+
+
 def _all_reduce(x: Tensor, axis: Axis) -> Tensor:
     # A copy: the tensor may be in use elsewhere in the graph.
     total = x.clone(memory_format=torch.contiguous_format)
@@ -144,3 +161,9 @@ def _reduce_scatter(x: Tensor, axis: Axis, dim: int) -> Tensor:
     mine = parts.new_empty(parts.shape[0] // axis.size, *parts.shape[1:])
     dist.reduce_scatter_tensor(mine, parts, group=axis.group)
     return mine
+
+
+def _exchange(x: Tensor, axis: Axis) -> Tensor:
+    received = x.new_empty(x.shape)
+    dist.all_to_all_single(received, x.contiguous(), group=axis.group)
+    return received

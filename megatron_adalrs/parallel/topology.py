@@ -6,6 +6,7 @@ one process sees it; layers and collectives take the Axis they work along and no
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, replace
 from typing import Any
@@ -48,10 +49,12 @@ class GridShape:
         """Where a rank stands on each axis."""
         return dict(zip(AXES, (int(i) for i in np.unravel_index(rank, self._sizes)), strict=True))
 
-    def lines(self, axis: str) -> list[list[int]]:
-        """The ranks of every group along an axis, each in the order of that axis."""
+    def lines(self, *axes: str) -> list[list[int]]:
+        """The ranks of every group along an axis, or over several, each in the order of the ranks."""
         ranks = np.arange(self.world_size).reshape(self._sizes)
-        return np.moveaxis(ranks, AXES.index(axis), -1).reshape(-1, getattr(self, axis)).tolist()
+        last = [AXES.index(axis) for axis in axes]
+        size = math.prod(getattr(self, axis) for axis in axes)
+        return np.moveaxis(ranks, last, range(-len(last), 0)).reshape(-1, size).tolist()
 
     @property
     def _sizes(self) -> tuple[int, ...]:
@@ -90,6 +93,8 @@ class Grid:
     data: Axis = Axis()
     context: Axis = Axis()
     tensor: Axis = Axis()
+    replica: Axis = Axis()
+    """Data and context axis in one: the ranks that hold the same parameters, whose gradients are averaged."""
 
     @property
     def world_size(self) -> int:
@@ -119,20 +124,23 @@ class Grid:
         shape = GridShape.of_world(world_size, pipe, context, tensor)
         place = shape.coordinates(rank)
         axes = {name: Axis(place[name], getattr(shape, name)) for name in AXES}
-        return cls(shape, rank, local_rank, **axes)
+        replica = Axis(place["data"] * shape.context + place["context"], shape.data * shape.context)
+        return cls(shape, rank, local_rank, **axes, replica=replica)
 
     def with_groups(self) -> Grid:
         """The same place with a process group along every axis of more than one process. Collective."""
         import torch.distributed as dist
 
-        axes = {}
-        for name in AXES:
-            axis = getattr(self, name)
+        def with_group(axis: Axis, *names: str) -> Axis:
+            lines = self.shape.lines(*names)
             # Every process takes part in making every group, also those that it is not in.
-            groups = [dist.new_group(line) if axis.size > 1 else None for line in self.shape.lines(name)]
-            mine = next(i for i, line in enumerate(self.shape.lines(name)) if self.rank in line)
-            axes[name] = replace(axis, group=groups[mine])
-        return replace(self, **axes)
+            groups = [dist.new_group(line) if axis.size > 1 else None for line in lines]
+            mine = next(i for i, line in enumerate(lines) if self.rank in line)
+            return replace(axis, group=groups[mine])
+
+        axes = {name: with_group(getattr(self, name), name) for name in AXES}
+        is_data = self.context.size == 1
+        return replace(self, **axes, replica=axes["data"] if is_data else with_group(self.replica, "data", "context"))
 
 
 ONE_RANK = Axis()

@@ -108,3 +108,4 @@ def _serve(rank: int, world_size: int, port: int, pipe: Connection) -> None:
             answer = (False, traceback.format_exc())
         pipe.send(answer)
     end_distributed()
+    os._exit(0)  # an interpreter that has imported torch takes a second to leave in good order

@@ -9,7 +9,9 @@ import numpy as np
 
 from megatron_adalrs.arguments import config_from_values
 from megatron_adalrs.config import Config
+from megatron_adalrs.engine import Engine, build_engine
 from megatron_adalrs.parallel.topology import Grid
+from megatron_adalrs.random_state import seed_everything
 
 VOCABULARY = 50
 
@@ -24,9 +26,25 @@ def tiny_config(**values: Any) -> Config:
 
 
 @cache
-def grid_of(tensor: int = 1, pipe: int = 1) -> Grid:
-    """This rank's place, with groups that are made once: a process would run out of them otherwise."""
-    return Grid.from_environment(tensor=tensor, pipe=pipe).with_groups()
+def _grid(pipe: int, context: int, tensor: int) -> Grid:
+    # Made once: a process would run out of groups otherwise.
+    return Grid.from_environment(pipe, context, tensor).with_groups()
+
+
+def grid_of(config: Config) -> Grid:
+    """This rank's place in the grid that a configuration asks for, with groups."""
+    sizes = config.parallel
+    return _grid(sizes.pipeline_model_parallel_size, sizes.context_parallel_size, sizes.tensor_model_parallel_size)
+
+
+def start(values: dict[str, Any]) -> tuple[Config, Grid, Engine]:
+    """A run before its first step."""
+    config = tiny_config(**values)
+    grid = grid_of(config)
+    seed_everything(config.training.seed, grid.tensor_group)
+    engine = build_engine(config, VOCABULARY, grid)
+    engine.set_lr(config.optimizer.lr)
+    return config, grid, engine
 
 
 def micro_batches(config: Config, grid: Grid, step: int) -> list[np.ndarray]:

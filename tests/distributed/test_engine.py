@@ -14,29 +14,6 @@ from tests.distributed.ranks import RankFailure, Ranks
 from tests.distributed.runs import micro_batches, tiny_config
 
 
-def train(values: dict[str, Any], steps: int) -> list[tuple[float, float]]:
-    config, grid = tiny_config(**values), Grid.from_environment()
-    engine = Engine(config, 256, grid)
-    results = []
-    for step in range(steps):
-        engine.set_lr(config.optimizer.lr * (1 + step) / steps)
-        result = engine.train_batch(micro_batches(config, grid, step))
-        results.append((result.loss, result.grad_norm))
-    return results
-
-
-@pytest.mark.parametrize("preset", ["gpt2-tiny", "llama-tiny"])
-def test_two_ranks_at_every_zero_stage_equal_one_rank(one_rank: Ranks, two_ranks: Ranks, preset: str) -> None:
-    values = {"preset": preset, "num_query_groups": 2, "clip_grad": 0.5}
-    (expected,) = one_rank.run(train, values, 20)
-    assert expected[-1][0] < expected[0][0] - 1
-    for zero_stage in range(4):
-        first, second = two_ranks.run(train, values | {"zero_stage": zero_stage}, 20)
-        assert first == second
-        for got, wanted in zip(first, expected, strict=True):
-            assert got == pytest.approx(wanted, rel=1e-5)
-
-
 def evaluation(values: dict[str, Any]) -> tuple[float, float]:
     config, grid = tiny_config(**values), Grid.from_environment()
     engine = Engine(config, 256, grid)

@@ -8,83 +8,12 @@ from typing import Any
 import pytest
 
 from megatron_adalrs.checkpoint import load_checkpoint, require_fitting, save_checkpoint
-from megatron_adalrs.config import Config
-from megatron_adalrs.engine import Engine, build_engine
 from megatron_adalrs.parallel.topology import Grid
-from megatron_adalrs.random_state import seed_everything
 from tests.distributed.ranks import Ranks
-from tests.distributed.runs import VOCABULARY, grid_of, micro_batches, tiny_config
+from tests.distributed.runs import VOCABULARY, micro_batches, start, tiny_config
 
-STEPS = 20
-CLIP = 1.1
-GPT2 = {"preset": "gpt2-tiny"}
-LLAMA = {"preset": "llama-tiny", "untie_embeddings_and_output_weights": True, "num_query_groups": 2}
-
-
-def config_of(values: dict[str, Any]) -> Config:
-    return tiny_config(
-        **{"num_layers": 4, "lr": 3e-3, "micro_batch_size": 2, "global_batch_size": 16, "clip_grad": CLIP} | values
-    )
-
-
-def start(values: dict[str, Any]) -> tuple[Config, Grid, Engine]:
-    config = config_of(values)
-    grid = grid_of(pipe=config.parallel.pipeline_model_parallel_size)
-    seed_everything(config.training.seed, grid.tensor_group)
-    engine = build_engine(config, VOCABULARY, grid)
-    engine.set_lr(config.optimizer.lr)
-    return config, grid, engine
-
-
-def evaluate(config: Config, grid: Grid, engine: Engine, *sizes: int) -> float:
-    """Evaluation loss of as many micro-batches a rank as `sizes` says, step by step."""
-    return engine.evaluate(iter([micro_batches(config, grid, 1000 + i)[:size] for i, size in enumerate(sizes)]))
-
-
-def train(values: dict[str, Any]) -> dict[str, Any]:
-    config, grid, engine = start(values)
-    full = config.micro_batches_per_step(grid.data.size)
-    results, evaluations = [], []
-    for step in range(STEPS):
-        results.append(engine.train_batch(micro_batches(config, grid, step)))
-        if step == 10:
-            evaluations.append(evaluate(config, grid, engine, full, full))
-    evaluations.append(evaluate(config, grid, engine, full, full // 2))
-    return {
-        "losses": [result.loss for result in results],
-        "norms": [result.grad_norm for result in results],
-        "evaluations": evaluations,
-    }
-
-
-def assert_like_one_rank(one_rank: Ranks, ranks: Ranks, values: dict[str, Any], grid: dict[str, Any]) -> None:
-    (expected,) = one_rank.run(train, values)
-    found = ranks.run(train, values | grid)
-    assert all(result == found[0] for result in found)
-    assert found[0]["losses"] == pytest.approx(expected["losses"], rel=1e-5)
-    assert found[0]["norms"] == pytest.approx(expected["norms"], rel=1e-5)
-    assert found[0]["evaluations"] == pytest.approx(expected["evaluations"], rel=1e-5)
-    assert min(expected["norms"]) < CLIP < max(expected["norms"]), "clipping was not tried"
-
-
-@pytest.mark.parametrize("zero_stage", [0, 1])
-@pytest.mark.parametrize("shape", [GPT2, LLAMA], ids=["tied", "untied"])
-def test_two_stages_train_like_one_rank(
-    one_rank: Ranks, two_ranks: Ranks, shape: dict[str, Any], zero_stage: int
-) -> None:
-    assert_like_one_rank(one_rank, two_ranks, shape, {"pipeline_model_parallel_size": 2, "zero_stage": zero_stage})
-
-
-@pytest.mark.parametrize("shape", [GPT2, LLAMA], ids=["tied", "untied"])
-def test_four_stages_train_like_one_rank(one_rank: Ranks, four_ranks: Ranks, shape: dict[str, Any]) -> None:
-    grid = {"pipeline_model_parallel_size": 4, "pipeline_partition": "uniform"}
-    assert_like_one_rank(one_rank, four_ranks, shape, grid)
-
-
-@pytest.mark.parametrize("zero_stage", [0, 1])
-def test_two_stages_of_two_replicas_train_like_one_rank(one_rank: Ranks, four_ranks: Ranks, zero_stage: int) -> None:
-    grid = {"pipeline_model_parallel_size": 2, "zero_stage": zero_stage}
-    assert_like_one_rank(one_rank, four_ranks, GPT2, grid)
+GPT2 = {"preset": "gpt2-tiny", "num_layers": 4, "lr": 3e-3, "global_batch_size": 16, "clip_grad": 1.1}
+LLAMA = GPT2 | {"preset": "llama-tiny", "untie_embeddings_and_output_weights": True, "num_query_groups": 2}
 
 
 def padding(values: dict[str, Any]) -> list[float]:
@@ -138,7 +67,7 @@ def test_a_checkpoint_resumes_to_the_same_losses(two_ranks: Ranks, tmp_path: Pat
 
 
 def test_a_checkpoint_of_other_stages_is_refused(tmp_path: Path) -> None:
-    saved = config_of(GPT2 | {"pipeline_model_parallel_size": 2})
+    saved = tiny_config(**GPT2 | {"pipeline_model_parallel_size": 2})
     state = {"config": saved.to_flat(), "world_size": 1}
     for values, message in [
         ({}, "pipeline_model_parallel_size 2, this run has 1"),
@@ -148,7 +77,7 @@ def test_a_checkpoint_of_other_stages_is_refused(tmp_path: Path) -> None:
         ),
     ]:
         with pytest.raises(ValueError, match=message):
-            require_fitting(tmp_path, state, config_of(GPT2 | values), Grid.from_environment())
+            require_fitting(tmp_path, state, tiny_config(**GPT2 | values), Grid.from_environment())
 
 
 @pytest.mark.parametrize(
@@ -160,12 +89,12 @@ def test_a_checkpoint_of_other_stages_is_refused(tmp_path: Path) -> None:
         ({"pipeline_model_parallel_size": 2, "bf16": True}, "zero_stage: 0 with bf16 .*use --zero-stage 1"),
         ({"pipeline_partition": "by hand"}, "pipeline_partition: 'by hand'"),
         (
-            {"pipeline_model_parallel_size": 2, "tensor_model_parallel_size": 2},
-            "tensor_model_parallel_size: 2 does not combine with pipeline_model_parallel_size 2 yet: ",
+            {"pipeline_model_parallel_size": 2, "context_parallel_size": 2},
+            "context_parallel_size: 2 does not combine with pipeline_model_parallel_size 2: ",
         ),
     ],
     ids=str,
 )
 def test_an_impossible_pipeline_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        config_of(GPT2 | values)
+        tiny_config(**GPT2 | values)

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from megatron_adalrs.engine import Engine, build_engine
-from megatron_adalrs.random_state import seed_everything
+from megatron_adalrs.engine import Engine
 from megatron_adalrs.snapshot import EngineSnapshot, estimate_snapshot_bytes
+from tests.distributed import runs
 from tests.distributed.ranks import Ranks
-from tests.distributed.runs import VOCABULARY, grid_of, micro_batches, tiny_config
+from tests.distributed.runs import micro_batches
 
 FOLLOWING = 10
+DROPOUT = {"preset": "qwen2-tiny", "hidden_dropout": 0.1, "attention_dropout": 0.1, "num_query_groups": 2}
 
 
 def digest(engine: Engine) -> str:
@@ -25,11 +26,7 @@ def digest(engine: Engine) -> str:
 
 def run(values: dict[str, Any], start: int, trial_steps: int) -> dict[str, Any]:
     """Train `start` steps, optionally take and undo a trial at a wild rate, then train the following ones."""
-    config = tiny_config(**values)
-    grid = grid_of(config.parallel.tensor_model_parallel_size, config.parallel.pipeline_model_parallel_size)
-    seed_everything(config.training.seed, grid.tensor_group)
-    engine = build_engine(config, VOCABULARY, grid)
-    engine.set_lr(config.optimizer.lr)
+    config, grid, engine = runs.start(values)
     for step in range(start):
         engine.train_batch(micro_batches(config, grid, step))
     snapshot = EngineSnapshot(engine)
@@ -45,58 +42,37 @@ def run(values: dict[str, Any], start: int, trial_steps: int) -> dict[str, Any]:
         "steps": [(result.loss, result.grad_norm) for result in steps],
         "digest": digest(engine),
         "bytes": snapshot.nbytes,
-        "estimate": estimate_snapshot_bytes(config.training, engine.parameters_held, grid.data.size),
+        "estimate": estimate_snapshot_bytes(config.training, engine.parameters_held, grid.replica.size),
     }
 
 
-def assert_bit_exact(two_ranks: Ranks, values: dict[str, Any]) -> None:
+def assert_bit_exact(ranks: Ranks, values: dict[str, Any], start: int = 3) -> None:
     """A run that takes and undoes a trial goes on as if it had not, and its snapshot is as large as estimated."""
-    untouched = two_ranks.run(run, values, start=3, trial_steps=0)
-    undone = two_ranks.run(run, values, start=3, trial_steps=4)
-    for rank in range(2):
-        assert undone[rank]["steps"] == untouched[rank]["steps"]
+    untouched = ranks.run(run, values, start=start, trial_steps=0)
+    undone = ranks.run(run, values, start=start, trial_steps=4)
+    for rank in range(ranks.world_size):
+        assert undone[rank]["steps"] == untouched[0]["steps"]
         assert undone[rank]["digest"] == untouched[rank]["digest"]
-        assert undone[rank]["bytes"] == pytest.approx(undone[rank]["estimate"], rel=0.05)
-    assert untouched[0]["steps"] == untouched[1]["steps"]
+        if start:
+            assert undone[rank]["bytes"] == pytest.approx(undone[rank]["estimate"], rel=0.05)
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("preset", ["gpt2-tiny", "qwen2-tiny"])
-def test_backtracking_is_bit_exact(two_ranks: Ranks, preset: str, zero_stage: int, bf16: bool) -> None:
-    values = {
-        "preset": preset,
-        "zero_stage": zero_stage,
-        "bf16": bf16,
-        "hidden_dropout": 0.1,
-        "num_query_groups": 2,
-    }
-    assert_bit_exact(two_ranks, values)
+def test_backtracking_is_bit_exact(two_ranks: Ranks, zero_stage: int, bf16: bool) -> None:
+    assert_bit_exact(two_ranks, DROPOUT | {"zero_stage": zero_stage, "bf16": bf16})
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_backtracking_is_bit_exact_on_tensor_ranks(two_ranks: Ranks, zero_stage: int, bf16: bool) -> None:
-    values = {
-        "preset": "qwen2-tiny",
-        "zero_stage": zero_stage,
-        "bf16": bf16,
-        "hidden_dropout": 0.1,
-        "attention_dropout": 0.1,
-        "num_query_groups": 2,
-        "tensor_model_parallel_size": 2,
-    }
-    assert_bit_exact(two_ranks, values)
+    assert_bit_exact(two_ranks, DROPOUT | {"zero_stage": zero_stage, "bf16": bf16, "tensor_model_parallel_size": 2})
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_a_snapshot_from_before_the_first_step_is_bit_exact(two_ranks: Ranks, zero_stage: int, bf16: bool) -> None:
-    values = {"zero_stage": zero_stage, "bf16": bf16}
-    untouched = two_ranks.run(run, values, start=0, trial_steps=0)
-    undone = two_ranks.run(run, values, start=0, trial_steps=3)
-    assert [result["steps"] for result in undone] == [result["steps"] for result in untouched]
-    assert [result["digest"] for result in undone] == [result["digest"] for result in untouched]
+    assert_bit_exact(two_ranks, {"zero_stage": zero_stage, "bf16": bf16}, start=0)
 
 
 PIPELINES = [
@@ -108,21 +84,36 @@ PIPELINES = [
 
 @pytest.mark.parametrize("start", [0, 3])
 @pytest.mark.parametrize("cell", PIPELINES, ids=["zero0-fp32", "zero1-fp32", "zero1-bf16"])
-@pytest.mark.parametrize("preset", ["gpt2-tiny", "qwen2-tiny"])
-def test_backtracking_a_pipeline_is_bit_exact(two_ranks: Ranks, preset: str, cell: dict[str, Any], start: int) -> None:
-    values = {"preset": preset, "hidden_dropout": 0.1, "num_query_groups": 2} | cell
-    untouched = two_ranks.run(run, values, start=start, trial_steps=0)
-    undone = two_ranks.run(run, values, start=start, trial_steps=4)
-    for rank in range(2):
-        assert undone[rank]["steps"] == untouched[0]["steps"]
-        assert undone[rank]["digest"] == untouched[rank]["digest"]
-        if start:
-            assert undone[rank]["bytes"] == pytest.approx(undone[rank]["estimate"], rel=0.05)
+def test_backtracking_a_pipeline_is_bit_exact(two_ranks: Ranks, cell: dict[str, Any], start: int) -> None:
+    assert_bit_exact(two_ranks, DROPOUT | {"preset": "gpt2-tiny"} | cell, start)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        {"sequence_parallel": True, "tensor_model_parallel_size": 2, "recompute_granularity": "full"},
+        {"context_parallel_size": 2, "zero_stage": 1, "bf16": True},
+        {"context_parallel_size": 2, "zero_stage": 3, "recompute_granularity": "selective"},
+        {"pipeline_model_parallel_size": 2, "recompute_granularity": "full"},
+    ],
+    ids=str,
+)
+def test_backtracking_is_bit_exact_with_split_sequences_and_recomputed_activations(
+    two_ranks: Ranks, cell: dict[str, Any]
+) -> None:
+    assert_bit_exact(two_ranks, DROPOUT | cell)
+
+
+@pytest.mark.parametrize(
+    "precision", [{}, {"zero_stage": 1}, {"zero_stage": 1, "bf16": True, "sequence_parallel": True}], ids=str
+)
+def test_backtracking_a_grid_of_three_axes_is_bit_exact(eight_ranks: Ranks, precision: dict[str, Any]) -> None:
+    grid = {"pipeline_model_parallel_size": 2, "tensor_model_parallel_size": 2}
+    assert_bit_exact(eight_ranks, DROPOUT | grid | precision)
 
 
 def losses_of_a_diverged_run() -> tuple[list[float], list[float]]:
-    config, grid = tiny_config(), grid_of()
-    engine = Engine(config, VOCABULARY, grid)
+    config, grid, engine = runs.start({})
     snapshot = EngineSnapshot(engine)
     engine.train_batch(micro_batches(config, grid, 0))
     snapshot.capture()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,95 +11,47 @@ import torch
 import torch.nn.functional as F
 
 from megatron_adalrs.checkpoint import load_checkpoint, read_state, require_fitting, save_checkpoint
-from megatron_adalrs.engine import Engine
+from megatron_adalrs.engine import build_engine
 from megatron_adalrs.model.gpt import GPT, initialise
 from megatron_adalrs.parallel import cross_entropy
 from megatron_adalrs.parallel.cross_entropy import linear_cross_entropy
 from megatron_adalrs.parallel.layers import shard_of
+from megatron_adalrs.parallel.layout import Layout
 from megatron_adalrs.parallel.mappings import copy, gather, gather_sequence, reduce, reduce_scatter_sequence, scatter
 from megatron_adalrs.parallel.random import dropout, own_stream
 from megatron_adalrs.parallel.topology import ONE_PROCESS, Axis
 from megatron_adalrs.random_state import seed_everything
 from tests.distributed.ranks import Ranks
-from tests.distributed.runs import VOCABULARY, grid_of, micro_batches, tiny_config
+from tests.distributed.runs import VOCABULARY, grid_of, micro_batches, start, tiny_config
 
-STEPS = 12
-# A rate at which nothing grows: at 1e-2 rounding doubles every few steps, in one rank's run too.
 FAMILIES: dict[str, dict[str, Any]] = {
-    "gpt2": {"preset": "gpt2-tiny", "lr": 1e-3, "micro_batch_size": 2, "clip_grad": 0.5},
-    "qwen2": {"preset": "qwen2-tiny", "lr": 1e-3, "micro_batch_size": 2, "num_query_groups": 2, "clip_grad": 0.5},
-    "untied": {"preset": "llama-tiny", "lr": 1e-3, "num_query_groups": 4, "untie_embeddings_and_output_weights": True},
+    "gpt2": {"preset": "gpt2-tiny"},
+    "qwen2": {"preset": "qwen2-tiny", "num_query_groups": 2},
+    "untied": {"preset": "llama-tiny", "num_query_groups": 4, "untie_embeddings_and_output_weights": True},
 }
+TWO = {"tensor_model_parallel_size": 2}
 
 
-def train(values: dict[str, Any], steps: int = STEPS) -> dict[str, Any]:
-    config = tiny_config(**values)
-    grid = grid_of(config.parallel.tensor_model_parallel_size)
-    seed_everything(config.training.seed, grid.tensor_group)
-    engine = Engine(config, VOCABULARY, grid)
-    engine.set_lr(config.optimizer.lr)
-    results = [engine.train_batch(micro_batches(config, grid, step)) for step in range(steps)]
-    losses = [result.loss for result in results]
-    evaluated = engine.evaluate(iter([micro_batches(config, grid, steps)]))
-    return {"losses": [*losses, evaluated], "norms": [result.grad_norm for result in results]}
-
-
-@cache
-def of_one_rank(family: str, zero_stage: int = 0) -> dict[str, Any]:
-    ranks = Ranks(1)
-    try:
-        return ranks.run(train, FAMILIES[family] | {"zero_stage": zero_stage})[0]
-    finally:
-        ranks.close()
-
-
-def check_like_one_rank(family: str, results: list[dict[str, Any]]) -> None:
-    expected = of_one_rank(family)
-    for result in results:
-        assert result == results[0]
-        assert result["losses"] == pytest.approx(expected["losses"], rel=1e-5)
-        assert result["norms"] == pytest.approx(expected["norms"], rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("family", "sequence_parallel"),
-    [("gpt2", False), ("qwen2", False), ("gpt2", True), ("untied", True)],
-    ids=["gpt2", "qwen2", "gpt2-sequence", "untied-sequence"],
-)
-def test_two_tensor_ranks_train_like_one_rank(two_ranks: Ranks, family: str, sequence_parallel: bool) -> None:
-    values = {"tensor_model_parallel_size": 2, "sequence_parallel": sequence_parallel}
-    check_like_one_rank(family, two_ranks.run(train, FAMILIES[family] | values))
-
-
-def test_two_tensor_ranks_train_like_one_rank_under_zero_3(two_ranks: Ranks) -> None:
-    values = {"tensor_model_parallel_size": 2, "sequence_parallel": True, "zero_stage": 3}
-    check_like_one_rank("gpt2", two_ranks.run(train, FAMILIES["gpt2"] | values))
-
-
-def test_four_tensor_ranks_train_like_one_rank(four_ranks: Ranks) -> None:
-    """With 50 tokens padded to 512, three of the ranks hold nothing but padding."""
-    check_like_one_rank("gpt2", four_ranks.run(train, FAMILIES["gpt2"] | {"tensor_model_parallel_size": 4}))
-
-
-def test_two_tensor_by_two_data_ranks_train_like_one_rank(four_ranks: Ranks) -> None:
-    values = {"tensor_model_parallel_size": 2, "sequence_parallel": True, "zero_stage": 1}
-    check_like_one_rank("qwen2", four_ranks.run(train, FAMILIES["qwen2"] | values))
+def norms(values: dict[str, Any]) -> list[float]:
+    config, grid, engine = start(values)
+    return [engine.train_batch(micro_batches(config, grid, step)).grad_norm for step in range(5)]
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1])
-def test_in_bf16_the_gradient_norm_counts_every_parameter_once(two_ranks: Ranks, zero_stage: int) -> None:
+def test_in_bf16_the_gradient_norm_counts_every_parameter_once(
+    one_rank: Ranks, two_ranks: Ranks, zero_stage: int
+) -> None:
     # Leaving out the other rank's shards, as DeepSpeed does for unmarked gradients, would make it a third smaller.
-    values = FAMILIES["gpt2"] | {"bf16": True, "zero_stage": zero_stage, "tensor_model_parallel_size": 2}
-    expected = of_one_rank("gpt2")
-    results = two_ranks.run(train, values)
-    assert results[0] == results[1]
-    assert results[0]["norms"][:5] == pytest.approx(expected["norms"][:5], rel=0.1)
+    values = FAMILIES["gpt2"] | {"lr": 1e-3, "clip_grad": 0.5, "zero_stage": zero_stage}
+    (expected,) = one_rank.run(norms, values)
+    results = two_ranks.run(norms, values | TWO | {"bf16": True})
+    assert results[0] == results[1] == pytest.approx(expected, rel=0.1)
 
 
-def differing_weights(family: str, tensor: int) -> list[str]:
+def differing_weights(family: str) -> list[str]:
     """Names of the parameters that are not this rank's part of a whole model's."""
-    config, grid = tiny_config(**FAMILIES[family]), grid_of(tensor)
-    model = GPT(config.model, VOCABULARY, grid)
+    config = tiny_config(**FAMILIES[family] | TWO)
+    model = GPT(config.model, VOCABULARY, Layout(tensor=grid_of(config).tensor))
     initialise(model, config.model, seed=7)
     whole = GPT(config.model, VOCABULARY)
     initialise(whole, config.model, seed=7)
@@ -117,12 +68,12 @@ def differing_weights(family: str, tensor: int) -> list[str]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_grid_starts_from_the_same_whole_weights(two_ranks: Ranks, family: str) -> None:
-    assert two_ranks.run(differing_weights, family, 2) == [[], []]
+    assert two_ranks.run(differing_weights, family) == [[], []]
 
 
 def loss_and_gradients(tokens: int, vocabulary: int, rows: int, chunk: int) -> dict[str, list[float]]:
     """Largest deviations of the vocabulary-parallel loss from torch's, in its value and its gradients."""
-    axis = grid_of(2).tensor
+    axis = grid_of(tiny_config(**TWO)).tensor
     generator = torch.Generator().manual_seed(vocabulary)
     whole = torch.randn(rows * axis.size, 8, generator=generator)
     hidden = torch.randn(tokens, 8, generator=generator, requires_grad=True)
@@ -153,7 +104,7 @@ def test_vocabulary_parallel_cross_entropy_is_torchs(two_ranks: Ranks, vocabular
 
 def mapped() -> dict[str, Any]:
     """Result and gradient of each mapping; rank r holds (r + 1) times 0..7, shaped [1, 4, 2] or its part."""
-    axis = grid_of(2).tensor
+    axis = grid_of(tiny_config(**TWO)).tensor
     whole, part = torch.arange(8.0).view(1, 4, 2), torch.arange(4.0).view(1, 2, 2)
     functions = {
         "copy": (lambda x: copy(x, axis), whole),
@@ -191,7 +142,7 @@ def test_each_mapping_pairs_its_forward_with_its_backward(two_ranks: Ranks) -> N
 
 
 def dropped() -> tuple[list[float], list[float], list[float]]:
-    axis = grid_of(2).tensor
+    axis = grid_of(tiny_config(**TWO)).tensor
     seed_everything(5, 0)
     shared = dropout(torch.ones(64), 0.5, True, Axis())
     own = dropout(torch.ones(64), 0.5, True, axis)
@@ -209,16 +160,13 @@ def test_tensor_ranks_share_dropout_and_part_where_they_hold_different_activatio
 
 def resume(folder: Path, values: dict[str, Any]) -> tuple[list[float], list[float]]:
     """Losses after a checkpoint, of the run that wrote it and of one that loads it."""
-    config = tiny_config(**values)
-    grid = grid_of(config.parallel.tensor_model_parallel_size)
-    seed_everything(config.training.seed, grid.tensor_group)
-    first = Engine(config, VOCABULARY, grid)
+    config, grid, first = start(values)
     for step in range(3):
         first.train_batch(micro_batches(config, grid, step))
     checkpoint = save_checkpoint(first, grid, folder, 3, {"config": config.to_flat()})
     expected = [first.train_batch(micro_batches(config, grid, step)).loss for step in range(3, 7)]
     seed_everything(99, grid.tensor_group)
-    second = Engine(config, VOCABULARY, grid)
+    second = build_engine(config, VOCABULARY, grid)
     load_checkpoint(second, grid, checkpoint)
     return expected, [second.train_batch(micro_batches(config, grid, step)).loss for step in range(3, 7)]
 

@@ -19,7 +19,8 @@ from megatron_adalrs.parallel.layers import (
     VocabularyParallelEmbedding,
     shard_of,
 )
-from megatron_adalrs.parallel.topology import Axis, Grid, GridShape
+from megatron_adalrs.parallel.layout import Layout
+from megatron_adalrs.parallel.topology import Axis
 
 VALUES = {
     "preset": "gpt2-tiny", "num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 16,
@@ -27,13 +28,13 @@ VALUES = {
 }  # fmt: skip
 
 
-def rank_of_two(rank: int) -> Grid:
-    return Grid(GridShape(tensor=2), rank=rank, tensor=Axis(rank, 2))
+def rank_of_two(rank: int) -> Layout:
+    return Layout(tensor=Axis(rank, 2))
 
 
 @pytest.mark.parametrize(
     "layer",
-    [ColumnParallelLinear(4, 6, True, Axis()), RowParallelLinear(4, 6, True, Axis())],
+    [ColumnParallelLinear(4, 6, True), RowParallelLinear(4, 6, True)],
     ids=["column", "row"],
 )
 def test_a_linear_layer_of_one_rank_is_one_node_in_the_graph(layer: nn.Linear) -> None:
@@ -46,7 +47,7 @@ def test_a_linear_layer_of_one_rank_is_one_node_in_the_graph(layer: nn.Linear) -
 
 
 def test_an_embedding_of_one_rank_is_one_node_in_the_graph() -> None:
-    layer, tokens = VocabularyParallelEmbedding(10, 4, Axis()), torch.tensor([[1, 9]])
+    layer, tokens = VocabularyParallelEmbedding(10, 4), torch.tensor([[1, 9]])
     y = layer(tokens)
     assert torch.equal(y, F.embedding(tokens, layer.weight)) and y.grad_fn.name() == "EmbeddingBackward0"
 
@@ -111,6 +112,18 @@ def test_the_vocabulary_is_padded_to_equal_parts() -> None:
         (
             {"tensor_model_parallel_size": 2, "sequence_parallel": True, "seq_length": 15},
             r"seq_length: 15 is not divisible .*: 15 = 7 x 2 \+ 1",
+        ),
+        (
+            {"tensor_model_parallel_size": 2, "context_parallel_size": 4},
+            r"num_attention_heads: 4 is not divisible by .* x context_parallel_size: 4 = 0 x 8 \+ 4",
+        ),
+        (
+            {"context_parallel_size": 2, "seq_length": 15},
+            r"seq_length: 15 is not divisible by context_parallel_size: 15 = 7",
+        ),
+        (
+            {"tensor_model_parallel_size": 2, "context_parallel_size": 2, "sequence_parallel": True, "seq_length": 18},
+            r"seq_length: 18 is not divisible by .* x context_parallel_size: 18 = 4 x 4 \+ 2",
         ),
         ({"sequence_parallel": True}, "sequence_parallel: splits the sequence over the tensor ranks"),
         ({"tensor_model_parallel_size": 0}, "tensor_model_parallel_size: 0"),

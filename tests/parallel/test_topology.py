@@ -21,6 +21,11 @@ def test_groups_along_an_axis() -> None:
     assert shape.lines("pipe") == [[0, 4], [1, 5], [2, 6], [3, 7]]
 
 
+def test_replicas_are_the_ranks_that_differ_in_data_and_context_only() -> None:
+    shape = GridShape(data=2, context=2, tensor=2)
+    assert shape.lines("data", "context") == [[0, 2, 4, 6], [1, 3, 5, 7]]
+
+
 @pytest.mark.parametrize("axis", AXES)
 def test_every_rank_is_in_one_group_of_each_axis(axis: str) -> None:
     shape = GridShape(pipe=3, data=2, context=2, tensor=4)
@@ -48,3 +53,6 @@ def test_the_launcher_announces_rank_and_world(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv(name, value)
     grid = Grid.from_environment(tensor=2)
     assert (grid.data.rank, grid.tensor.rank, grid.local_rank, grid.is_first) == (1, 1, 1, False)
+    assert (grid.replica.rank, grid.replica.size) == (1, 2)
+    grid = Grid.from_environment(context=2)
+    assert (grid.data.rank, grid.context.rank, grid.replica.rank, grid.replica.size) == (1, 1, 3, 4)

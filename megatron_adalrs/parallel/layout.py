@@ -1,0 +1,25 @@
+"""How a model's work is laid out over ranks and over time: all that its modules know of the grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_adalrs.parallel.topology import ONE_RANK, Axis
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a model's parts are computed. The default is a whole model in one process."""
+
+    tensor: Axis = ONE_RANK
+    """Ranks that share every layer's heads and MLP features, and the vocabulary."""
+    context: Axis = ONE_RANK
+    """Ranks that share every sequence."""
+    sequence_parallel: bool = False
+    """Whether what lies between the tensor-parallel regions is split along the sequence over the tensor axis."""
+    recompute: Literal["full", "selective"] | None = None
+    """Which activations the backward pass computes again: those of whole blocks, or of attention's core."""
+
+
+ONE_PROCESS_LAYOUT = Layout()
