@@ -23,9 +23,13 @@ class EngineSnapshot:
         self._tensors = TensorSnapshot()
         self._counters: dict[str, Any] = {}
         self._random_state: dict[str, Any] = {}
+        engine.before_update(self._tensors.finish)
 
     def capture(self) -> None:
-        """Copy weights, masters, optimizer state, DeepSpeed's counters and random streams."""
+        """Copy what the optimizer works on, its state, DeepSpeed's counters and random streams.
+
+        From an accelerator the copies run beside the next step, which waits for them before it updates.
+        """
         self._tensors.capture(self._engine.live_tensors())
         self._counters = self._engine.counters()
         self._random_state = random_state()
@@ -33,7 +37,7 @@ class EngineSnapshot:
     def restore(self) -> None:
         """Go back to the last capture. Optimizer state born since then is zeroed: so it is before its first step."""
         self._tensors.restore(self._engine.live_tensors())
-        self._engine.weights_changed()
+        self._engine.tensors_written()
         self._engine.set_counters(self._counters)
         set_random_state(self._random_state)
 
@@ -43,16 +47,11 @@ class EngineSnapshot:
         return self._tensors.nbytes
 
 
-def estimate_snapshot_bytes(training: TrainingConfig, parameters: int, data_parallel_size: int) -> int:
-    """Bytes that one snapshot takes on each rank: weights, fp32 masters and AdamW's two moments.
+def estimate_snapshot_bytes(training: TrainingConfig, parameters: int, replicas: int) -> int:
+    """Bytes that one snapshot takes on each rank: fp32 parameters, be they masters or the weights, and AdamW's moments.
 
     Args:
-        parameters: of the model; along a tensor axis, of the rank's part (`Engine.parameters_held`).
-
-    In fp32 without ZeRO the optimizer works on the weights themselves; otherwise it has masters of its own, which ZeRO
-    shards over the data-parallel ranks. ZeRO-3 shards the weights too.
+        parameters: of the rank's part of the model (`Engine.parameters_held`).
+        replicas: ranks that hold the same parameters; ZeRO shards masters and moments over them.
     """
-    shards = data_parallel_size if training.zero_stage else 1
-    weights = (2 if training.bf16 else 4) * parameters / (shards if training.zero_stage == 3 else 1)
-    has_masters = training.bf16 or training.zero_stage > 0
-    return math.ceil(weights + (12 if has_masters else 8) * parameters / shards)
+    return math.ceil(12 * parameters / (replicas if training.zero_stage else 1))

@@ -50,6 +50,7 @@ class LoopSnapshot:
         """Copy the state of the loop, between two steps."""
         optimizer = self._optimizer
         self._tensors.capture(self._named_tensors())
+        self._tensors.finish()  # a loop of the user's own does not say when it writes to them
         self._options = [
             copy.deepcopy({name: value for name, value in group.items() if name != "params"})
             for group in optimizer.param_groups

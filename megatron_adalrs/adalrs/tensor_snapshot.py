@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ class TensorSnapshot:
 
     def __init__(self) -> None:
         self._buffers: dict[Hashable, Tensor] = {}
+        self._streams: dict[torch.device, Any] = {}
+        self._copied: list[Any] = []
 
     @property
     def nbytes(self) -> int:
@@ -29,9 +32,24 @@ class TensorSnapshot:
 
     @torch.no_grad()
     def capture(self, tensors: Mapping[Hashable, Tensor]) -> None:
-        """Copy every tensor out, in place of what was captured before."""
+        """Copy every tensor out, in place of what was captured before.
+
+        Copies from an accelerator are only begun: whoever writes to the tensors calls `finish` first.
+        """
+        self.finish()
         self._buffers = {name: self._buffer_for(name, tensor) for name, tensor in tensors.items()}
-        _copy(list(self._buffers.values()), list(tensors.values()))
+        for device, names in _by_device(tensors).items():
+            targets, sources = [self._buffers[name] for name in names], [tensors[name] for name in names]
+            if device.type == "cpu":
+                torch._foreach_copy_(targets, sources)
+            else:
+                self._begin_copies(device, targets, sources)
+
+    def finish(self) -> None:
+        """Have what follows on an accelerator wait for copies that `capture` began; the host does not wait."""
+        for device, copied in self._copied:
+            torch.get_device_module(device).current_stream(device).wait_event(copied)
+        self._copied = []
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[Hashable, Tensor]) -> None:
@@ -49,14 +67,31 @@ class TensorSnapshot:
                     f"{name!r} was captured as {buffer.dtype} {list(buffer.shape)} but is now {tensor.dtype} "
                     f"{list(tensor.shape)}"
                 )
+        self.finish()
         born_since = [tensor for name, tensor in tensors.items() if name not in self._buffers]
         if born_since:
             torch._foreach_zero_(born_since)
-        _copy([tensors[name] for name in self._buffers], list(self._buffers.values()))
+        if self._buffers:
+            # Copies to an accelerator are in order with the work that follows on its stream, and torch keeps pinned
+            # memory that is freed until the copies from it are through.
+            targets = [tensors[name] for name in self._buffers]
+            torch._foreach_copy_(targets, list(self._buffers.values()), non_blocking=True)
 
     def clear(self) -> None:
         """Free the buffers and forget what was captured."""
         self._buffers = {}
+
+    def _begin_copies(self, device: torch.device, targets: list[Tensor], sources: list[Tensor]) -> None:
+        module = torch.get_device_module(device)
+        if device not in self._streams:
+            self._streams[device] = module.Stream(device)
+        stream = self._streams[device]
+        stream.wait_stream(module.current_stream(device))
+        with module.stream(stream):
+            torch._foreach_copy_(targets, sources, non_blocking=True)
+            copied = module.Event()
+            copied.record(stream)
+        self._copied.append((device, copied))
 
     def _buffer_for(self, name: Hashable, tensor: Tensor) -> Tensor:
         buffer = self._buffers.get(name)
@@ -67,14 +102,8 @@ class TensorSnapshot:
         return torch.empty_like(tensor, device="cpu", pin_memory=not tensor.is_cpu, requires_grad=False)
 
 
-def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
-    """Copy each source into its target, with transfers to and from accelerators overlapping each other."""
-    if not targets:
-        return
-    torch._foreach_copy_(targets, sources, non_blocking=True)
-    for device in _accelerators(targets + sources):
-        torch.get_device_module(device).synchronize(device)
-
-
-def _accelerators(tensors: Iterable[Tensor]) -> set[torch.device]:
-    return {tensor.device for tensor in tensors if not tensor.is_cpu}
+def _by_device(tensors: Mapping[Hashable, Tensor]) -> dict[torch.device, list[Hashable]]:
+    names: dict[torch.device, list[Hashable]] = {}
+    for name, tensor in tensors.items():
+        names.setdefault(tensor.device, []).append(name)
+    return names

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from megatron_adalrs.config import Config
 from megatron_adalrs.deepspeed_config import deepspeed_settings
+from megatron_adalrs.engine.masters import weights_from_masters
 from megatron_adalrs.engine.process import deepspeed, get_accelerator
 from megatron_adalrs.model.gpt import GPT, initialise
 from megatron_adalrs.optim import build_optimizer
@@ -153,41 +154,34 @@ class Engine:
         return float(everyone[:: self._grid.tensor.size].mean())
 
     def live_tensors(self) -> dict[Hashable, Tensor]:
-        """Every tensor that decides the following steps, in place: weights, masters, optimizer state. No tensor twice.
+        """The tensors that decide the following steps, in place: what the optimizer works on, its state, buffers.
 
-        Keys name a tensor for good, so that one that is born later is recognised as new. Valid between steps.
+        Weights that are rounded masters are left out: `tensors_written` makes them anew. No tensor comes twice. Keys
+        name a tensor for good, so that one that is born later is recognised as new. Valid between steps.
         """
-        found: dict[Hashable, Tensor] = {}
-        for name, parameter in self.module.named_parameters():
-            if hasattr(parameter, "ds_tensor"):
-                found["shard", name] = parameter.ds_tensor
-            else:
-                found["weight", name] = parameter
-        found |= {("buffer", name): buffer for name, buffer in _persistent_buffers(self.module)}
-        optimizer = self.deepspeed.optimizer
-        for index, flat in enumerate(getattr(optimizer, "fp32_partitioned_groups_flat", [])):
-            found["master", index] = flat
-        base = getattr(optimizer, "optimizer", optimizer)
-        # In fp32 without ZeRO the optimizer's parameters are the weights themselves.
+        found: dict[Hashable, Tensor] = {("buffer", name): buffer for name, buffer in _persistent_buffers(self.module)}
+        for index, flat in enumerate(getattr(self.deepspeed.optimizer, "fp32_partitioned_groups_flat", [])):
+            found["optimized", "shard", index] = flat
+        # ZeRO-3 empties the groups of the base optimizer between steps.
+        optimized = [parameter for group in self._base_optimizer.param_groups for parameter in group["params"]]
         known = {id(tensor) for tensor in found.values()}
-        masters = [parameter for group in base.param_groups for parameter in group["params"]]
-        found |= {("optimized", index): p for index, p in enumerate(masters) if id(p) not in known}
-        for index, state in enumerate(base.state.values()):
-            for name, value in state.items():
-                if torch.is_tensor(value):
-                    found["state", index, name] = value
+        found |= {("optimized", index): p for index, p in enumerate(optimized) if id(p) not in known}
+        for index, state in enumerate(self._base_optimizer.state.values()):
+            found |= {("state", index, name): value for name, value in state.items() if torch.is_tensor(value)}
         return found
 
-    def weights_changed(self) -> None:
-        """Tell ZeRO-3 that the shards were written to: the small weights that it keeps whole are gathered anew."""
-        resident = [p for p in self.module.parameters() if hasattr(p, "ds_tensor") and p.numel()]
-        if resident:
-            resident[0].partition(param_list=resident)
-            resident[0].all_gather(param_list=resident)
+    def tensors_written(self) -> None:
+        """Follow up on live tensors that were written to: weights are rounded masters. Collective."""
+        weights_from_masters(self.deepspeed.optimizer, self.module)
+
+    def before_update(self, callback: Callable[[], None]) -> None:
+        """Have a function called before each update writes to live tensors."""
+        self._base_optimizer.register_step_pre_hook(lambda *_: callback())
 
     def counters(self) -> dict[str, Any]:
-        """DeepSpeed's step counters, and the loss scaler's where there is one."""
+        """DeepSpeed's step counters, the loss scaler's where there is one, and an optimizer's that are no tensors."""
         values = {name: getattr(self.deepspeed, name) for name in COUNTERS}
+        values["state"] = [_numbers(state) for state in self._base_optimizer.state.values()]
         for owner in self._loss_scalers():
             values |= {
                 f"{type(owner).__name__}.{k}": getattr(owner, k) for k in LOSS_SCALER_COUNTERS if hasattr(owner, k)
@@ -197,6 +191,9 @@ class Engine:
     def set_counters(self, values: dict[str, Any]) -> None:
         for name in COUNTERS:
             setattr(self.deepspeed, name, values[name])
+        for index, state in enumerate(self._base_optimizer.state.values()):
+            born_since = index >= len(values["state"])
+            state.update(dict.fromkeys(_numbers(state), 0) if born_since else values["state"][index])
         for owner in self._loss_scalers():
             for name in LOSS_SCALER_COUNTERS:
                 if (key := f"{type(owner).__name__}.{name}") in values:
@@ -230,6 +227,11 @@ class Engine:
 
     def _to_device(self, batch: np.ndarray) -> Tensor:
         return torch.from_numpy(batch).to(self.device, non_blocking=True)
+
+    @property
+    def _base_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer that DeepSpeed's wraps, or the only one."""
+        return getattr(self.deepspeed.optimizer, "optimizer", self.deepspeed.optimizer)
 
     def _loss_scalers(self) -> list[Any]:
         optimizer = self.deepspeed.optimizer
@@ -284,6 +286,10 @@ def _persistent_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name, buffer in part._buffers.items():
             if buffer is not None and name not in part._non_persistent_buffers_set:
                 yield f"{prefix}.{name}", buffer
+
+
+def _numbers(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in state.items() if not torch.is_tensor(value)}
 
 
 def _mark_last(items: Sequence[Any]) -> Iterator[tuple[bool, Any]]:

@@ -18,8 +18,13 @@ DROPOUT = {"preset": "qwen2-tiny", "hidden_dropout": 0.1, "attention_dropout": 0
 
 
 def digest(engine: Engine) -> str:
+    """Of all that decides the following steps: the weights, and what the optimizer works on."""
     total = hashlib.sha256()
-    for name, tensor in sorted(engine.live_tensors().items(), key=str):
+    tensors = dict(engine.live_tensors())
+    for name, parameter in engine.module.named_parameters():
+        tensors["weight", name] = parameter
+        tensors["shard", name] = getattr(parameter, "ds_tensor", parameter)
+    for name, tensor in sorted(tensors.items(), key=str):
         total.update(f"{name}".encode() + tensor.detach().float().numpy().tobytes())
     return total.hexdigest()
 
