@@ -21,7 +21,7 @@ from megatron_adalrs.data.loader import BatchLoader
 from megatron_adalrs.data.preprocess import read_description
 from megatron_adalrs.data.tokenizer import build_tokenizer
 from megatron_adalrs.deepspeed_config import deepspeed_settings
-from megatron_adalrs.engine import build_engine, end_distributed, init_distributed
+from megatron_adalrs.engine import build_engine, end_distributed, init_distributed, require_supported
 from megatron_adalrs.metrics import open_metrics, quantity
 from megatron_adalrs.model.gpt import count_parameters, flops_per_token
 from megatron_adalrs.parallel.collectives import on_every_rank, on_first_rank
@@ -50,6 +50,7 @@ def build_trainer(config: Config) -> Trainer:
     micro_batches = config.micro_batches_per_step(grid.data.size)
     global_batch_size = config.global_batch_size(grid.data.size)
     deepspeed_settings(config, grid.data.size)
+    require_supported(config.training.precision)
     init_distributed(grid)
     grid = grid.with_groups()
     config = on_first_rank(lambda: with_run_dir(config))
@@ -225,7 +226,7 @@ def opening(
         f"run directory {config.run.run_dir}",
         f"{quantity(parameters, 'parameters')}, {grid.world_size} rank(s){shape}, "
         f"ZeRO-{training.zero_stage}, "
-        f"{'bf16' if training.bf16 else 'fp32'}; {training.train_iters} steps of {tokens} tokens",
+        f"{training.precision}; {training.train_iters} steps of {tokens} tokens",
         f"data order {data_order}",
     ]
     if resumed:

@@ -125,8 +125,8 @@ def require_fitting(checkpoint: Path, state: dict[str, Any], config: Config, gri
         default = type(config.model).model_fields[name].default
         if name not in SHAPE_FREE and saved.get(name, default) != value:
             raise ValueError(f"--load: {checkpoint} has {name} {saved.get(name, default)!r}, this run has {value!r}")
-    for name in ("zero_stage", "bf16"):
-        if saved.get(name) != getattr(config.training, name):
+    for name in ("zero_stage", "bf16", "fp16"):
+        if saved.get(name, False) != getattr(config.training, name):
             raise ValueError(
                 f"--load: {checkpoint} was written with {name} {saved.get(name)!r}, this run has "
                 f"{getattr(config.training, name)!r}; use the same"

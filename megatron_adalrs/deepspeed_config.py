@@ -15,11 +15,11 @@ FLAG_OF_KEY = {
     "gradient_clipping": "--clip-grad",
     "zero_optimization.stage": "--zero-stage",
     "bf16.enabled": "--bf16",
+    "fp16.enabled": "--fp16",
 }
 OWNED_KEYS = {
     "optimizer": "--lr, --weight-decay, --adam-beta1 ...",
     "scheduler": "--lr-decay-style",
-    "fp16": "--bf16",
 }
 
 
@@ -37,12 +37,15 @@ def deepspeed_settings(config: Config, data_parallel_size: int) -> dict[str, Any
         "gradient_clipping": config.optimizer.clip_grad,
         "zero_optimization": {"stage": training.zero_stage},
         "bf16": {"enabled": training.bf16},
+        "fp16": {"enabled": training.fp16},
         "steps_per_print": None,
         "zero_allow_untested_optimizer": True,
     }
     if training.deepspeed_config is None:
         return ours
-    return _overlaid(ours, read_deepspeed_overlay(training.deepspeed_config), training.deepspeed_config)
+    settings = _overlaid(ours, read_deepspeed_overlay(training.deepspeed_config), training.deepspeed_config)
+    _require_possible_offload(settings["zero_optimization"], config)
+    return settings
 
 
 def read_deepspeed_overlay(path: Path) -> dict[str, Any]:
@@ -63,6 +66,23 @@ def read_deepspeed_overlay(path: Path) -> dict[str, Any]:
                 f"--deepspeed-config: {path}: {key!r} is set by flags here ({flags}); remove it from the file"
             )
     return overlay
+
+
+def _require_possible_offload(zero: dict[str, Any], config: Config) -> None:
+    path, stage = config.training.deepspeed_config, config.training.zero_stage
+    for name, lowest in (("offload_optimizer", 1), ("offload_param", 3)):
+        device = (zero.get(name) or {}).get("device", "none")
+        if device == "none":
+            zero.pop(name, None)
+            continue
+        place = f"--deepspeed-config: {path}: zero_optimization.{name}.device = {device!r}"
+        if stage < lowest:
+            raise ValueError(f"{place} needs --zero-stage {lowest} or higher, not {stage}")
+        if device != "cpu" and config.adalrs.enabled:
+            raise ValueError(
+                f"{place}: a snapshot of AdaLRS copies the optimizer's memory, which must not be swapped to disk; "
+                "use 'cpu', or --adalrs.no-enabled"
+            )
 
 
 def _overlaid(ours: dict[str, Any], overlay: dict[str, Any], path: Path, prefix: str = "") -> dict[str, Any]:

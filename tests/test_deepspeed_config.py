@@ -40,6 +40,15 @@ def test_an_overlay_adds_and_agrees(tmp_path: Path) -> None:
     [
         ({"zero_optimization": {"stage": 3}}, "zero_optimization.stage = 3 contradicts --zero-stage, which makes it 0"),
         ({"train_batch_size": 7}, "train_batch_size = 7 contradicts --global-batch-size, which makes it 8"),
+        (
+            {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
+            "zero_optimization.offload_optimizer.device = 'cpu' needs --zero-stage 1 or higher, not 0",
+        ),
+        (
+            {"zero_optimization": {"offload_param": {"device": "cpu"}}},
+            "zero_optimization.offload_param.device = 'cpu' needs --zero-stage 3 or higher, not 0",
+        ),
+        ({"fp16": {"enabled": True}}, "fp16.enabled = True contradicts --fp16, which makes it False"),
         ({"bf16": {"enabled": True}}, "bf16.enabled = True contradicts --bf16, which makes it False"),
         ({"optimizer": {"type": "Adam"}}, "'optimizer' is set by flags here (--lr"),
         ({"scheduler": {}}, "'scheduler' is set by flags here (--lr-decay-style)"),
@@ -52,3 +61,16 @@ def test_contradictions_name_both_sides(tmp_path: Path, overlay: Any, message: s
         overlaid(tmp_path, overlay)
     assert message in str(error.value)
     assert "ds.json" in str(error.value)
+
+
+def test_a_search_needs_the_optimizer_in_memory(tmp_path: Path) -> None:
+    overlay = {"zero_optimization": {"offload_optimizer": {"device": "nvme", "nvme_path": "/scratch"}}}
+    with pytest.raises(ValueError, match=r"device = 'nvme': a snapshot of AdaLRS copies .*--adalrs.no-enabled"):
+        overlaid(tmp_path, overlay, zero_stage=3, adalrs={"enabled": True, "window": 3})
+    settings = overlaid(tmp_path, overlay, zero_stage=3)
+    assert settings["zero_optimization"] == {"stage": 3} | overlay["zero_optimization"]
+
+
+def test_offloading_to_nowhere_is_no_offloading(tmp_path: Path) -> None:
+    overlay = {"zero_optimization": {"offload_optimizer": {"device": "none"}}}
+    assert overlaid(tmp_path, overlay)["zero_optimization"] == {"stage": 0}

@@ -61,9 +61,9 @@ def _require_possible_pipeline(parallel: ParallelConfig, model: ModelConfig, tra
         f"with pipeline_model_parallel_size {stages} use --zero-stage 0 or 1",
     )
     require(
-        zero_stage == 1 or not training.bf16,
-        f"zero_stage: {zero_stage} with bf16 and pipeline_model_parallel_size {stages} makes checkpoints that "
-        "DeepSpeed cannot load; use --zero-stage 1",
+        zero_stage == 1 or training.precision == "fp32",
+        f"zero_stage: {zero_stage} with {training.precision} and pipeline_model_parallel_size {stages} makes "
+        "checkpoints that DeepSpeed cannot load; use --zero-stage 1",
     )
 
 

@@ -10,7 +10,13 @@ from __future__ import annotations
 from megatron_adalrs.config import Config
 from megatron_adalrs.engine.data_parallel import Engine, StepResult
 from megatron_adalrs.engine.pipeline import PipelineParallelEngine
-from megatron_adalrs.engine.process import deepspeed_version, end_distributed, init_distributed, memory_bytes
+from megatron_adalrs.engine.process import (
+    deepspeed_version,
+    end_distributed,
+    init_distributed,
+    memory_bytes,
+    require_supported,
+)
 from megatron_adalrs.parallel.topology import Grid
 
 __all__ = [
@@ -22,6 +28,7 @@ __all__ = [
     "end_distributed",
     "init_distributed",
     "memory_bytes",
+    "require_supported",
 ]
 
 

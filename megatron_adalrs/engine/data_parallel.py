@@ -62,16 +62,16 @@ class Engine:
         training = config.training
         model = self._build_model(config, vocab_size, settings)
         # In fp32 without ZeRO, DeepSpeed clips without telling the norm: clipping is done here then.
-        self._is_plain = training.zero_stage == 0 and not training.bf16
+        self._is_plain = training.zero_stage == 0 and training.precision == "fp32"
         self._clip_grad = config.optimizer.clip_grad
         if self._is_plain:
             settings["gradient_clipping"] = 0.0
         model.to(get_accelerator().current_device_name())
         self.deepspeed, *_ = deepspeed.initialize(
-            model=model, optimizer=build_optimizer(model, config.optimizer), config=settings, mpu=self._mpu
+            model=model, optimizer=_optimizer(model, config, settings), config=settings, mpu=self._mpu
         )
-        # FP16_UnfusedOptimizer, in bf16 without ZeRO, looks for the mark of a shard on gradients.
-        marks_gradients = training.bf16 and training.zero_stage == 0
+        # FP16_UnfusedOptimizer, in low precision without ZeRO, looks for the mark of a shard on gradients.
+        marks_gradients = training.precision != "fp32" and training.zero_stage == 0
         self._marked = [p for p in self.module.parameters() if shard_of(p)] if marks_gradients else []
         self.device = torch.device(self.deepspeed.device)
         # One rank has nobody to average with, yet DeepSpeed would flatten, reduce and copy back every gradient.
@@ -273,6 +273,15 @@ class ModelParallelUnit:
     get_tensor_model_parallel_rank = get_model_parallel_rank
     get_tensor_model_parallel_world_size = get_model_parallel_world_size
     get_tensor_model_parallel_group = get_model_parallel_group
+
+
+def _optimizer(model: nn.Module, config: Config, settings: dict[str, Any]) -> torch.optim.Optimizer:
+    """torch's AdamW, or DeepSpeed's on the processor where the user's settings offload the optimizer's state to it."""
+    if not settings["zero_optimization"].get("offload_optimizer"):
+        return build_optimizer(model, config.optimizer)
+    from deepspeed.ops.adam import DeepSpeedCPUAdam  # takes a minute to compile, once for an environment
+
+    return build_optimizer(model, config.optimizer, DeepSpeedCPUAdam)
 
 
 def _whole(parameter: nn.Parameter) -> Any:

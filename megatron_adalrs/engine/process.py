@@ -43,6 +43,17 @@ def init_distributed(grid: Grid, timeout_minutes: float = 10.0) -> None:
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
 
 
+def require_supported(precision: str) -> None:
+    """Whether the accelerator computes in a precision.
+
+    Raises:
+        ValueError: float16 on a processor.
+    """
+    accelerator = get_accelerator()
+    if precision == "fp16" and not accelerator.is_fp16_supported():
+        raise ValueError(f"fp16: not supported on {accelerator.device_name()}; use --bf16")
+
+
 def end_distributed() -> None:
     """Leave the process group. A process that exits inside one may die in its destructors."""
     if dist.is_initialized():

@@ -47,6 +47,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int, axis: Axis) -> Tensor:  # type: ignore[override]
         """`targets` count from this rank's first row; `rows`: those of `weight` that are no padding."""
         tokens, training = hidden.shape[0], any(ctx.needs_input_grad)
+        # In float16 a token's share of the mean is too small a number, and a sum over tokens may be too large a one,
+        # before the loss scale is applied: division and rounding are left to the backward pass.
+        is_float16 = hidden.dtype == torch.float16
+        ctx.pending, ctx.dtype = tokens if is_float16 else 1, hidden.dtype
         used = weight[:rows] if rows < weight.shape[0] else weight
         # By the rows with their padding: as many chunks on each rank, since every chunk is a collective.
         chunk_tokens = max(1, CHUNK_ELEMENTS // weight.shape[0])
@@ -57,7 +61,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, tokens, chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
             logits = (hidden[chunk] @ used.t()).float()  # [chunk, rows]
-            loss, grad_logits = _cross_entropy(logits, targets[chunk], tokens, axis, training)
+            loss, grad_logits = _cross_entropy(logits, targets[chunk], tokens // ctx.pending, axis, training)
             total += loss
             if training:
                 grad_logits = grad_logits.to(hidden.dtype)
@@ -67,7 +71,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 else:
                     grad_weight[:rows] += grad_logits.t() @ hidden[chunk]
         if training:
-            ctx.gradients = (grad_hidden, grad_weight.to(weight.dtype))
+            ctx.gradients = (grad_hidden, grad_weight if is_float16 else grad_weight.to(weight.dtype))
         return total / tokens
 
     @staticmethod
@@ -77,13 +81,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
             raise RuntimeError("linear_cross_entropy: its gradients were scaled in place by a first backward pass")
         grad_hidden, grad_weight = ctx.gradients
         ctx.gradients = None
-        return grad_hidden.mul_(grad_loss), grad_weight.mul_(grad_loss), None, None, None
+        grad_loss = grad_loss / ctx.pending
+        return grad_hidden.mul_(grad_loss), grad_weight.mul_(grad_loss).to(ctx.dtype), None, None, None
 
 
 def _cross_entropy(
     logits: Tensor, targets: Tensor, tokens: int, axis: Axis, training: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Sum of a chunk's losses, and the gradient of the mean over `tokens` with respect to its logits [chunk, rows].
+    """Sum of a chunk's losses, and that sum's gradient / `tokens` with respect to its logits [chunk, rows].
 
     Overwrites `logits`; the gradient is made in its memory.
     """

@@ -22,8 +22,8 @@ class RankFailure(Exception):
 class Ranks:
     """`world_size` processes in one process group. `run` calls a function on all of them at once."""
 
-    def __init__(self, world_size: int) -> None:
-        self.world_size = world_size
+    def __init__(self, world_size: int, accelerator: str = "cpu") -> None:
+        self.world_size, self._accelerator = world_size, accelerator
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
 
@@ -71,7 +71,9 @@ class Ranks:
             port = probe.getsockname()[1]
         for rank in range(self.world_size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, self.world_size, port, theirs), daemon=True)
+            process = context.Process(
+                target=_serve, args=(rank, self.world_size, port, self._accelerator, theirs), daemon=True
+            )
             process.start()
             theirs.close()
             self._processes.append(process)
@@ -84,10 +86,10 @@ class Ranks:
         raise RankFailure(message)
 
 
-def _serve(rank: int, world_size: int, port: int, pipe: Connection) -> None:
+def _serve(rank: int, world_size: int, port: int, accelerator: str, pipe: Connection) -> None:
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": accelerator,
     }  # fmt: skip
     import torch
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from megatron_adalrs.engine import Engine
 from megatron_adalrs.snapshot import EngineSnapshot, estimate_snapshot_bytes
@@ -115,6 +117,48 @@ def test_backtracking_is_bit_exact_with_split_sequences_and_recomputed_activatio
 def test_backtracking_a_grid_of_three_axes_is_bit_exact(eight_ranks: Ranks, precision: dict[str, Any]) -> None:
     grid = {"pipeline_model_parallel_size": 2, "tensor_model_parallel_size": 2}
     assert_bit_exact(eight_ranks, DROPOUT | grid | precision)
+
+
+@pytest.mark.parametrize("cell", [{"zero_stage": 2, "bf16": True}, {"zero_stage": 3}], ids=str)
+def test_backtracking_is_bit_exact_with_the_optimizer_offloaded(
+    two_ranks: Ranks, tmp_path: Path, cell: dict[str, Any]
+) -> None:
+    """DeepSpeed's optimizer on the processor counts its steps in numbers that are no tensors."""
+    settings = tmp_path / "offload.json"
+    settings.write_text('{"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}')
+    for start in (0, 3):
+        assert_bit_exact(two_ranks, DROPOUT | cell | {"deepspeed_config": str(settings)}, start)
+
+
+def scales(start: int) -> list[float]:
+    """Loss scales before a trial, after it overflowed, and after it was undone; then ten losses and ten of a rerun."""
+    config, grid, engine = runs.start({"fp16": True, "zero_stage": 1})
+    snapshot = EngineSnapshot(engine)
+    for step in range(start):
+        engine.train_batch(micro_batches(config, grid, step))
+    snapshot.capture()
+    found = [engine.counters()]
+    untouched = [engine.train_batch(micro_batches(config, grid, step)).loss for step in range(start, start + FOLLOWING)]
+    snapshot.restore()
+    engine.set_lr(1e6)
+    for step in range(start, start + 4):
+        engine.train_batch(micro_batches(config, grid, step))
+    found.append(engine.counters())
+    snapshot.restore()
+    engine.set_lr(config.optimizer.lr)
+    found.append(engine.counters())
+    assert untouched == [
+        engine.train_batch(micro_batches(config, grid, step)).loss for step in range(start, start + FOLLOWING)
+    ]
+    return found
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="float16 needs a GPU")
+def test_the_loss_scaler_of_fp16_goes_back_too() -> None:
+    rank = Ranks(1, accelerator="cuda")
+    ((before, overflowed, undone),) = rank.run(scales, 3)
+    rank.close()
+    assert undone == before != overflowed
 
 
 def losses_of_a_diverged_run() -> tuple[list[float], list[float]]:

@@ -59,3 +59,19 @@ def test_a_second_backward_is_an_error() -> None:
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="first backward"):
         loss.backward()
+
+
+def test_in_float16_small_gradients_survive_until_the_loss_is_scaled() -> None:
+    """A token's share of a mean over many tokens is below float16's smallest number; scaled losses bring it back."""
+    tokens, vocabulary, scale = 1 << 14, 64, 2.0**16
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(tokens, 8, generator=generator), torch.randn(vocabulary, 8, generator=generator)
+    targets = torch.randint(vocabulary, (tokens,), generator=generator)
+
+    def gradients(dtype: torch.dtype) -> list[torch.Tensor]:
+        inputs = [tensor.to(dtype, copy=True).requires_grad_() for tensor in (hidden, weight)]
+        (linear_cross_entropy(*inputs, targets) * scale).backward()
+        return [tensor.grad.float() for tensor in inputs]
+
+    for found, expected in zip(gradients(torch.float16), gradients(torch.float32), strict=True):
+        assert float((found - expected).norm() / expected.norm()) < 2e-3
