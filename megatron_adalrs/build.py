@@ -28,7 +28,7 @@ from megatron_adalrs.parallel.collectives import on_every_rank, on_first_rank
 from megatron_adalrs.parallel.topology import AXES, Grid
 from megatron_adalrs.random_state import seed_everything
 from megatron_adalrs.schedule import build_schedule
-from megatron_adalrs.snapshot import estimate_snapshot_bytes
+from megatron_adalrs.snapshot import EngineSnapshot, estimate_snapshot_bytes
 from megatron_adalrs.trainer import Evaluation, Trainer, TrainState
 
 ORDER_SAMPLES = 65536  # as many samples stand for the whole order
@@ -78,7 +78,12 @@ def build_trainer(config: Config) -> Trainer:
     parameters = count_parameters(config.model, vocab_size)
     seed_everything(config.training.seed, grid.tensor_group)
     engine = build_engine(config, vocab_size, grid)
+    initial = None
     if resumed:
+        if controller.needs_initial:
+            # The engine still is what it was before the first step of the run that goes on.
+            initial = EngineSnapshot(engine)
+            initial.capture()
         checkpoint.load_checkpoint(engine, grid, resumed)
 
     def loader(dataset: GPTDataset) -> BatchLoader:
@@ -123,6 +128,7 @@ def build_trainer(config: Config) -> Trainer:
         metrics=metrics,
         state=state,
         identity=identity,
+        initial=initial,
         flops_per_token=flops_per_token(config.model, parameters, config.model.padded_vocab_size(vocab_size)),
     )
 
@@ -233,8 +239,8 @@ def opening(
         lines.append(f"resumed from {resumed} at step {state.step}")
     if config.adalrs.enabled:
         plan = config.adalrs.resolve(training.train_iters, config.optimizer.lr_warmup_iters)
-        lines.append(
-            f"AdaLRS searches from step {plan.search_start} to {plan.search_end} in windows of {plan.window}; "
-            f"a snapshot takes {quantity(snapshot_bytes, 'B')} on each rank"
-        )
+        limit = config.adalrs.max_discarded
+        budget = "" if limit is None else f", and {int(limit * training.train_iters)} in all"
+        held = f"up to {plan.live_snapshots} snapshots of" if plan.live_snapshots > 1 else "a snapshot takes"
+        lines.append(f"AdaLRS {plan}{budget}; {held} {quantity(snapshot_bytes, 'B')} on each rank")
     return "\n".join(lines)

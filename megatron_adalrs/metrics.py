@@ -62,7 +62,7 @@ class JsonLines:
 
 
 class TensorBoard:
-    """Scalars over kept steps. A trial's points appear under `trial/`; once it is accepted they join `train/` too."""
+    """Scalars over kept steps. Points that may be undone wait for the verdict; a trial's are under `trial/` at once."""
 
     TRAIN = (
         "loss",
@@ -80,15 +80,17 @@ class TensorBoard:
 
         self._interval = log_interval
         self._writer = SummaryWriter(str(folder), purge_step=first_step or None)
-        self._trial: list[Record] = []
+        self._pending: dict[str, list[Record]] = {"control": [], "trial": []}
 
     def write(self, kind: str, record: Record) -> None:
         if kind == "train" and record["step"] % self._interval == 0:
-            if record["phase"] == "trial":
-                self._trial.append(record)
-                self._writer.add_scalar("trial/loss", record["loss"], record["step"])
-            else:
+            phase = record["phase"]
+            if phase not in ("control", "trial", "restart-control", "restart"):
                 self._add_train(record)
+            elif phase in self._pending:
+                self._pending[phase].append(record)
+            if phase in ("trial", "restart"):
+                self._writer.add_scalar(f"{phase}/loss", record["loss"], record["step"])
         elif kind == "eval":
             for name in ("loss", "perplexity"):
                 self._writer.add_scalar(f"{record['split']}/{name}", record[name], record["step"])
@@ -106,11 +108,13 @@ class TensorBoard:
         if record["velocity"] is not None:
             self._writer.add_scalar("adalrs/velocity", record["velocity"], record["total_steps"])
         self._writer.add_scalar("adalrs/scale", record["scale_after"], record["total_steps"])
-        if record["event"] == "accepted":
-            for trial in self._trial:
-                self._add_train(trial)
-        if record["event"] != "trial_started":
-            self._trial.clear()
+        event = record["event"]
+        if event in ("accepted", "failed", "aborted"):
+            for kept in self._pending["trial" if event == "accepted" else "control"]:
+                self._add_train(kept)
+        if event != "trial_started":
+            for pending in self._pending.values():
+                pending.clear()
 
 
 class Terminal:

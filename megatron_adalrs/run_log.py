@@ -115,7 +115,7 @@ class RunLog:
     """As in config.yaml, the group `adalrs` nested; empty when there is no such file."""
     train: TrainSeries
     evaluations: tuple[Evaluation, ...]
-    """Those of weights that were kept: none from inside an undone trial."""
+    """Those of weights that the run consists of in the end."""
     decisions: tuple[Decision, ...]
     events: tuple[RunEvent, ...]
     trials: tuple[Trial, ...]
@@ -151,12 +151,12 @@ def read_run(path: str | os.PathLike[str]) -> RunLog:
         if not any(decision.time <= start.time and decision.total_steps > start.total_steps for start in metrics.starts)
     ]
     trials = list(_trials(decisions, metrics.last_total_step))
-    train = _train_series(metrics.train, trials)
+    train = _train_series(metrics.train, decisions)
     return RunLog(
         path=path,
         config=_read_config(path / "config.yaml"),
         train=train,
-        evaluations=tuple(e for e in metrics.evaluations if not any(_undone(e, t) for t in trials)),
+        evaluations=tuple(_of_kept_weights(metrics.evaluations, train)),
         decisions=tuple(decisions),
         events=tuple(metrics.events),
         trials=tuple(trials),
@@ -232,27 +232,39 @@ def _trials(decisions: Sequence[Decision], last_total_step: int) -> Iterator[Tri
         yield trial(opened, last_total_step, RUNNING, opened.scale_after)
 
 
-def _undone(evaluation: Evaluation, trial: Trial) -> bool:
-    """Whether it measured weights that the trial's end undid; right after that end, start_step is back."""
-    inside = trial.first_total_step <= evaluation.total_steps <= trial.last_total_step
-    return trial.undone and inside and evaluation.step > trial.start_step
+def _of_kept_weights(evaluations: Sequence[Evaluation], train: TrainSeries) -> Iterator[Evaluation]:
+    """Those whose step, as it was kept in the end, had been executed by then."""
+    executed_at = dict(zip(train.step[train.kept].tolist(), train.total_steps[train.kept].tolist(), strict=True))
+    for evaluation in evaluations:
+        if executed_at.get(evaluation.step, 0) <= evaluation.total_steps:
+            yield evaluation
 
 
-def _train_series(rows: Sequence[TrainStep], trials: Sequence[Trial]) -> TrainSeries:
+def _train_series(rows: Sequence[TrainStep], decisions: Sequence[Decision]) -> TrainSeries:
     columns: dict[str, NDArray[Any]] = {}
     for column in fields(TrainSeries):
         if column.name != "kept":
             dtype = _DTYPES.get(column.name, np.float64)
             columns[column.name] = np.array([getattr(row, column.name) for row in rows], dtype=dtype)
-    return TrainSeries(**columns, kept=_kept(columns["step"], columns["total_steps"], trials))
+    return TrainSeries(**columns, kept=_kept(columns["step"], columns["total_steps"], decisions))
 
 
-def _kept(step: NDArray[np.int64], total_steps: NDArray[np.int64], trials: Sequence[Trial]) -> NDArray[np.bool_]:
-    """False for the steps of undone trials, and for any other that a later step took the place of."""
-    kept = np.ones(step.shape, dtype=np.bool_)
-    for trial in trials:
-        if trial.undone:
-            kept[(total_steps >= trial.first_total_step) & (total_steps <= trial.last_total_step)] = False
+def _kept(step: NDArray[np.int64], total_steps: NDArray[np.int64], decisions: Sequence[Decision]) -> NDArray[np.bool_]:
+    """Which executed steps the run consists of in the end: snapshots were taken of it, and it went back to them.
+
+    A step that a later one took the place of, for which the journal has no reason, does not count either.
+    """
+    history: list[tuple[int, int]] = []  # executed steps (first, last] that the run consists of
+    since = 0
+    captured: dict[str, list[tuple[int, int]]] = {}
+    for decision in decisions:
+        if decision.capture is not None:
+            captured[decision.capture] = [*history, (since, decision.total_steps)]
+        if decision.restore is not None:
+            history, since = captured.get(decision.restore, history), decision.total_steps
+    kept = np.zeros(total_steps.shape, dtype=np.bool_)
+    for first, last in [*history, (since, np.iinfo(np.int64).max)]:
+        kept |= (total_steps > first) & (total_steps <= last)
     candidates = np.flatnonzero(kept)
     later_minimum = np.minimum.accumulate(step[candidates][::-1])[::-1]
     kept[candidates[:-1][step[candidates[:-1]] >= later_minimum[1:]]] = False

@@ -86,8 +86,15 @@ class Decision:
     error: float | None = None
     reference_velocity: float | None = None
     reference_error: float | None = None
+    gain: float | None = None
+    """Of a trial over its control, in nats, with its standard error."""
+    gain_error: float | None = None
     threshold: float | None = None
     discarded_steps: int = 0
+    capture: str | None = None
+    """Name of the snapshot that was taken, before one was restored."""
+    restore: str | None = None
+    """Name of the snapshot that the run went to."""
     reason: str = ""
     snapshot_seconds: float | None = None
 

@@ -23,7 +23,7 @@ class EngineSnapshot:
         self._tensors = TensorSnapshot()
         self._counters: dict[str, Any] = {}
         self._random_state: dict[str, Any] = {}
-        engine.before_update(self._tensors.finish)
+        self._end_waiting = engine.before_update(self._tensors.finish)
 
     def capture(self) -> None:
         """Copy what the optimizer works on, its state, DeepSpeed's counters and random streams.
@@ -40,6 +40,11 @@ class EngineSnapshot:
         self._engine.tensors_written()
         self._engine.set_counters(self._counters)
         set_random_state(self._random_state)
+
+    def free(self) -> None:
+        """Give the memory back; the snapshot is of no further use."""
+        self._end_waiting()
+        self._tensors.clear()
 
     @property
     def nbytes(self) -> int:

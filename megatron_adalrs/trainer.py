@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from megatron_adalrs.adalrs.controller import Controller, Decision
+from megatron_adalrs.adalrs.controller import Controller, Decision, Event
+from megatron_adalrs.adalrs.robust import INITIAL
 from megatron_adalrs.checkpoint import save_checkpoint
 from megatron_adalrs.config import Config
 from megatron_adalrs.data.loader import BatchLoader
@@ -45,8 +46,8 @@ class TrainState:
         self.total_steps += 1
         self.consumed_samples += samples
 
-    def rewind(self, past: TrainState) -> None:
-        """Back to a past step and data position. What was executed since stays counted."""
+    def go_to(self, past: TrainState) -> None:
+        """To the step and data position of a snapshot. What was executed since stays counted."""
         self.step, self.consumed_samples = past.step, past.consumed_samples
 
 
@@ -79,12 +80,15 @@ class Trainer:
         state: TrainState,
         identity: Callable[[int], dict[str, Any]],
         flops_per_token: float,
+        initial: EngineSnapshot | None = None,
     ) -> None:
         self.config, self.grid, self.engine, self.batches = config, grid, engine, batches
         self.evaluations, self.schedule, self.controller = evaluations, schedule, controller
         self.metrics, self.state, self.identity = metrics, state, identity
         self._flops_per_token = flops_per_token
         self._snapshots: dict[str, tuple[EngineSnapshot, TrainState]] = {}
+        if initial is not None:
+            self._snapshots[INITIAL] = initial, TrainState()
         self._saved_at = state.step
 
     def train(self) -> int:
@@ -114,23 +118,34 @@ class Trainer:
         if decision.event is None:
             return
         started = time.perf_counter()
+        if decision.capture is not None:
+            snapshot, _ = self._snapshots.get(decision.capture, (None, None))
+            snapshot = snapshot or EngineSnapshot(self.engine)
+            snapshot.capture()
+            self._snapshots[decision.capture] = snapshot, replace(self.state)
         if decision.restore is not None:
             snapshot, past = self._snapshots[decision.restore]
             snapshot.restore()
-            self.state.rewind(past)
-        if decision.capture is not None:
-            snapshot, _ = self._snapshots.get(decision.capture, (EngineSnapshot(self.engine), None))
-            snapshot.capture()
-            self._snapshots[decision.capture] = snapshot, replace(self.state)
+            self.state.go_to(past)
+        self._free_snapshots(decision)
         seconds = time.perf_counter() - started
         self.state.snapshot_seconds += seconds if decision.restore or decision.capture else 0.0
         record = asdict(decision) | {"event": decision.event.value, "total_steps": self.state.total_steps}
         self.metrics.write("decision", record | {"step": self.state.step, "snapshot_seconds": seconds})
 
+    def _free_snapshots(self, decision: Decision) -> None:
+        """Free those that no decision will ask for again. Until then buffers are reused: allocating them takes long."""
+        ended = decision.event is Event.SEARCH_ENDED
+        for name in [
+            name for name in self._snapshots if ended or (name == INITIAL and not self.controller.needs_initial)
+        ]:
+            snapshot, _ = self._snapshots.pop(name)
+            snapshot.free()
+
     def evaluate_and_save_when_due(self) -> None:
-        """Evaluate and save at their intervals; a trial under way is waited for, since it may be undone."""
+        """Evaluate and save at their intervals; steps that may still be undone are waited for."""
         run, step = self.config.run, self.state.step
-        if self.controller.phase == "trial" or step >= self.config.training.train_iters:
+        if self.controller.undecided or step >= self.config.training.train_iters:
             return
         if run.eval_interval and step // run.eval_interval > self.state.evaluated_at // run.eval_interval:
             self.evaluate(self.evaluations[:1])

@@ -36,6 +36,8 @@ def decision(event: str, step: int, total: int, before: float, after: float, **f
     record = {"kind": "decision", "event": event, "step": step, "total_steps": total, "scale_before": before}
     record |= {"scale_after": after, "velocity": None, "error": None, "reference_velocity": None}
     record |= {"reference_error": None, "threshold": None, "discarded_steps": 0, "reason": "because"}
+    record |= {"capture": "trial" if event == "trial_started" else None}
+    record |= {"restore": "trial" if event in ("failed", "neutral", "aborted", "interrupted") else None}
     return record | {"snapshot_seconds": None, "time": 100.5 + total} | fields
 
 

@@ -12,9 +12,10 @@ from megatron_adalrs.adalrs.controller import (
     Event,
     FixedRate,
     PaperController,
+    RobustController,
     build_controller,
 )
-from megatron_adalrs.adalrs.settings import AdaLRSSettings, SearchPlan
+from megatron_adalrs.adalrs.settings import AdaLRSSettings, RacePlan, SearchPlan
 from megatron_adalrs.adalrs.slope import RunningSlope
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "Event",
     "FixedRate",
     "PaperController",
+    "RacePlan",
+    "RobustController",
     "RunningSlope",
     "SearchPlan",
     "build_controller",

@@ -6,17 +6,17 @@ from typing import Any, Protocol
 
 from megatron_adalrs.adalrs.decision import Decision, Event
 from megatron_adalrs.adalrs.paper import PaperController
+from megatron_adalrs.adalrs.robust import RobustController
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
 
-__all__ = ["Controller", "Decision", "Event", "FixedRate", "PaperController", "build_controller"]
+__all__ = ["Controller", "Decision", "Event", "FixedRate", "PaperController", "RobustController", "build_controller"]
 
 
 class Controller(Protocol):
     """Decides after every step about the factor on the learning rate and about snapshots of the run.
 
     The trainer calls `resume` once before a process's first step and `observe` after every step, and carries
-    out each decision before the next step. It saves a checkpoint after `interrupt`, or while `phase` is not
-    "trial".
+    out each decision before the next step. It saves a checkpoint after `interrupt`, or where `undecided` is False.
     """
 
     scale: float
@@ -24,7 +24,12 @@ class Controller(Protocol):
     step: int
     """Kept steps completed."""
     phase: str
-    """"before", "watch", "trial", "done", or "fixed" when there is no search."""
+    """"before", "watch", "trial", "done"; robust mode has "control", "restart-control" and "restart" too; "fixed" when
+    there is no search."""
+    undecided: bool
+    """Whether steps were taken that may be undone, or set aside that may come back."""
+    needs_initial: bool
+    """Whether the snapshot `robust.INITIAL` of the weights before the first step may be asked for."""
 
     def observe(self, loss: float, applied: bool = True) -> Decision:
         """Count one more kept step with this loss; `applied` is False when the optimizer skipped it."""
@@ -49,6 +54,8 @@ class FixedRate:
         self.scale = 1.0
         self.step = 0
         self.phase = "fixed"
+        self.undecided = False
+        self.needs_initial = False
         self._keep = Decision(scale_before=1.0, scale_after=1.0)
 
     def observe(self, loss: float, applied: bool = True) -> Decision:
@@ -90,4 +97,5 @@ def build_controller(settings: AdaLRSSettings, train_iters: int, warmup_iters: i
     """
     if not settings.enabled:
         return FixedRate()
-    return PaperController(settings, settings.resolve(train_iters, warmup_iters))
+    kind = PaperController if settings.mode == "paper" else RobustController
+    return kind(settings, settings.resolve(train_iters, warmup_iters))

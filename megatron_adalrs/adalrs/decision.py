@@ -11,15 +11,21 @@ class Event(str, Enum):
 
     WINDOW = "window"
     """A window ended and nothing changes."""
+    INITIAL_KEPT = "initial_kept"
+    """Robust mode: the weights before the first step are kept, for a restart race."""
+    CONTROL_STARTED = "control_started"
+    """Robust mode: the steps begin that a trial will be compared with."""
     TRIAL_STARTED = "trial_started"
+    CAUGHT_UP = "caught_up"
+    """Robust mode: a new run from the initial weights has taken as many steps as the old one had."""
     ACCEPTED = "accepted"
-    """The trial descended faster than its reference by more than the margin: its steps and its rate stay."""
+    """The trial is better than its reference by more than the margin: its steps and its rate stay."""
     FAILED = "failed"
-    """The trial descended more slowly than its reference by more than the margin: undone."""
+    """The trial is worse than its reference by more than the margin (paper), or not better (robust): undone."""
     NEUTRAL = "neutral"
     """The trial cannot be told from its reference: undone."""
     ABORTED = "aborted"
-    """A trial's loss was not finite or above every earlier one: undone at once, and failed."""
+    """A trial's loss was not finite or far above its reference: undone at once, and failed."""
     SCALED_DOWN = "scaled_down"
     """The loss rose over two windows in a row: the rate is cut, no step is undone."""
     INTERRUPTED = "interrupted"
@@ -30,7 +36,7 @@ class Event(str, Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What to do before the next step. The trainer carries out `restore`, then `release`, then `capture`.
+    """What to do before the next step. The trainer carries out `capture`, then `restore`, then `release`.
 
     After an ordinary step `event` is None: there is nothing to carry out or to record, only the two scales
     are set. Velocities and their errors are in loss per step; None where unknown.
@@ -58,9 +64,14 @@ class Decision:
     """What `velocity` is compared with: that of the window before."""
     reference_error: float | None = None
     """Standard error of `reference_velocity`."""
+    gain: float | None = None
+    """Robust mode: mean of control loss minus trial loss over the last steps of both, in nats."""
+    gain_error: float | None = None
+    """Standard error of `gain`."""
     threshold: float | None = None
     """Window and trial start: a trial starts below this velocity. Verdict: the margin either side of
-    `reference_velocity`. Rate cut: the loss rises below this velocity. Aborted: the largest earlier loss."""
+    `reference_velocity`, or the least `gain`. Rate cut: the loss rises below this velocity. Aborted: the largest
+    earlier loss."""
     discarded_steps: int = 0
     """Steps that this decision undoes."""
     reason: str = ""

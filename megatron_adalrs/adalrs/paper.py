@@ -21,6 +21,7 @@ _PLAIN_STATE = (
     "_rising_windows",
     "_trial_start",
     "_scale_before_trial",
+    "_discarded",
 )
 
 
@@ -66,11 +67,22 @@ class PaperController:
         self._rising_windows = 0
         self._trial_start = 0
         self._scale_before_trial = 1.0
+        self._discarded = 0
         self._previous: Velocity | None = None
         self._reference: Velocity | None = None
         self._set_scale(1.0)
         if plan.watch_start == 0:
             self._begin_window()
+
+    @property
+    def undecided(self) -> bool:
+        """Whether a trial is under way, whose steps may be undone."""
+        return self.phase == "trial"
+
+    @property
+    def needs_initial(self) -> bool:
+        """Never: no trial begins from the initial weights."""
+        return False
 
     def observe(self, loss: float, applied: bool = True) -> Decision:
         """Count one more kept step and decide what comes next.
@@ -144,12 +156,10 @@ class PaperController:
         Raises:
             ValueError: the state is from a run with other settings, or lacks an entry; nothing has changed.
         """
-        if state.get("mode") == "fixed":
-            raise ValueError("adalrs.enabled=True, but the saved state is of a run with adalrs.enabled=False")
+        check_same_search(state, self.settings, self.plan)
         missing = self.state_dict().keys() - state.keys()
         if missing:
             raise ValueError(f"the saved AdaLRS state lacks {', '.join(sorted(missing))}")
-        check_same_search(state, self.settings, self.plan)
         for name in _PLAIN_STATE:
             setattr(self, name, state[name.lstrip("_")])
         self._slope.load_state_dict(state["slope"])
@@ -265,6 +275,7 @@ class PaperController:
     def _rewind(self) -> int:
         discarded = self.step - self._trial_start
         self.step = self._trial_start
+        self._discarded += discarded
         return discarded
 
     def _begin_trial(self) -> None:
@@ -283,7 +294,9 @@ class PaperController:
 
     def _may_try(self) -> bool:
         factor = self.settings.raise_factor(self._adjustments)
-        return factor > 1 and self.scale * factor <= self.settings.max_scale and self._room_for_a_window()
+        affordable = self.settings.affords(self._discarded + self.plan.window, self.plan.train_iters)
+        in_range = factor > 1 and self.scale * factor <= self.settings.max_scale
+        return in_range and affordable and self._room_for_a_window()
 
     def _measure(self) -> Velocity | None:
         velocity = Velocity(-self._slope.slope, self._slope.error)

@@ -48,7 +48,7 @@ class AdaLRS:
     rank then takes the same decisions.
 
     Raises:
-        ValueError: the search does not fit in the run; see `AdaLRSSettings.resolve`.
+        ValueError: the search does not fit in the run; see `AdaLRSSettings.resolve`. Or its mode is "robust".
     """
 
     def __init__(
@@ -63,7 +63,13 @@ class AdaLRS:
         warmup_iters: int = 0,
         settings: AdaLRSSettings | None = None,
     ) -> None:
-        self._controller = build_controller(settings or AdaLRSSettings(enabled=True), train_iters, warmup_iters)
+        settings = settings or AdaLRSSettings(enabled=True)
+        if settings.mode != "paper":
+            raise ValueError(
+                f"adalrs.mode={settings.mode!r} needs a loop that takes the same batches again from the first step on; "
+                'the plug-in runs mode "paper", pretrain_gpt.py both'
+            )
+        self._controller = build_controller(settings, train_iters, warmup_iters)
         self._train_iters = train_iters
         self._optimizer = optimizer
         self._scheduler = scheduler

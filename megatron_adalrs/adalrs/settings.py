@@ -6,8 +6,11 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-_SHORTEST_WINDOW = 3  # the fewest points for which a least-squares slope has a standard error
+# The fewest points for which a least-squares slope has a standard error, and for which a mean difference has one once
+# the first steps of a return or a restart are left out.
+_SHORTEST = {"window": 3, "trial_steps": 1, "return_steps": 10, "restart_steps": 12}
 _SHORTEST_DEFAULT_WINDOW = 20
+_SHORTEST_OPENING = 16
 
 
 @dataclass(frozen=True)
@@ -23,10 +26,63 @@ class SearchPlan:
     train_iters: int
     """Length of the run."""
 
+    live_snapshots = 1
+    """Snapshots that are held at a time, at most."""
+
     @property
     def watch_start(self) -> int:
         """Where the first window begins: any decision needs two, and the second ends at `search_start`."""
         return self.search_start - 2 * self.window
+
+    def __str__(self) -> str:
+        span = self.search_end - self.search_start
+        return (
+            f"searches from step {self.search_start} to {self.search_end} in windows of {self.window}, "
+            f"discarding at most {span // self.window * self.window} steps"
+        )
+
+
+@dataclass(frozen=True)
+class RacePlan:
+    """Where the races of robust mode take place, in kept steps."""
+
+    search_start: int
+    """Step at which the first race begins."""
+    search_end: int
+    """Last step at which a race may end."""
+    trial_steps: int
+    """Steps of a trial at the raised rate."""
+    return_steps: int
+    """Steps after them at the old rate."""
+    skipped_steps: int
+    """The first of the return steps, which the verdict leaves out."""
+    restart_steps: int
+    """Steps in which a restart is compared."""
+    restart_skipped_steps: int
+    """The first of those, which the verdict leaves out."""
+    train_iters: int
+    """Length of the run."""
+
+    live_snapshots = 4
+    """Snapshots that are held at a time, at most: of the initial weights, a race's start, its control and a restart."""
+
+    @property
+    def race_steps(self) -> int:
+        """Length of each arm of a race."""
+        return self.trial_steps + self.return_steps
+
+    @property
+    def restart_cost(self) -> int:
+        """Steps that a restart race discards at most."""
+        return self.search_start + self.race_steps + 2 * self.restart_steps
+
+    def __str__(self) -> str:
+        span = self.search_end - self.search_start
+        return (
+            f"races scales from step {self.search_start} to {self.search_end}, {self.race_steps} steps an arm, "
+            f"discarding at most {span // self.race_steps * self.race_steps} steps, and {self.restart_cost} for each "
+            "restart at a lower scale"
+        )
 
 
 @dataclass(frozen=True)
@@ -39,10 +95,12 @@ class AdaLRSSettings:
 
     enabled: bool = False
     """Search the base learning rate while training."""
-    mode: Literal["paper"] = "paper"
-    """Rule of the search: `paper` compares the loss descent velocity of consecutive windows."""
+    mode: Literal["paper", "robust"] = "paper"
+    """Rule of the search: `paper` compares the loss descent velocity of consecutive windows, `robust` races two
+    futures of the same weights on the same batches."""
     alpha: float = 3.0
-    """Factor by which a trial raises the learning rate, before decay. Above 1; coprime with beta is best."""
+    """Factor by which a trial raises the learning rate, before decay; in robust mode also the divisor of a restart.
+    Above 1; in paper mode best coprime with beta."""
     beta: float = 2.0
     """Divisor of the learning rate after a failed trial or a rising loss, before decay. Above 1."""
     decay: float = 0.99
@@ -61,25 +119,51 @@ class AdaLRSSettings:
     """Smallest factor that the search may put on the learning rate. In (0, 1]."""
     max_scale: float = 1e4
     """Largest factor that the search may put on the learning rate, trials included. At least 1."""
+    max_discarded: float | None = None
+    """Steps that the search may discard at most, as a share of train_iters: no trial or race begins that could exceed
+    it. Default: no limit."""
+    trial_steps: int | None = None
+    """Robust mode: steps of a trial at the raised rate. Default: 0.015 * train_iters, but no fewer than 20."""
+    return_steps: int | None = None
+    """Robust mode: steps after them at the old rate, before the verdict; at least 10. Default: as trial_steps."""
+    restart_steps: int | None = None
+    """Robust mode: steps in which a new run is compared with the old one; at least 12. Default: 0.012 * train_iters,
+    but no fewer than 24."""
+    confidence: float = 2.5
+    """Robust mode: standard errors by which a trial must be better."""
+    restart_confidence: float = 3.0
+    """Robust mode: standard errors by which a new run may be worse."""
+    finest_factor: float = 1.6
+    """Robust mode: the factor, whose root is taken after each race that is lost, below which races end. Above 1."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(field.default, float) and not _is_finite_number(value):
                 raise _bad(field.name, value, "a finite number")
-        _require(self.mode == "paper", "mode", self.mode, '"paper"')
+        _require(self.mode in ("paper", "robust"), "mode", self.mode, '"paper" or "robust"')
         _require(self.on_fail in ("down", "stay"), "on_fail", self.on_fail, '"down" or "stay"')
         _require(self.alpha > 1, "alpha", self.alpha, "above 1")
         _require(self.beta > 1, "beta", self.beta, "above 1")
         _require(0 < self.decay <= 1, "decay", self.decay, "above 0 and at most 1")
-        if self.window is not None:
-            is_whole = isinstance(self.window, int) and not isinstance(self.window, bool)
-            _require(
-                is_whole and self.window >= _SHORTEST_WINDOW,
-                "window",
-                self.window,
-                f"a whole number of steps, at least {_SHORTEST_WINDOW}",
-            )
+        for name, shortest in _SHORTEST.items():
+            steps = getattr(self, name)
+            is_whole = isinstance(steps, int) and not isinstance(steps, bool)
+            if steps is not None:
+                requirement = f"a whole number of steps, at least {shortest}"
+                _require(is_whole and steps >= shortest, name, steps, requirement)
+        _require(
+            self.window is None or self.mode == "paper",
+            "window",
+            self.window,
+            "left out in robust mode: it has trial_steps",
+        )
+        if self.max_discarded is not None:
+            is_share = _is_finite_number(self.max_discarded) and self.max_discarded >= 0
+            _require(is_share, "max_discarded", self.max_discarded, "a number of at least 0")
+        _require(self.confidence >= 0, "confidence", self.confidence, "at least 0")
+        _require(self.restart_confidence >= 0, "restart_confidence", self.restart_confidence, "at least 0")
+        _require(self.finest_factor > 1, "finest_factor", self.finest_factor, "above 1")
         _require(0 <= self.search_start <= 1, "search_start", self.search_start, "between 0 and 1")
         _require(
             self.search_start < self.search_end <= 1,
@@ -91,7 +175,7 @@ class AdaLRSSettings:
         _require(0 < self.min_scale <= 1, "min_scale", self.min_scale, "above 0 and at most 1")
         _require(self.max_scale >= 1, "max_scale", self.max_scale, "at least 1")
 
-    def resolve(self, train_iters: int, warmup_iters: int = 0) -> SearchPlan:
+    def resolve(self, train_iters: int, warmup_iters: int = 0) -> SearchPlan | RacePlan:
         """The search in steps, for a run of `train_iters` steps, the first `warmup_iters` of them warm-up.
 
         Raises:
@@ -99,6 +183,42 @@ class AdaLRSSettings:
         """
         if train_iters < 1:
             raise ValueError(f"train_iters={train_iters} must be at least 1")
+        resolve = self._resolve_windows if self.mode == "paper" else self._resolve_races
+        return resolve(train_iters, warmup_iters)
+
+    def affords(self, discarded: int, train_iters: int) -> bool:
+        """Whether so many discarded steps are within `max_discarded`."""
+        return self.max_discarded is None or discarded <= self.max_discarded * train_iters
+
+    def _resolve_races(self, train_iters: int, warmup_iters: int) -> RacePlan:
+        trial_steps = self.trial_steps or max(20, round(0.015 * train_iters))
+        return_steps = self.return_steps or max(20, round(0.015 * train_iters))
+        restart_steps = self.restart_steps or max(24, round(0.012 * train_iters))
+        start, end = round(self.search_start * train_iters), round(self.search_end * train_iters)
+        plan = RacePlan(
+            start,
+            end,
+            trial_steps,
+            return_steps,
+            round(0.4 * return_steps),
+            restart_steps,
+            restart_steps // 3,
+            train_iters,
+        )
+        begins = f"adalrs.search_start={self.search_start} of train_iters={train_iters} is step {start}"
+        if start < _SHORTEST_OPENING:
+            raise ValueError(f"{begins}: a race needs {_SHORTEST_OPENING} steps before it; raise adalrs.search_start")
+        if start < warmup_iters:
+            raise ValueError(f"{begins}, inside the warm-up of {warmup_iters} steps; raise adalrs.search_start")
+        if end - start < plan.race_steps:
+            raise ValueError(
+                f"{begins}, and adalrs.search_end={self.search_end} is step {end}: {end - start} steps cannot hold "
+                f"a race of adalrs.trial_steps + adalrs.return_steps = {trial_steps} + {return_steps} = "
+                f"{plan.race_steps} steps"
+            )
+        return plan
+
+    def _resolve_windows(self, train_iters: int, warmup_iters: int) -> SearchPlan:
         window = self.window
         if window is None:
             window = max(_SHORTEST_DEFAULT_WINDOW, round(0.025 * train_iters))
@@ -133,12 +253,17 @@ class AdaLRSSettings:
         return 1 / max(self.decay**adjustments * self.beta, 1.0)
 
 
-def check_same_search(saved: dict[str, Any], settings: AdaLRSSettings, plan: SearchPlan) -> None:
+def check_same_search(saved: dict[str, Any], settings: AdaLRSSettings, plan: SearchPlan | RacePlan) -> None:
     """Reject a saved search (`settings` and `plan` as dicts) that was made under other settings.
 
     Raises:
         ValueError: names the first field that differs. `adalrs.enabled` may differ.
     """
+    if saved.get("mode") == "fixed":
+        raise ValueError("adalrs.enabled=True, but the saved state is of a run with adalrs.enabled=False")
+    for name in ("settings", "plan"):
+        if name not in saved:
+            raise ValueError(f"the saved AdaLRS state lacks {name}")
     mine = {f"adalrs.{name}": value for name, value in asdict(settings).items() if name != "enabled"}
     theirs = {f"adalrs.{name}": value for name, value in saved["settings"].items()}
     # train_iters before the rest of the plan, which follows from it

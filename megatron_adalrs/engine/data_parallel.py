@@ -174,9 +174,9 @@ class Engine:
         """Follow up on live tensors that were written to: weights are rounded masters. Collective."""
         weights_from_masters(self.deepspeed.optimizer, self.module)
 
-    def before_update(self, callback: Callable[[], None]) -> None:
-        """Have a function called before each update writes to live tensors."""
-        self._base_optimizer.register_step_pre_hook(lambda *_: callback())
+    def before_update(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Have a function called before each update writes to live tensors. Returns what ends that."""
+        return self._base_optimizer.register_step_pre_hook(lambda *_: callback()).remove
 
     def counters(self) -> dict[str, Any]:
         """DeepSpeed's step counters, the loss scaler's where there is one, and an optimizer's that are no tensors."""

@@ -12,7 +12,7 @@ from megatron_adalrs.adalrs.settings import AdaLRSSettings, SearchPlan
 @pytest.mark.parametrize(
     ("field", "value", "requirement"),
     [
-        ("mode", "robust", '"paper"'),
+        ("mode", "fast", '"paper" or "robust"'),
         ("alpha", 1.0, "above 1"),
         ("alpha", math.inf, "finite"),
         ("beta", 0.5, "above 1"),

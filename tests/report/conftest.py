@@ -72,12 +72,12 @@ class SyntheticRun:
     def trial(self, length: int, factor: float, verdict: str, scale_after: float, **fields: Any) -> None:
         start, progress, before = self.step, self.progress, self.scale
         reason = f"this window is slower than the last one: trying {factor:g} x the rate"
-        self.decide("trial_started", before * factor, reason=reason, snapshot_seconds=0.04)
+        self.decide("trial_started", before * factor, reason=reason, snapshot_seconds=0.04, capture="trial")
         self.train(length, "trial")
         if verdict != "accepted":
             self.step, self.progress = start, progress
             self.discarded_tokens += length * TOKENS
-            fields = {"discarded_steps": length, "snapshot_seconds": 0.02} | fields
+            fields = {"discarded_steps": length, "snapshot_seconds": 0.02, "restore": "trial"} | fields
         self.decide(verdict, scale_after, **fields)
 
     def window(self, length: int, velocity: float) -> dict[str, float]:

@@ -1,0 +1,250 @@
+"""The paired race on a toy whose loss, like a training loss, depends on all rates so far, the batch and this rate."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies
+
+from megatron_adalrs.adalrs.controller import Decision, Event, RobustController, build_controller
+from megatron_adalrs.adalrs.settings import AdaLRSSettings, RacePlan
+
+N = 1000
+NOISE = np.random.default_rng(0).normal(0.0, 0.05, 4 * N)  # of a batch: both arms of a race see the same
+
+
+@dataclass(frozen=True)
+class Weights:
+    step: int = 0
+    level: float = 5.0
+    damaged: bool = False
+    path: tuple[float, ...] = ()
+    """The scale of every step that made them."""
+
+    def trained(self, scale: float, best: float) -> Weights:
+        off = abs(math.log(scale / best))
+        damaged = self.damaged or scale > 8 * best
+        speed = 0.004 * max(0.1, 1 - (off / 3) ** 2) * (0.2 if damaged else 1.0)
+        return Weights(self.step + 1, self.level * (1 - speed), damaged, (*self.path, scale))
+
+    def loss(self, scale: float) -> float:
+        return self.level + 0.01 * math.log(scale) + NOISE[self.step]  # a higher rate looks worse while it lasts
+
+
+@dataclass
+class Run:
+    """A trainer of the toy, which carries decisions out as the real one does."""
+
+    controller: RobustController
+    best: float
+    told: Callable[[Weights, float], float] = Weights.loss
+    weights: Weights = field(default_factory=Weights)
+    executed: int = 0
+    decisions: list[Decision] = field(default_factory=list)
+    snapshots: dict[str, Weights] = field(default_factory=dict)
+
+    def train(self, until: Callable[[Run], bool] = lambda run: False) -> Run:
+        self.carry_out(self.controller.resume())
+        while self.weights.step < N and not until(self):
+            scale = self.controller.scale
+            trained = self.weights.trained(scale, self.best)
+            loss = self.told(self.weights, scale)
+            self.weights = trained
+            self.executed += 1
+            self.carry_out(self.controller.observe(loss))
+        return self
+
+    def carry_out(self, decision: Decision) -> None:
+        if decision.event is None:
+            return
+        self.decisions.append(decision)
+        if decision.capture:
+            self.snapshots[decision.capture] = self.weights
+        if decision.restore:
+            self.weights = self.snapshots[decision.restore]
+        assert self.weights.step == self.controller.step == decision.step
+
+    def restarted(self) -> Run:
+        """The same run in a new process: the state went through a file, the snapshots are gone."""
+        state = json.loads(json.dumps(self.controller.state_dict()))
+        controller = RobustController(self.controller.settings, self.controller.plan)
+        controller.load_state_dict(state)
+        again = replace(self, controller=controller, snapshots={})
+        if controller.needs_initial:
+            again.snapshots["initial"] = Weights()
+        return again
+
+    def events(self) -> list[str]:
+        return [decision.event.value for decision in self.decisions]
+
+
+def start(best: float, told: Callable[[Weights, float], float] = Weights.loss, **values: Any) -> Run:
+    controller = build_controller(AdaLRSSettings(enabled=True, mode="robust", **values), N)
+    assert isinstance(controller, RobustController)
+    return Run(controller, best, told)
+
+
+def at_fixed_rate(best: float, scale: float = 1.0) -> Weights:
+    weights = Weights()
+    while weights.step < N:
+        weights = weights.trained(scale, best)
+    return weights
+
+
+def test_a_rate_that_is_too_small_is_raised() -> None:
+    run = start(best=9.0).train()
+    assert run.controller.scale == pytest.approx(9.0, rel=0.8)
+    assert run.weights.level < at_fixed_rate(9.0).level - 0.05
+    first = next(d for d in run.decisions if d.event is Event.ACCEPTED)
+    assert first.gain > first.threshold > 0 and first.gain_error > 0
+    assert (first.scale_before, first.scale_after) == (1.0, 3.0)
+
+
+def test_at_the_best_rate_nothing_changes_but_the_steps_that_are_discarded() -> None:
+    run = start(best=1.0).train()
+    assert run.weights == at_fixed_rate(1.0)
+    assert run.controller.scale == 1.0 and "accepted" not in run.events()
+    assert run.executed - N == sum(decision.discarded_steps for decision in run.decisions) > 0
+
+
+def test_a_rate_that_did_damage_is_lowered_from_the_first_step_on() -> None:
+    run = start(best=0.1).train()
+    assert not run.weights.damaged
+    assert run.weights.path[0] == pytest.approx(1 / 9) or run.weights.path[0] == pytest.approx(1 / 27)
+    assert run.weights.level < at_fixed_rate(0.1).level - 0.5
+    assert run.executed - N == sum(decision.discarded_steps for decision in run.decisions)
+
+
+def test_races_are_judged_at_equal_rates_on_equal_batches() -> None:
+    """While it lasts a lower rate looks better here, and yet no rate is lowered."""
+    run = start(best=1.0)
+    arms: dict[str, list[tuple[int, float]]] = {"control": [], "trial": []}
+
+    def told(weights: Weights, scale: float) -> float:
+        if run.controller.phase in arms:
+            arms[run.controller.phase].append((weights.step, scale))
+        return weights.loss(scale)
+
+    run.told = told
+    plan = run.controller.plan
+    run.train(lambda run: run.events().count("failed") == 1)
+    assert [step for step, _ in arms["control"]][: plan.race_steps] == [step for step, _ in arms["trial"]]
+    assert [scale for _, scale in arms["trial"]] == [3.0] * plan.trial_steps + [1.0] * plan.return_steps
+
+
+def test_the_factor_shrinks_with_every_race_that_is_lost() -> None:
+    run = start(best=1.0).train()
+    tried = [decision.scale_before for decision in run.decisions if decision.event in (Event.FAILED, Event.ABORTED)]
+    up = [scale for scale in tried if scale > 1]
+    assert up == pytest.approx([3.0, math.sqrt(3.0)])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 80.0])
+def test_a_trial_that_diverges_ends_at_once(bad: float) -> None:
+    def told(weights: Weights, scale: float) -> float:
+        return bad if scale > 1 else weights.loss(scale)
+
+    run = start(best=9.0, told=told).train()
+    aborted = [decision for decision in run.decisions if decision.event is Event.ABORTED]
+    assert aborted and all(decision.discarded_steps <= 8 for decision in aborted if decision.scale_before > 1)
+    assert run.weights.path == (1.0,) * N
+
+
+def test_a_run_of_losses_that_are_no_numbers_is_restarted_at_a_lower_rate() -> None:
+    def told(weights: Weights, scale: float) -> float:
+        return weights.loss(scale) if scale < 0.2 else math.nan
+
+    run = start(best=0.1, told=told).train()
+    assert max(run.weights.path) < 0.2
+
+
+def test_a_lost_restart_goes_back_to_the_control() -> None:
+    run = start(best=1.0).train()
+    events = run.events()
+    assert "caught_up" in events or "aborted" in events
+    assert run.weights.path == (1.0,) * N
+
+
+def test_nothing_is_left_to_undo_where_a_checkpoint_may_be_saved() -> None:
+    run = start(best=9.0)
+    run.train(lambda run: run.controller.phase == "trial")
+    assert run.controller.undecided
+    with pytest.raises(RuntimeError, match=r"call interrupt\(\) first"):
+        run.restarted().train()
+    run.carry_out(run.controller.interrupt())
+    assert not run.controller.undecided and run.weights.step == run.controller.plan.search_start
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    best=strategies.sampled_from([0.02, 0.1, 1.0, 9.0]),
+    cuts=strategies.lists(strategies.integers(1, 900), min_size=1, max_size=4),
+)
+def test_interrupting_and_resuming_anywhere_changes_nothing(best: float, cuts: list[int]) -> None:
+    whole = start(best).train()
+    run = start(best)
+    for cut in cuts:
+        ends_at = run.executed + cut
+        run.train(lambda run, ends_at=ends_at: run.executed >= ends_at)
+        run.carry_out(run.controller.interrupt())
+        run = run.restarted()
+    run.train()
+    assert run.weights == whole.weights and run.controller.scale == whole.controller.scale
+    assert run.executed - N == sum(decision.discarded_steps for decision in run.decisions)
+
+
+@settings(max_examples=40, deadline=None)
+@given(best=strategies.floats(0.01, 30.0), share=strategies.floats(0.0, 0.6))
+def test_the_budget_of_discarded_steps_is_kept(best: float, share: float) -> None:
+    run = start(best, max_discarded=share).train()
+    assert run.executed - N <= share * N
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=strategies.integers(0, 10**6))
+def test_any_losses_at_all_are_answered(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    values = [math.nan, math.inf, 1e30, -3.0, 0.0, 2.0, 2.1]
+    run = start(1.0, told=lambda weights, scale: float(random.choice(values))).train()
+    assert run.controller.phase == "done" and run.weights.step == N
+    assert 1e-4 <= run.controller.scale <= 1e4
+
+
+def test_the_memory_of_the_search_is_freed_at_its_end() -> None:
+    state = start(best=9.0).train().controller.state_dict()
+    assert (state["opening"], state["control"], state["trial"]) == ([], [], [])
+
+
+def test_where_the_races_are() -> None:
+    settings = AdaLRSSettings(mode="robust")
+    assert settings.resolve(10_000, 500) == RacePlan(1000, 4000, 150, 150, 60, 120, 40, 10_000)
+    assert settings.resolve(400) == RacePlan(40, 160, 20, 20, 8, 24, 8, 400)
+    text = str(settings.resolve(10_000))
+    assert "step 1000 to 4000" in text and "at most 3000 steps" in text and "1540 for each restart" in text
+
+
+@pytest.mark.parametrize(
+    ("values", "steps", "message"),
+    [
+        ({}, 100, "is step 10: a race needs 16 steps before it"),
+        ({"trial_steps": 300, "return_steps": 301}, 2000, "600 steps cannot hold a race of .* 300 [+] 301 = 601"),
+        ({"window": 20}, 2000, "adalrs.window=20 must be left out in robust mode"),
+        ({"return_steps": 9}, 2000, "adalrs.return_steps=9 must be .* at least 10"),
+        ({"max_discarded": -0.1}, 2000, "adalrs.max_discarded=-0.1"),
+        ({"finest_factor": 1.0}, 2000, "adalrs.finest_factor=1.0 must be above 1"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused(values: dict[str, Any], steps: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AdaLRSSettings(mode="robust", **values).resolve(steps)
+
+
+def test_races_begin_after_the_warm_up() -> None:
+    with pytest.raises(ValueError, match="inside the warm-up of 201 steps"):
+        AdaLRSSettings(mode="robust").resolve(2000, 201)

@@ -1,0 +1,122 @@
+"""The training loop with a real engine: races and restarts of the robust search leave no trace but their verdicts."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megatron_adalrs.arguments import config_from_values
+from megatron_adalrs.build import build_trainer
+from megatron_adalrs.data.indexed_dataset import IndexedDatasetBuilder
+from megatron_adalrs.run_log import RunLog, read_run
+from megatron_adalrs.snapshot import EngineSnapshot
+from tests.distributed.ranks import Ranks
+
+STEPS = 160
+NEVER = 1e9
+SEARCH = {
+    "enabled": True, "mode": "robust", "alpha": 2.0, "search_start": 0.25, "search_end": 0.9, "trial_steps": 8,
+    "return_steps": 10, "restart_steps": 12,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 documents of 100 tokens that count from random starts."""
+    prefix = tmp_path_factory.mktemp("data") / "counting"
+    random = np.random.default_rng(0)
+    with IndexedDatasetBuilder(prefix, np.uint16) as builder:
+        for _ in range(200):
+            builder.add_document((random.integers(0, 50) + np.arange(100)) % 50)
+        builder.finalize()
+    return prefix
+
+
+def values(data: Path, run: Path, search: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {
+        "preset": "llama-tiny", "num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 16,
+        "vocab_size": 50, "data_path": str(data), "split": "8,1,1", "micro_batch_size": 2, "global_batch_size": 8,
+        "train_iters": STEPS, "lr": 1e-3, "eval_iters": 2, "eval_interval": 40, "hidden_dropout": 0.1, "zero_stage": 1,
+        "run_dir": str(run), "adalrs": search,
+    } | changes  # fmt: skip
+
+
+def trained(config: dict[str, Any], ends_after: int | None = None) -> list[int]:
+    """Train; where asked, have a signal end the process after so many steps. Returns how many snapshots were held."""
+    trainer = build_trainer(config_from_values(config))
+    observe, carry_out = trainer.controller.observe, trainer.carry_out
+    held = []
+
+    def observed(loss: float, applied: bool) -> Any:
+        if trainer.state.total_steps == ends_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return observe(loss, applied)
+
+    def carried_out(decision: Any) -> None:
+        carry_out(decision)
+        held.append(len(trainer._snapshots))
+
+    trainer.controller.observe, trainer.carry_out = observed, carried_out
+    trainer.train()
+    assert all(isinstance(snapshot, EngineSnapshot) for snapshot, _ in trainer._snapshots.values())
+    return held
+
+
+def kept(run: RunLog) -> list[tuple[int, float, float]]:
+    columns = (run.train.step, run.train.loss, run.train.lr)
+    return list(zip(*(column[run.train.kept].tolist() for column in columns), strict=True))
+
+
+def fixed(ranks: Ranks, data: Path, folder: Path, lr: float) -> RunLog:
+    ranks.run(trained, values(data, folder, {"enabled": False}, lr=lr))
+    return read_run(folder)
+
+
+def test_races_that_are_lost_leave_the_run_as_it_was_to_the_bit(two_ranks: Ranks, data: Path, tmp_path: Path) -> None:
+    search = SEARCH | {"confidence": NEVER, "min_scale": 1.0, "finest_factor": 1.1}
+    (held, _) = two_ranks.run(trained, values(data, tmp_path / "raced", search))
+    raced, plain = read_run(tmp_path / "raced"), fixed(two_ranks, data, tmp_path / "plain", 1e-3)
+    assert kept(raced) == kept(plain)
+    assert [evaluation.loss for evaluation in raced.evaluations][-2:] == [e.loss for e in plain.evaluations][-2:]
+    assert raced.totals.discarded_steps == sum(decision.discarded_steps for decision in raced.decisions) > 18
+    assert max(held) == 3 and held[-1] == 0
+
+
+def test_a_restart_is_a_run_at_the_lower_rate_to_the_bit(two_ranks: Ranks, data: Path, tmp_path: Path) -> None:
+    # From a rate that ruins the weights, one restart at an eighth of it, a power of two for equal products.
+    search = SEARCH | {"confidence": NEVER, "restart_confidence": NEVER, "alpha": 8.0, "min_scale": 0.1}
+    two_ranks.run(trained, values(data, tmp_path / "restarted", search, lr=0.8))
+    restarted, plain = read_run(tmp_path / "restarted"), fixed(two_ranks, data, tmp_path / "plain", 0.1)
+    assert restarted.scale == 0.125
+    assert kept(restarted) == kept(plain)
+
+
+@pytest.mark.parametrize("ends_after", [45, 62, 100], ids=str)
+def test_a_search_that_was_interrupted_anywhere_goes_on_as_if_not(
+    one_rank: Ranks, data: Path, tmp_path: Path, ends_after: int, whole: RunLog
+) -> None:
+    run = tmp_path / "run"
+    search = SEARCH | {"confidence": 0.0}
+    one_rank.run(trained, values(data, run, search, lr=WHOLE_LR), ends_after)
+    assert read_run(run).events[-1].event == "interrupted"
+    one_rank.run(trained, values(data, run, search, lr=WHOLE_LR, load=str(run)))
+    resumed = read_run(run)
+    assert kept(resumed) == kept(whole)
+    assert resumed.scale == whole.scale
+
+
+WHOLE_LR = 5e-2
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunLog:
+    """A run that is not interrupted, from a rate at which the first race is lost and a restart is tried."""
+    ranks, run = Ranks(1), tmp_path_factory.mktemp("whole") / "run"
+    ranks.run(trained, values(data, run, SEARCH | {"confidence": 0.0}, lr=WHOLE_LR))
+    ranks.close()
+    return read_run(run)
