@@ -27,6 +27,9 @@ _EVENT_MARKS = {
     "search_ended": ("#6f7bd9", "star"),
     "window": ("#5b9bd5", "circle"),
     "trial_started": ("#5b9bd5", "circle"),
+    "control_started": ("#5b9bd5", "circle"),
+    "initial_kept": ("#5b9bd5", "circle"),
+    "caught_up": ("#5b9bd5", "circle"),
     "running": ("#5b9bd5", "circle"),
 }
 _OTHER_MARK = ("#8b8f98", "circle")
@@ -106,15 +109,13 @@ def line(
 
 
 def undone(log: RunLog, values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Steps and values of the undone trials, a NaN after each; empty where no trial was undone."""
-    train = log.train
-    steps, parts = [np.empty(0)], [np.empty(0)]
-    for trial in log.trials:
-        if trial.undone:
-            low, high = np.searchsorted(train.total_steps, [trial.first_total_step, trial.last_total_step + 1])
-            steps += [train.step[low:high].astype(np.float64), np.array([np.nan])]
-            parts += [values[low:high], np.array([np.nan])]
-    return np.concatenate(steps), np.concatenate(parts)
+    """Steps and values of what was undone, a NaN after each stretch; empty where nothing was."""
+    gone = np.flatnonzero(~log.train.kept)
+    steps = log.train.step[gone]
+    # A stretch ends where steps were kept in between, or the run went back.
+    ends = np.flatnonzero((np.diff(gone) != 1) | (np.diff(steps) != 1)) + 1
+    ends = np.append(ends, steps.size) if steps.size else ends
+    return np.insert(steps.astype(np.float64), ends, np.nan), np.insert(values[gone], ends, np.nan)
 
 
 def event_markers(
@@ -169,6 +170,8 @@ def describe(decision: Decision) -> str:
         lines.append(f"scale {decision.scale_before:.4g} → {decision.scale_after:.4g}")
     if decision.velocity is not None:
         lines.append(f"velocity {text.velocity(decision.velocity, decision.error)}")
+    if decision.gain is not None:
+        lines.append(f"gain {text.gain(decision.gain, decision.gain_error)}")
     if decision.reference_velocity is not None:
         lines.append(f"reference {text.velocity(decision.reference_velocity, decision.reference_error)}")
     if decision.discarded_steps:

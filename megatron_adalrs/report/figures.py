@@ -27,6 +27,7 @@ from megatron_adalrs.run_log import UNDOING_VERDICTS, RunLog, Trial
 from megatron_adalrs.run_records import Decision
 
 _UNDONE_COLOR = event_color("failed")
+_UNREMARKABLE = {"window", "trial_started", "control_started", "initial_kept", "caught_up"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Plot:
 
 
 def all_plots(runs: Sequence[Run]) -> list[Plot]:
-    return [_loss(runs), _learning_rate(runs), _velocity(runs), _discarded(runs), _throughput(runs)]
+    return [_loss(runs), _learning_rate(runs), _measure(runs), _discarded(runs), _throughput(runs)]
 
 
 def _loss(runs: Sequence[Run]) -> Plot:
@@ -123,7 +124,7 @@ def _add_decisions(figure: go.Figure, run: Run, alone: bool) -> None:
     if not drawn.any():
         return
     curve = running_mean(train.loss[drawn], smoothing_window(int(drawn.sum())))
-    marked = [decision for decision in run.log.decisions if decision.event not in ("window", "trial_started")]
+    marked = [decision for decision in run.log.decisions if decision.event not in _UNREMARKABLE]
     for event in dict.fromkeys(decision.event for decision in marked):
         decisions = [decision for decision in marked if decision.event == event]
         steps = [decision.step for decision in decisions]
@@ -192,6 +193,36 @@ def _learning_rate(runs: Sequence[Run]) -> Plot:
     figure.update_xaxes(title_text="step (kept)", row=rows)
     caption = "The rate of a step is schedule × base rate × AdaLRS scale. Dotted: undone trials."
     return Plot("lr", title, caption if scaled else "The AdaLRS scale stayed 1.", figure)
+
+
+def _measure(runs: Sequence[Run]) -> Plot:
+    """What the searches decided by: gains of races, or velocities of windows."""
+    raced = any(decision.gain is not None for run in runs for decision in run.log.decisions)
+    return _gains(runs) if raced else _velocity(runs)
+
+
+def _gains(runs: Sequence[Run]) -> Plot:
+    figure = new_figure("step (kept) at the race's start", "gain (nats)", height=400)
+    for run in runs:
+        judged = [
+            decision for decision in run.log.decisions if decision.gain is not None and np.isfinite(decision.gain)
+        ]
+        for event in dict.fromkeys(decision.event for decision in judged):
+            decisions = [decision for decision in judged if decision.event == event]
+            event_markers(
+                figure,
+                run,
+                event,
+                [decision.step for decision in decisions],
+                [decision.gain for decision in decisions],
+                decisions,
+                alone=len(runs) == 1,
+                errors=[np.nan if decision.gain_error is None else 2 * decision.gain_error for decision in decisions],
+            )
+    caption = (
+        "Loss of the control minus loss of the trial, on the same batches; bars: ± 2 standard errors; colour: verdict."
+    )
+    return Plot("velocity", "Gain of the trials", caption, figure)
 
 
 def _velocity(runs: Sequence[Run]) -> Plot:

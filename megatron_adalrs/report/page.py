@@ -158,7 +158,9 @@ def _decision_context(decision: Decision) -> dict[str, str]:
         "event": event_name(decision.event),
         "color": event_color(decision.event),
         "scale": scale,
-        "velocity": text.velocity(decision.velocity, decision.error),
+        "velocity": text.velocity(decision.velocity, decision.error)
+        if decision.gain is None
+        else f"gain {text.gain(decision.gain, decision.gain_error)}",
         "reference": text.velocity(decision.reference_velocity, decision.reference_error),
         "threshold": _threshold(decision),
         "discarded": text.count(decision.discarded_steps) if decision.discarded_steps else "",
@@ -171,6 +173,8 @@ def _threshold(decision: Decision) -> str:
     """By event: a velocity to fall short of, a margin around the reference, or the largest loss before."""
     if decision.threshold is None:
         return text.NOTHING
+    if decision.gain is not None:
+        return f"gain {decision.threshold:+.4g}"
     if decision.event == "aborted":
         return f"loss {decision.threshold:.4g}"
     sign = "± " if decision.event in ("accepted", "failed", "neutral") else ""

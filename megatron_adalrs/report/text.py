@@ -49,3 +49,8 @@ def velocity(value: float | None, error: float | None) -> str:
         return NOTHING
     spread = "" if error is None or not math.isfinite(error) else f" ± {2e3 * error:.3g}"
     return f"{1e3 * value:.3g}{spread}"
+
+
+def gain(value: float, error: float | None) -> str:
+    """A difference of losses with twice its standard error, in nats."""
+    return f"{value:+.4g}" if error is None else f"{value:+.4g} ± {2 * error:.2g}"

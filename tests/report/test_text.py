@@ -39,3 +39,8 @@ def test_velocity_is_per_thousand_steps_with_two_errors() -> None:
     assert text.velocity(0.0142, 0.0004) == "14.2 ± 0.8"
     assert text.velocity(0.0142, None) == "14.2"
     assert text.velocity(None, None) == text.velocity(math.nan, 0.1) == "–"
+
+
+def test_a_gain_has_its_sign_and_twice_its_error() -> None:
+    assert text.gain(0.01234, 0.001) == "+0.01234 ± 0.002"
+    assert text.gain(-0.5, None) == "-0.5"
