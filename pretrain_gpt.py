@@ -10,12 +10,23 @@ from megatron_adalrs.arguments import parse_arguments
 
 
 def main() -> int:
-    """Exit code: 0 the run is complete, 2 it was asked for something impossible, 143 it was interrupted and saved."""
+    """Exit code: 0 the run is complete, 2 it was asked for something impossible, 143 it was interrupted and saved.
+
+    With --check-ranks-every also 3: ranks have come apart.
+    """
     is_first_rank = os.environ.get("RANK", "0") == "0"
     try:
         config = parse_arguments(sys.argv[1:], print_errors=is_first_rank)
+        if config.run.dry_run and not is_first_rank:
+            return 0
         # Imports torch and DeepSpeed: only now, so that --help and mistakes are answered at once.
+        if config.run.dry_run:
+            from megatron_adalrs.dry_run import dry_run
+
+            print(dry_run(config), flush=True)
+            return 0
         from megatron_adalrs.build import build_trainer, end_distributed
+        from megatron_adalrs.rank_check import RanksDiffer
     except (ValueError, OSError) as error:
         return refuse(error, is_first_rank)
     try:
@@ -24,14 +35,16 @@ def main() -> int:
         except (ValueError, OSError) as error:
             return refuse(error, is_first_rank)
         return trainer.train()
+    except RanksDiffer as error:
+        return refuse(error, is_first_rank, 3)
     finally:
         end_distributed()
 
 
-def refuse(error: Exception, is_first_rank: bool) -> int:
+def refuse(error: Exception, is_first_rank: bool, exit_code: int = 2) -> int:
     if is_first_rank:
         print(f"error: {error}", file=sys.stderr, flush=True)
-    return 2
+    return exit_code
 
 
 if __name__ == "__main__":

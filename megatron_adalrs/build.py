@@ -21,14 +21,21 @@ from megatron_adalrs.data.loader import BatchLoader
 from megatron_adalrs.data.preprocess import read_description
 from megatron_adalrs.data.tokenizer import build_tokenizer
 from megatron_adalrs.deepspeed_config import deepspeed_settings
-from megatron_adalrs.engine import build_engine, end_distributed, init_distributed, require_supported
-from megatron_adalrs.metrics import open_metrics, quantity
+from megatron_adalrs.engine import (
+    build_engine,
+    computes_on_cpu,
+    end_distributed,
+    init_distributed,
+    require_supported,
+)
+from megatron_adalrs.metrics import announce, open_metrics, quantity
 from megatron_adalrs.model.gpt import count_parameters, flops_per_token
 from megatron_adalrs.parallel.collectives import on_every_rank, on_first_rank
 from megatron_adalrs.parallel.topology import AXES, Grid
+from megatron_adalrs.plan import describe, plan_run
 from megatron_adalrs.random_state import seed_everything
 from megatron_adalrs.schedule import build_schedule
-from megatron_adalrs.snapshot import EngineSnapshot, estimate_snapshot_bytes
+from megatron_adalrs.snapshot import EngineSnapshot
 from megatron_adalrs.trainer import Evaluation, Trainer, TrainState
 
 ORDER_SAMPLES = 65536  # as many samples stand for the whole order
@@ -76,6 +83,12 @@ def build_trainer(config: Config) -> Trainer:
     on_first_rank(lambda: write_config(config))
 
     parameters = count_parameters(config.model, vocab_size)
+    plan = plan_run(config, vocab_size, grid.shape, computes_on_cpu())
+    snapshot_bytes = plan.stages[grid.pipe.rank].snapshot
+    announce(
+        f"{opening(config, grid, parameters, snapshot_bytes, data_order, resumed, state)}\n{describe(plan)}",
+        grid.is_first,
+    )
     seed_everything(config.training.seed, grid.tensor_group)
     engine = build_engine(config, vocab_size, grid)
     initial = None
@@ -102,7 +115,6 @@ def build_trainer(config: Config) -> Trainer:
         config.run.run_dir, config.run.tensorboard_dir, config.training.train_iters, config.run.log_interval,
         state.step, grid.is_first,
     )  # fmt: skip
-    snapshot_bytes = estimate_snapshot_bytes(config.training, engine.parameters_held, grid.replica.size)
     metrics.write(
         "run",
         {
@@ -113,8 +125,7 @@ def build_trainer(config: Config) -> Trainer:
             "world_size": grid.world_size,
             "vocab_size": vocab_size,
             "data_order": data_order,
-            "snapshot_bytes": snapshot_bytes if config.adalrs.enabled else 0,
-            "message": opening(config, grid, parameters, snapshot_bytes, data_order, resumed, state),
+            "snapshot_bytes": snapshot_bytes,
         },
     )
     return Trainer(
@@ -162,10 +173,21 @@ def with_run_dir(config: Config) -> Config:
 
 
 def resolve_vocab_size(config: Config) -> int:
+    """The vocabulary before padding, checked against the data.
+
+    Raises:
+        ValueError, OSError: see `known_vocab_size`; the data needs more tokens, or cannot be read.
+    """
+    vocab_size = known_vocab_size(config)
+    check_vocabulary(config.data.data_path, vocab_size)
+    return vocab_size
+
+
+def known_vocab_size(config: Config) -> int:
     """The vocabulary before padding: the flag's, the tokenizer's, or the one noted beside the data.
 
     Raises:
-        ValueError: none of them is known, the tokenizer or the data needs more tokens than the flag allows.
+        ValueError: none of them is known, or the tokenizer needs more tokens than the flag allows.
     """
     data, asked = config.data, config.model.vocab_size
     if data.tokenizer_type:
@@ -178,7 +200,6 @@ def resolve_vocab_size(config: Config) -> int:
         raise ValueError("vocab_size: unknown; give --vocab-size, or --tokenizer-type and --tokenizer-model")
     if asked and known > asked:
         raise ValueError(f"vocab_size: {asked} is below the {known} tokens of {source}")
-    check_vocabulary(data.data_path, asked or known)
     return asked or known
 
 
@@ -241,6 +262,7 @@ def opening(
         plan = config.adalrs.resolve(training.train_iters, config.optimizer.lr_warmup_iters)
         limit = config.adalrs.max_discarded
         budget = "" if limit is None else f", and {int(limit * training.train_iters)} in all"
-        held = f"up to {plan.live_snapshots} snapshots of" if plan.live_snapshots > 1 else "a snapshot takes"
+        count = plan.live_snapshots
+        held = "a snapshot takes" if count == 1 else f"up to {count} snapshots take"
         lines.append(f"AdaLRS {plan}{budget}; {held} {quantity(snapshot_bytes, 'B')} on each rank")
     return "\n".join(lines)

@@ -197,6 +197,12 @@ def open_metrics(
     )
 
 
+def announce(text: str, is_first_rank: bool) -> None:
+    """Tell the console something before there is a run to record."""
+    if is_first_rank:
+        print(text, flush=True)
+
+
 def perplexity(loss: float) -> float:
     """exp(loss), infinite where that overflows."""
     return math.exp(loss) if loss < 700 else math.inf

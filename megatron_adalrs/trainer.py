@@ -15,6 +15,7 @@ from megatron_adalrs.data.loader import BatchLoader
 from megatron_adalrs.engine import Engine, StepResult, memory_bytes
 from megatron_adalrs.metrics import Metrics, perplexity
 from megatron_adalrs.parallel.topology import Grid
+from megatron_adalrs.rank_check import RanksDiffer, check_ranks
 from megatron_adalrs.schedule import Schedule
 from megatron_adalrs.snapshot import EngineSnapshot
 from megatron_adalrs.stop_signal import StopSignal
@@ -92,12 +93,18 @@ class Trainer:
         self._saved_at = state.step
 
     def train(self) -> int:
-        """Train to the end. Returns the exit code: 0, or 143 after a signal (trial undone, checkpoint saved)."""
+        """Train to the end. Returns the exit code: 0, or 143 after a signal (trial undone, checkpoint saved).
+
+        Raises:
+            RanksDiffer: on every rank, with --check-ranks-every.
+        """
         with StopSignal() as stop:
             self.carry_out(self.controller.resume())
             self.evaluate_and_save_when_due()  # what an interruption came before
             while self.state.step < self.config.training.train_iters:
-                if self.step(stop.received).stop_requested:
+                stop_requested = self.step(stop.received).stop_requested
+                self.check_ranks_when_due()
+                if stop_requested:
                     return self.interrupt()
                 self.evaluate_and_save_when_due()
         return self.finish()
@@ -141,6 +148,19 @@ class Trainer:
         ]:
             snapshot, _ = self._snapshots.pop(name)
             snapshot.free()
+
+    def check_ranks_when_due(self) -> None:
+        """Debugging: stop, on all ranks together, where they have come apart."""
+        every = self.config.run.check_ranks_every
+        if not every or self.state.total_steps % every:
+            return
+        progress = {name: value for name, value in asdict(self.state).items() if name != "snapshot_seconds"}
+        search = {f"controller.{name}": value for name, value in self.controller.state_dict().items()}
+        try:
+            check_ranks(self.engine, self.grid, progress | {"scale": self.controller.scale} | search)
+        except RanksDiffer:
+            self.close("ranks_differ", f"stopped at step {self.state.step}: the ranks have come apart")
+            raise
 
     def evaluate_and_save_when_due(self) -> None:
         """Evaluate and save at their intervals; steps that may still be undone are waited for."""

@@ -10,12 +10,25 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "megatron_adalrs"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [  # a module imports only from its own line and the lines below
+    {"dry_run"},
     {"build"},
     {"trainer"},
-    {"checkpoint", "snapshot"},
+    {"plan"},
+    {"checkpoint", "snapshot", "rank_check"},
     {"engine"},
     {"model", "optim", "deepspeed_config"},
-    {"parallel", "schedule", "metrics", "random_state", "stop_signal", "data", "report", "run_log", "run_records"},
+    {
+        "parallel",
+        "schedule",
+        "metrics",
+        "random_state",
+        "stop_signal",
+        "data",
+        "report",
+        "run_log",
+        "run_records",
+        "live_memory",
+    },
     {"arguments"},
     {"config"},
     {"adalrs"},

@@ -183,9 +183,15 @@ def test_a_checkpoint_of_another_shape_or_data_is_refused_and_kept(one_rank: Ran
 
 
 def test_through_the_launcher_a_mistake_is_told_once_with_exit_code_2(tmp_path: Path, data: Path) -> None:
-    for flags in (["--hidden-size", "33"], ["--data-path", str(tmp_path / "nothing")]):
+    mistakes = {
+        "hidden_size: 33": ["--hidden-size", "33"],
+        "nothing.idx": ["--data-path", str(tmp_path / "nothing")],
+        "= 4: 2 = 0 x 4 + 2": ["--num-query-groups", "4", "--tensor-model-parallel-size", "4"],
+    }
+    for message, flags in mistakes.items():
         process = launch(values(data), tmp_path, "--run-dir", str(tmp_path / "run"), *flags)
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 2, output
         assert output.count("error: ") == 1
         assert "Traceback" not in output
+        assert message in output

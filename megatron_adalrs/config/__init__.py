@@ -72,6 +72,13 @@ class Config(Group):
     def lr_wsd_decay_iters(self) -> int:
         return self.optimizer.lr_wsd_decay_iters or max(1, self.lr_decay_iters // 10)
 
+    @property
+    def live_snapshots(self) -> int:
+        """Snapshots that the search holds at a time, at most."""
+        if not self.adalrs.enabled:
+            return 0
+        return self.adalrs.resolve(self.training.train_iters, self.optimizer.lr_warmup_iters).live_snapshots
+
     def global_batch_size(self, data_parallel_size: int) -> int:
         """Samples in one optimizer step.
 

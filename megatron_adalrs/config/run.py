@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 
-from megatron_adalrs.config.base import Group
+from megatron_adalrs.config.base import Group, require
 
 
 class RunConfig(Group):
@@ -30,5 +30,19 @@ class RunConfig(Group):
     """Steps between console lines and TensorBoard points; metrics.jsonl has every step."""
     tensorboard_dir: Path | None = None
     """TensorBoard's folder. Default: <run_dir>/tensorboard."""
+    dry_run: bool = False
+    """Print the grid and the memory that each rank would need, and stop: no ranks, no memory, no data needed."""
+    world_size: PositiveInt | None = None
+    """With --dry-run: number of ranks to plan for. Default: the launcher's."""
+    check_ranks_every: NonNegativeInt = 0
+    """Debugging: every so many steps, compare what all ranks must agree on and stop where they do not. 0: never."""
     local_rank: int | None = None
     """Passed by the DeepSpeed launcher; the environment decides."""
+
+    @model_validator(mode="after")
+    def _planned_world_only(self) -> RunConfig:
+        require(
+            self.world_size is None or self.dry_run,
+            f"world_size: {self.world_size} can be planned with --dry-run only; a run has the ranks that are launched",
+        )
+        return self

@@ -8,9 +8,10 @@ pipeline.py       PipelineParallelEngine: DeepSpeed's PipelineEngine, ZeRO 0-1
 from __future__ import annotations
 
 from megatron_adalrs.config import Config
-from megatron_adalrs.engine.data_parallel import Engine, StepResult
-from megatron_adalrs.engine.pipeline import PipelineParallelEngine
+from megatron_adalrs.engine.data_parallel import Engine, StepResult, reduce_bucket_size
+from megatron_adalrs.engine.pipeline import PipelineParallelEngine, stage_bounds
 from megatron_adalrs.engine.process import (
+    computes_on_cpu,
     deepspeed_version,
     end_distributed,
     init_distributed,
@@ -24,11 +25,14 @@ __all__ = [
     "PipelineParallelEngine",
     "StepResult",
     "build_engine",
+    "computes_on_cpu",
     "deepspeed_version",
     "end_distributed",
     "init_distributed",
     "memory_bytes",
+    "reduce_bucket_size",
     "require_supported",
+    "stage_bounds",
 ]
 
 

@@ -66,6 +66,9 @@ class Engine:
         self._clip_grad = config.optimizer.clip_grad
         if self._is_plain:
             settings["gradient_clipping"] = 0.0
+        if training.zero_stage:
+            # DeepSpeed allocates this in full, whatever the size of the model.
+            settings["zero_optimization"].setdefault("reduce_bucket_size", reduce_bucket_size(held_by(model)))
         model.to(get_accelerator().current_device_name())
         self.deepspeed, *_ = deepspeed.initialize(
             model=model, optimizer=_optimizer(model, config, settings), config=settings, mpu=self._mpu
@@ -100,7 +103,11 @@ class Engine:
     @property
     def parameters_held(self) -> int:
         """Parameters of the part of the model that this rank trains; under ZeRO-3 they are sharded further."""
-        return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in self.module.parameters())
+        return held_by(self.module)
+
+    def named_weights(self) -> dict[str, nn.Parameter]:
+        """This rank's parameters by GPT's names for them: a tied weight has one name on both ends of a pipe."""
+        return dict(self.module.named_parameters())
 
     def set_lr(self, lr: float) -> None:
         """The one place that writes the learning rate: every parameter group gets it."""
@@ -282,6 +289,16 @@ def _optimizer(model: nn.Module, config: Config, settings: dict[str, Any]) -> to
     from deepspeed.ops.adam import DeepSpeedCPUAdam  # takes a minute to compile, once for an environment
 
     return build_optimizer(model, config.optimizer, DeepSpeedCPUAdam)
+
+
+def held_by(module: nn.Module) -> int:
+    """Parameters of a module; under ZeRO-3, those of which a rank holds a shard, at their full size."""
+    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
+
+
+def reduce_bucket_size(parameters: int) -> int:
+    """Elements of the buffer in which ZeRO gathers gradients to reduce them: DeepSpeed's default, or what is needed."""
+    return min(500_000_000, parameters)
 
 
 def _whole(parameter: nn.Parameter) -> Any:

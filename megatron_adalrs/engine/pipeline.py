@@ -21,6 +21,7 @@ from megatron_adalrs.parallel.topology import Grid
 
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec  # isort: skip
 from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology  # isort: skip
+from deepspeed.runtime.utils import partition_balanced, partition_uniform  # isort: skip
 
 TIE = "token_embedding"
 
@@ -54,10 +55,14 @@ class PipelineParallelEngine(Engine):
             )
         start, stop = model.parts[self._grid.pipe.rank : self._grid.pipe.rank + 2]
         mine = dict(zip((layer.name for layer in layers[start:stop]), model.forward_funcs, strict=True))
-        initialise(arranged_as_gpt(mine, vocab_size), config.model, config.training.seed)
+        self._as_gpt = arranged_as_gpt(mine, vocab_size)
+        initialise(self._as_gpt, config.model, config.training.seed)
         if self._grid.pipe.is_last:
             model.loss_fn = model.forward_funcs[-1].loss
         return model
+
+    def named_weights(self) -> dict[str, nn.Parameter]:
+        return dict(self._as_gpt.named_parameters())
 
     def train_batch(self, micro_batches: Sequence[np.ndarray], stop: bool = False) -> StepResult:
         # The iterator holds this step's micro-batches and no more: DeepSpeed never rewinds one.
@@ -105,6 +110,18 @@ class PipelineParallelEngine(Engine):
         self._norm = total**0.5
         norm = torch.tensor(self._norm, dtype=torch.float32, device=self.device)
         nn.utils.clip_grads_with_norm_(parameters, self._clip_grad or float("inf"), norm)
+
+
+def stage_bounds(counts: Sequence[int], stages: int, method: str) -> list[int]:
+    """Where DeepSpeed cuts the pipe: stage i has the layers bounds[i] to bounds[i + 1] - 1.
+
+    Args:
+        counts: parameters of each layer.
+        method: "parameters" or "uniform", see `ParallelConfig.pipeline_partition`.
+    """
+    if method == "uniform":
+        return partition_uniform(len(counts), stages)
+    return partition_balanced(counts, stages)
 
 
 class _Stage(PipelineModule):

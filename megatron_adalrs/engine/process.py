@@ -30,7 +30,7 @@ def init_distributed(grid: Grid, timeout_minutes: float = 10.0) -> None:
     if dist.is_initialized():
         return
     accelerator = get_accelerator()
-    on_cpu = accelerator.device_name() == "cpu"
+    on_cpu = computes_on_cpu()
     if not on_cpu:
         accelerator.set_device(grid.local_rank)
     backend = "gloo" if on_cpu else accelerator.communication_backend_name()
@@ -60,11 +60,15 @@ def end_distributed() -> None:
         dist.destroy_process_group()
 
 
+def computes_on_cpu() -> bool:
+    """Whether ranks of this machine compute on CPUs."""
+    return get_accelerator().device_name() == "cpu"
+
+
 def deepspeed_version() -> str:
     return deepspeed.__version__
 
 
 def memory_bytes() -> int:
     """Memory that this process holds: the accelerator's, or resident main memory where there is none."""
-    accelerator = get_accelerator()
-    return accelerator.memory_allocated() if accelerator.device_name() != "cpu" else psutil.Process().memory_info().rss
+    return psutil.Process().memory_info().rss if computes_on_cpu() else get_accelerator().memory_allocated()

@@ -1,0 +1,42 @@
+"""`--dry-run`: what a run would be, without its ranks, its memory or its data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from megatron_adalrs.build import known_vocab_size, resolve_vocab_size
+from megatron_adalrs.config import Config
+from megatron_adalrs.engine import computes_on_cpu
+from megatron_adalrs.metrics import quantity
+from megatron_adalrs.model.gpt import count_parameters
+from megatron_adalrs.parallel.topology import GridShape
+from megatron_adalrs.plan import describe, plan_run
+
+
+def dry_run(config: Config) -> str:
+    """The plan of the run that `config` describes, on `--world-size` ranks or the launcher's.
+
+    Joins no process group and writes nothing. A corpus that is not there is noted, not refused.
+
+    Raises:
+        ValueError: what a run would refuse of its configuration, vocabulary and grid.
+    """
+    parallel = config.parallel
+    shape = GridShape.of_world(
+        config.run.world_size or int(os.environ.get("WORLD_SIZE", "1")),
+        parallel.pipeline_model_parallel_size,
+        parallel.context_parallel_size,
+        parallel.tensor_model_parallel_size,
+    )
+    is_there = Path(f"{config.data.data_path}.idx").exists()
+    vocab_size = (resolve_vocab_size if is_there else known_vocab_size)(config)
+    plan = plan_run(config, vocab_size, shape, computes_on_cpu())
+    lines = [
+        f"dry run: {quantity(count_parameters(config.model, vocab_size), 'parameters')} on {shape.world_size} rank(s), "
+        f"ZeRO-{config.training.zero_stage}, {config.training.precision}",
+        describe(plan),
+    ]
+    if not is_there:
+        lines.append(f"data_path: there is no {config.data.data_path}.idx yet; a run needs it")
+    return "\n".join(lines)
