@@ -163,7 +163,7 @@ def _snapshots(run: RunLog) -> Figure | None:
     note = f"{text.share(seconds, run.totals.wall_seconds)} of the wall time"
     sizes = [event.snapshot_bytes for event in run.events if event.snapshot_bytes]
     if sizes:
-        note += f"; {text.quantity(sizes[-1], 'B')} a snapshot"
+        note += f"; {text.quantity(sizes[-1], 'B')} of memory"
     return Figure(text.duration(seconds), note, seconds)
 
 
