@@ -14,7 +14,7 @@ import yaml
 
 from megatron_adalrs import checkpoint
 from megatron_adalrs.adalrs.controller import build_controller
-from megatron_adalrs.config import Config
+from megatron_adalrs.config import Config, RunConfig
 from megatron_adalrs.data.gpt_dataset import GPTDataset, build_gpt_datasets, check_vocabulary
 from megatron_adalrs.data.indexed_dataset import IndexedDataset
 from megatron_adalrs.data.loader import BatchLoader
@@ -61,7 +61,7 @@ def build_trainer(config: Config) -> Trainer:
     init_distributed(grid)
     grid = grid.with_groups()
     config = on_first_rank(lambda: with_run_dir(config))
-    resumed = on_first_rank(lambda: checkpoint.find_checkpoint(config.run.load)) if config.run.load else None
+    resumed = on_first_rank(lambda: checkpoint_to_resume(config.run))
     saved = on_first_rank(lambda: checkpoint.read_state(resumed)) if resumed else None
     vocab_size = on_first_rank(lambda: resolve_vocab_size(config))
     if resumed and saved:
@@ -144,6 +144,16 @@ def build_trainer(config: Config) -> Trainer:
     )
 
 
+def checkpoint_to_resume(run: RunConfig) -> Path | None:
+    """The checkpoint that `--load` or `--auto-resume` means; None to start afresh.
+
+    Raises:
+        ValueError: there is none that can be loaded, although one is asked for, or one was there.
+    """
+    load = run.load or (run.save if run.auto_resume and checkpoint.has_checkpoint(run.save) else None)
+    return checkpoint.find_checkpoint(load, run.strict_load, run.verify_checkpoint) if load else None
+
+
 def with_run_dir(config: Config) -> Config:
     """The configuration with every path of the run filled in, its directory made.
 
@@ -160,7 +170,7 @@ def with_run_dir(config: Config) -> Config:
         (run_dir / ".writable").unlink()
     except OSError as error:
         raise ValueError(f"run_dir: cannot write to {run_dir}: {error.strerror or error}") from None
-    if (run_dir / "metrics.jsonl").exists() and run.load is None:
+    if (run_dir / "metrics.jsonl").exists() and run.load is None and not run.auto_resume:
         raise ValueError(
             f"run_dir: {run_dir} already holds a run; choose another directory, or resume it with --load {run_dir}"
         )

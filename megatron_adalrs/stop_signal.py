@@ -10,10 +10,13 @@ from types import FrameType
 import psutil
 
 SECONDS_BETWEEN_LOOKS = 1.0
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopSignal:
-    """Remembers SIGTERM and SIGINT until the step is over, so that the run can save before it ends.
+    """Remembers SIGTERM, SIGINT and SIGUSR1 until the step is over, so that the run can save before it ends.
+
+    SIGUSR1 is what Slurm's `--signal` sends ahead of the end of a job's time.
 
     A second SIGINT ends the process at once. A second SIGTERM does not: when a signal goes to the whole process group,
     as Ctrl-C and schedulers send it, DeepSpeed's launcher passes it on to ranks that have had it already.
@@ -36,7 +39,7 @@ class StopSignal:
         return self._signalled
 
     def __enter__(self) -> StopSignal:
-        self._previous = {number: signal.signal(number, self._receive) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:

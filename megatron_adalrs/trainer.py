@@ -21,6 +21,9 @@ from megatron_adalrs.snapshot import EngineSnapshot
 from megatron_adalrs.stop_signal import StopSignal
 
 INTERRUPTED = 143
+"""Exit code of a run that was saved before its end, to be resumed: as a shell reports SIGTERM."""
+UNSAVED = 1
+"""Exit code of a run whose last checkpoint could not be written."""
 
 
 @dataclass
@@ -90,10 +93,11 @@ class Trainer:
         self._snapshots: dict[str, tuple[EngineSnapshot, TrainState]] = {}
         if initial is not None:
             self._snapshots[INITIAL] = initial, TrainState()
-        self._saved_at = state.step
+        self._saved_at = self._started_at = state.step
+        self._started = time.monotonic()
 
     def train(self) -> int:
-        """Train to the end. Returns the exit code: 0, or 143 after a signal (trial undone, checkpoint saved).
+        """Train to the end. Returns the exit code: 0, `INTERRUPTED` or `UNSAVED`.
 
         Raises:
             RanksDiffer: on every rank, with --check-ranks-every.
@@ -102,12 +106,27 @@ class Trainer:
             self.carry_out(self.controller.resume())
             self.evaluate_and_save_when_due()  # what an interruption came before
             while self.state.step < self.config.training.train_iters:
-                stop_requested = self.step(stop.received).stop_requested
+                stop_requested = self.step(stop.received or self.is_out_of_time).stop_requested
                 self.check_ranks_when_due()
                 if stop_requested:
                     return self.interrupt()
                 self.evaluate_and_save_when_due()
+                if self.exits_here:
+                    return self.interrupt()
         return self.finish()
+
+    @property
+    def is_out_of_time(self) -> bool:
+        """Whether this process, as this rank sees it, has run for `exit_duration_in_mins`."""
+        minutes = self.config.run.exit_duration_in_mins
+        return minutes is not None and time.monotonic() - self._started > 60 * minutes
+
+    @property
+    def exits_here(self) -> bool:
+        """Whether to end at this step; the same on every rank."""
+        every, step = self.config.run.exit_interval, self.state.step
+        due = every is not None and step // every > self._started_at // every
+        return due and not self.controller.undecided and step < self.config.training.train_iters
 
     def step(self, stop: bool = False) -> StepResult:
         """One optimizer step: rate, batch, loss, decision. `stop`: this rank asks all ranks to stop after it."""
@@ -184,8 +203,11 @@ class Trainer:
             }
             self.metrics.write("eval", place | {"loss": loss, "perplexity": perplexity(loss)})
 
-    def save(self) -> None:
-        """Publish a checkpoint that resumes to the same losses, the search included."""
+    def save(self) -> bool:
+        """Publish a checkpoint that resumes to the same losses, the search included. False: it could not be written.
+
+        Training goes on without it: the previous checkpoint is untouched, and the next may succeed.
+        """
         self._saved_at = self.state.step
         content = {
             "progress": asdict(self.state),
@@ -193,22 +215,41 @@ class Trainer:
             "identity": self.identity(self.state.consumed_samples),
             "config": self.config.to_flat(),
         }
-        save_checkpoint(self.engine, self.grid, self.config.run.save, self.state.step, content)
+        run = self.config.run
+        try:
+            save_checkpoint(
+                self.engine, self.grid, run.save, self.state.step, content, run.keep_last, run.save_retain_interval
+            )
+        except ValueError as error:  # raised on all ranks alike; the run itself is sound
+            self.record("save_failed", f"no checkpoint at step {self.state.step}: {error}")
+            return False
+        return True
 
     def interrupt(self) -> int:
         """Undo a trial under way, save, and say how to go on."""
         self.carry_out(self.controller.interrupt())
-        self.save()
-        self.close("interrupted", f"interrupted at step {self.state.step}; go on with --load {self.config.run.save}")
-        return INTERRUPTED
+        saved = self.save()
+        how = (
+            f"go on with --load {self.config.run.save}" if saved else "what was done since the last checkpoint is lost"
+        )
+        self.close("interrupted", f"interrupted at step {self.state.step}; {how}")
+        return INTERRUPTED if saved else UNSAVED
 
     def finish(self) -> int:
         self.evaluate(self.evaluations)
-        self.save()
-        self.close("end", self.summary())
-        return 0
+        saved = self.save()
+        self.close("end", self.summary(saved))
+        return 0 if saved else UNSAVED
 
     def close(self, event: str, message: str) -> None:
+        """Record how the run ends, and let go of files."""
+        self.record(event, message)
+        self.metrics.close()
+        for loader in (self.batches, *(evaluation.loader for evaluation in self.evaluations)):
+            loader.close()
+
+    def record(self, event: str, message: str) -> None:
+        """Record something about the run as a whole, and tell it."""
         state = self.state
         progress = {
             "step": state.step,
@@ -216,14 +257,12 @@ class Trainer:
             "snapshot_seconds": state.snapshot_seconds,
         }
         self.metrics.write("run", {"event": event, **progress, "message": message})
-        self.metrics.close()
-        for loader in (self.batches, *(evaluation.loader for evaluation in self.evaluations)):
-            loader.close()
 
-    def summary(self) -> str:
+    def summary(self, saved: bool) -> str:
         """The last lines of a run: what the search found and what it cost."""
         state, lr = self.state, self.config.optimizer.lr
-        lines = [f"done: {state.step} steps, checkpoint in {self.config.run.save}"]
+        where = f"checkpoint in {self.config.run.save}" if saved else "without a checkpoint of the end"
+        lines = [f"done: {state.step} steps, {where}"]
         if self.config.adalrs.enabled:
             scale, share = self.controller.scale, state.discarded_steps / state.total_steps
             lines += [

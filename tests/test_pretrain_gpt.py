@@ -12,14 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
 from megatron_adalrs.arguments import config_from_values
 from megatron_adalrs.build import build_trainer
-from megatron_adalrs.data.indexed_dataset import IndexedDatasetBuilder
 from megatron_adalrs.run_log import read_run
+from tests.data.corpora import counting_corpus
 from tests.distributed.ranks import Ranks
 
 ROOT = Path(__file__).parent.parent
@@ -29,14 +28,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PY
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """200 documents of 100 tokens that count from random starts."""
-    prefix = tmp_path_factory.mktemp("data") / "counting"
-    random = np.random.default_rng(0)
-    with IndexedDatasetBuilder(prefix, np.uint16) as builder:
-        for _ in range(200):
-            builder.add_document((random.integers(0, 50) + np.arange(100)) % 50)
-        builder.finalize()
-    return prefix
+    return counting_corpus(tmp_path_factory.mktemp("data") / "counting")
 
 
 def values(data: Path, **changes: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from megatron_adalrs.config.base import Group, require
 
@@ -20,8 +20,22 @@ class RunConfig(Group):
     """Folder of checkpoints. Default: <run_dir>/checkpoints."""
     load: Path | None = None
     """Resume from the newest checkpoint in this folder (or run directory), or from this very checkpoint."""
+    auto_resume: bool = False
+    """Resume from the newest complete checkpoint in save, if there is one; for jobs that are put back in a queue."""
+    strict_load: bool = False
+    """Refuse to resume where the newest checkpoint is damaged, instead of taking the next older one."""
+    verify_checkpoint: bool = False
+    """Compare the hashes of all files of a checkpoint before it is loaded, not only their sizes."""
     save_interval: PositiveInt | None = None
     """Steps between checkpoints. Default: only at the end and when interrupted."""
+    keep_last: PositiveInt | None = None
+    """Remove complete checkpoints but the newest so many. Default: keep all."""
+    save_retain_interval: PositiveInt | None = None
+    """Checkpoints of steps that this divides are kept for good."""
+    exit_interval: PositiveInt | None = None
+    """Save and end at steps that this divides, with exit code 143: to be resumed."""
+    exit_duration_in_mins: PositiveFloat | None = None
+    """Save and end after so many minutes, with exit code 143: to be resumed."""
     eval_interval: PositiveInt | None = None
     """Steps between evaluations. Default: only at the end."""
     eval_iters: PositiveInt = 100
@@ -44,5 +58,13 @@ class RunConfig(Group):
         require(
             self.world_size is None or self.dry_run,
             f"world_size: {self.world_size} can be planned with --dry-run only; a run has the ranks that are launched",
+        )
+        return self
+
+    @model_validator(mode="after")
+    def _auto_resume_knows_where(self) -> RunConfig:
+        require(
+            not self.auto_resume or self.run_dir is not None,
+            "auto_resume: needs run_dir, or a job that starts again would not find its checkpoints",
         )
         return self

@@ -207,8 +207,15 @@ class Engine:
                     setattr(owner, name, values[key])
 
     def save(self, folder: Path) -> None:
-        """Write DeepSpeed's files of this rank under `folder`. Collective."""
-        self.deepspeed.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+        """Write DeepSpeed's files of this rank under `folder`. Collective.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        try:
+            self.deepspeed.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+        except RuntimeError as error:  # torch's writer has no better word for a full disk
+            raise OSError(f"cannot write to {folder}: {str(error).splitlines()[0]}") from error
 
     def load(self, folder: Path) -> None:
         """Load what `save` wrote, into an engine that has not stepped yet. Collective.

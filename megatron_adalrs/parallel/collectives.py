@@ -57,6 +57,18 @@ def on_every_rank(function: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]
 
 
+def from_every_rank(function: Callable[[], T]) -> list[T]:
+    """Every rank's result of `function`, in rank order, on all of them; the results are pickled.
+
+    Raises:
+        ValueError: on every rank, with the first message, if the function raised ValueError or OSError on any.
+    """
+    mine = on_every_rank(function)
+    results: list[T | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(results, mine)
+    return results  # type: ignore[return-value]
+
+
 def _attempt(function: Callable[[], T]) -> tuple[T | None, str | None]:
     try:
         return function(), None

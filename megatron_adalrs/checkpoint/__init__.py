@@ -1,0 +1,35 @@
+"""The on-disk checkpoint: publish, find, verify, resume, remove.
+
+    SAVE/iter_0000400/            one complete checkpoint
+        engine/                   DeepSpeed's own files, every rank's
+        random_00000.json ...     random streams, one file a rank
+        state.json                step, data position, controller, configuration
+        manifest.json             written last: every file, its size and hash; a folder without it is no checkpoint
+    SAVE/latest                   name of the newest one
+
+A checkpoint is written under a temporary name, brought to disk, and renamed once it is complete, so that a crash at any
+instant leaves the previous ones untouched.
+
+save.py      writing and publishing one, removing old ones
+manifest.py  what a checkpoint consists of, and what is wrong with it
+load.py      finding the one to resume from, and loading it
+fitting.py   whether it is of this run's model, grid and data
+"""
+
+from __future__ import annotations
+
+from megatron_adalrs.checkpoint.fitting import require_fitting, require_identity
+from megatron_adalrs.checkpoint.load import find_checkpoint, has_checkpoint, load_checkpoint, read_state
+from megatron_adalrs.checkpoint.manifest import find_damage
+from megatron_adalrs.checkpoint.save import save_checkpoint
+
+__all__ = [
+    "find_checkpoint",
+    "find_damage",
+    "has_checkpoint",
+    "load_checkpoint",
+    "read_state",
+    "require_fitting",
+    "require_identity",
+    "save_checkpoint",
+]

@@ -1,0 +1,79 @@
+"""Finding the checkpoint to resume from, and loading it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from megatron_adalrs.checkpoint.manifest import ENGINE, MANIFEST, STATE, find_damage, random_name, read_json
+from megatron_adalrs.engine import Engine
+from megatron_adalrs.parallel.collectives import on_every_rank
+from megatron_adalrs.parallel.topology import Grid
+from megatron_adalrs.random_state import set_random_state
+
+log = logging.getLogger(__name__)
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Folders that are named like published checkpoints, oldest first."""
+    named = (path for path in folder.glob("iter_*") if path.name.removeprefix("iter_").isdecimal())
+    return sorted(named, key=lambda path: int(path.name.removeprefix("iter_")))
+
+
+def has_checkpoint(load: Path) -> bool:
+    """Whether there is anything, complete or not, that `find_checkpoint` would look at."""
+    return any(checkpoints_in(folder) for folder in _folders(load))
+
+
+def find_checkpoint(load: Path, strict: bool = False, verify: bool = False) -> Path:
+    """The checkpoint that `--load` means: `load` itself, or the newest complete one in it or in its `checkpoints`.
+
+    Args:
+        strict: refuse a damaged newest one, instead of passing over it with a warning.
+        verify: compare hashes, and not presence and sizes alone.
+
+    Raises:
+        ValueError: there is none; damaged ones are named.
+    """
+    if (load / STATE).exists() or (load / MANIFEST).exists():
+        if damage := find_damage(load, verify):
+            raise ValueError(f"--load: {load} is damaged: {damage}")
+        return load
+    candidates = sorted((path for folder in _folders(load) for path in checkpoints_in(folder)), key=lambda p: p.name)
+    damaged: list[str] = []
+    for candidate in reversed(candidates):
+        damage = find_damage(candidate, verify)
+        if damage is None:
+            for text in damaged:
+                log.warning("passing over a damaged checkpoint: %s", text)
+            return candidate
+        damaged.append(f"{candidate}: {damage}")
+        if strict:
+            raise ValueError(
+                f"--load: the newest checkpoint is damaged: {damaged[0]}; without --strict-load an older one is taken"
+            )
+    found = f"; damaged: {'; '.join(damaged)}" if damaged else ""
+    raise ValueError(f"--load: no checkpoint in {load}: expected {load}/iter_NNNNNNN with its {MANIFEST}{found}")
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """What `save_checkpoint` was given, plus `world_size`.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    try:
+        return read_json(checkpoint / STATE)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--load: cannot read {checkpoint / STATE}: {error}") from None
+
+
+def load_checkpoint(engine: Engine, grid: Grid, checkpoint: Path) -> None:
+    """Load a checkpoint's tensors and random streams into an engine that has not stepped yet. Collective."""
+    engine.load(checkpoint / ENGINE)
+    set_random_state(on_every_rank(lambda: read_json(checkpoint / random_name(grid.rank))))
+
+
+def _folders(load: Path) -> list[Path]:
+    return [folder for folder in (load, load / "checkpoints") if folder.is_dir()]

@@ -1,0 +1,219 @@
+"""Checkpoints that appear whole, are told sound from damaged, are removed in time, and resume jobs by themselves."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_adalrs.arguments import config_from_values
+from megatron_adalrs.build import build_trainer
+from megatron_adalrs.checkpoint import find_checkpoint, find_damage, save_checkpoint
+from megatron_adalrs.checkpoint.manifest import sha256, write_manifest
+from megatron_adalrs.checkpoint.save import remove_old
+from megatron_adalrs.run_log import read_run
+from tests.data.corpora import counting_corpus
+from tests.distributed import runs
+from tests.distributed.ranks import Ranks
+
+
+def fake(save: Path, step: int) -> Path:
+    """A published checkpoint of three small files."""
+    checkpoint = save / f"iter_{step:07d}"
+    (checkpoint / "engine").mkdir(parents=True)
+    for name in ("state.json", "random_00000.json", "engine/weights.pt"):
+        (checkpoint / name).write_text(f'{{"{name}": {step}}}')
+    write_manifest(checkpoint, {name: sha256(checkpoint / name) for name in files_of(checkpoint)}, {"step": step})
+    return checkpoint
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def truncate(checkpoint: Path) -> None:
+    file = checkpoint / "engine/weights.pt"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def flip_a_bit(checkpoint: Path) -> None:
+    file = checkpoint / "engine/weights.pt"
+    content = bytearray(file.read_bytes())
+    content[3] ^= 1
+    file.write_bytes(content)
+
+
+def rewrite_manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def damage(checkpoint: Path) -> None:
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
+        change(manifest)
+        (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncate, r"engine/weights.pt has 23 bytes, manifest.json says 24"),
+        (lambda c: (c / "random_00000.json").unlink(), "random_00000.json is missing"),
+        (lambda c: (c / "manifest.json").unlink(), "manifest.json is missing or unreadable"),
+        (lambda c: (c / "manifest.json").write_text("{"), "manifest.json is missing or unreadable"),
+        (lambda c: (c / "manifest.json").write_text("[]"), "manifest.json is missing or unreadable"),
+        (rewrite_manifest(lambda m: m.update(format=99)), "manifest.json has format 99, this version reads 2"),
+        (rewrite_manifest(lambda m: m.update(files={"x": 3})), "manifest.json is missing or unreadable"),
+        (rewrite_manifest(lambda m: m["files"].update(x={"size": 1, "sha256": ""})), "x is missing"),
+    ],
+)
+def test_damage_is_seen_without_reading_the_files(tmp_path: Path, damage: Any, message: str) -> None:
+    checkpoint = fake(tmp_path, 1)
+    assert find_damage(checkpoint) is None
+    damage(checkpoint)
+    assert message in str(find_damage(checkpoint))
+
+
+def test_a_flipped_bit_is_seen_where_hashes_are_compared(tmp_path: Path) -> None:
+    checkpoint = fake(tmp_path, 1)
+    flip_a_bit(checkpoint)
+    assert find_damage(checkpoint) is None
+    assert "engine/weights.pt has SHA-256" in str(find_damage(checkpoint, hashes=True))
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_or_refused(tmp_path: Path) -> None:
+    older, newer = fake(tmp_path, 999), fake(tmp_path, 1000)
+    assert find_checkpoint(tmp_path) == newer
+    flip_a_bit(newer)
+    assert find_checkpoint(tmp_path) == newer
+    assert find_checkpoint(tmp_path, verify=True) == older
+    with pytest.raises(
+        ValueError, match=r"newest checkpoint is damaged: .*iter_0001000: engine/weights.pt has SHA-256"
+    ):
+        find_checkpoint(tmp_path, strict=True, verify=True)
+    truncate(older)
+    truncate(newer)
+    with pytest.raises(ValueError, match=r"no checkpoint in .*; damaged: .*iter_0001000.*iter_0000999"):
+        find_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match=r"iter_0000999 is damaged: engine/weights.pt has 25 bytes"):
+        find_checkpoint(older)
+
+
+def test_old_checkpoints_are_removed_and_milestones_kept(tmp_path: Path) -> None:
+    for step in (10, 20, 30, 40, 50, 60):
+        fake(tmp_path, step)
+    truncate(tmp_path / "iter_0000050")
+    remove_old(tmp_path, keep_last=2, retain_interval=20)
+    left = [int(path.name.removeprefix("iter_")) for path in sorted(tmp_path.iterdir())]
+    # 60 and 40 are the newest that are sound, 50 is damaged and not touched, 20 is a milestone.
+    assert left == [20, 40, 50, 60]
+
+
+def saved_twice(folder: str) -> list[list[str]]:
+    config, grid, engine = runs.start({})
+    found = []
+    for step in (1, 2, 2):
+        engine.train_batch(runs.micro_batches(config, grid, step))
+        save_checkpoint(engine, grid, Path(folder), step, {"config": config.to_flat()}, keep_last=1)
+        found.append(sorted(path.name for path in Path(folder).iterdir()))
+    return found
+
+
+def test_what_is_published_is_whole_and_nothing_else_is_left(two_ranks: Ranks, tmp_path: Path) -> None:
+    (tmp_path / ".iter_0000001.incomplete").mkdir()  # of a process that was killed
+    for found in two_ranks.run(saved_twice, str(tmp_path)):
+        assert found == [["iter_0000001", "latest"], ["iter_0000002", "latest"], ["iter_0000002", "latest"]]
+    checkpoint = tmp_path / "iter_0000002"
+    assert find_damage(checkpoint, hashes=True) is None
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    assert sorted(manifest["files"]) == [name for name in files_of(checkpoint) if name != "manifest.json"]
+    assert manifest["step"] == 2 and manifest["grid"]["data"] == 2
+    assert (tmp_path / "latest").read_text() == "iter_0000002\n"
+
+
+def values(data: Path, run: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "preset": "gpt2-tiny", "num_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "seq_length": 16,
+        "vocab_size": 50, "data_path": str(data), "split": "8,1,1", "micro_batch_size": 4, "train_iters": 25,
+        "lr": 1e-3, "eval_iters": 1, "hidden_dropout": 0.1, "run_dir": str(run),
+    } | changes  # fmt: skip
+
+
+def trained(config: dict[str, Any], largest_file: int | None = None) -> int:
+    """Exit code of a run, in which no file can grow beyond a size where one is given: as on a disk that is full."""
+    trainer = build_trainer(config_from_values(config))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if largest_file:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, before[1]))
+    try:
+        return trainer.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    train = read_run(run).train
+    return list(zip(train.step[train.kept].tolist(), train.loss[train.kept].tolist(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return counting_corpus(tmp_path_factory.mktemp("data") / "counting")
+
+
+def test_a_job_that_is_put_back_in_the_queue_goes_on_by_itself(one_rank: Ranks, data: Path, tmp_path: Path) -> None:
+    assert one_rank.run(trained, values(data, tmp_path / "whole")) == [0]
+    job = values(data, tmp_path / "job", auto_resume=True, exit_interval=10)
+    assert [one_rank.run(trained, job)[0] for _ in range(3)] == [143, 143, 0]
+    assert losses(tmp_path / "job") == losses(tmp_path / "whole")
+    assert [event.event for event in read_run(tmp_path / "job").events if event.event == "resume"] == ["resume"] * 2
+
+
+def test_a_job_ends_when_its_time_is_over(one_rank: Ranks, data: Path, tmp_path: Path) -> None:
+    job = values(data, tmp_path / "job", exit_duration_in_mins=1e-9)
+    assert one_rank.run(trained, job) == [143]
+    assert len(losses(tmp_path / "job")) == 1
+    assert find_checkpoint(tmp_path / "job").name == "iter_0000001"
+
+
+def test_a_save_that_fails_costs_neither_the_run_nor_the_last_checkpoint(
+    one_rank: Ranks, data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert one_rank.run(trained, values(data, run, exit_interval=10)) == [143]
+    size = max(path.stat().st_size for path in (run / "checkpoints").rglob("*.pt"))
+    assert size > 50_000  # larger than everything else that a run writes
+    again = values(data, run, load=str(run), save_interval=5)
+    assert one_rank.run(trained, again, size // 2) == [1]
+    log = read_run(run)
+    failed = [event for event in log.events if event.event == "save_failed"]
+    assert [event.step for event in failed] == [15, 20, 25]
+    assert "cannot write to" in failed[0].message and "no checkpoint at step 15" in failed[0].message
+    assert len(losses(run)) == 25
+    assert find_checkpoint(run).name == "iter_0000010"
+
+
+def test_a_job_without_a_place_cannot_resume_by_itself() -> None:
+    with pytest.raises(ValueError, match="auto_resume: needs run_dir"):
+        config_from_values({k: v for k, v in values(Path("x"), Path("y"), auto_resume=True).items() if k != "run_dir"})
+
+
+def test_a_job_whose_checkpoints_are_all_damaged_does_not_start_afresh(
+    one_rank: Ranks, data: Path, tmp_path: Path
+) -> None:
+    job = values(data, tmp_path / "job", auto_resume=True, exit_interval=10)
+    assert one_rank.run(trained, job) == [143]
+    (tmp_path / "job/checkpoints/iter_0000010/state.json").unlink()
+    assert "state.json is missing" in one_rank.run(refusal, job)[0]
+    shutil.rmtree(tmp_path / "job/checkpoints")
+    assert one_rank.run(trained, job | {"exit_interval": None}) == [0]
+    assert len(losses(tmp_path / "job")) == 25
+
+
+def refusal(config: dict[str, Any]) -> str:
+    with pytest.raises(ValueError) as error:
+        build_trainer(config_from_values(config))
+    return str(error.value)
