@@ -40,13 +40,15 @@ def values(data: Path, **changes: Any) -> dict[str, Any]:
     } | changes  # fmt: skip
 
 
-def launch(config: dict[str, Any], folder: Path, *flags: str) -> subprocess.Popen[str]:
+def launch(
+    config: dict[str, Any], folder: Path, *flags: str, program: str = "pretrain_gpt.py"
+) -> subprocess.Popen[str]:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "config.yaml"
     file.write_text(yaml.safe_dump(config))
     port = 20000 + os.getpid() % 20000
     return subprocess.Popen(
-        [*LAUNCHER, "--master_port", str(port), "pretrain_gpt.py", "--config", str(file), *flags],
+        [*LAUNCHER, "--master_port", str(port), program, "--config", str(file), *flags],
         cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
 
@@ -187,3 +189,35 @@ def test_through_the_launcher_a_mistake_is_told_once_with_exit_code_2(tmp_path: 
         assert output.count("error: ") == 1
         assert "Traceback" not in output
         assert message in output
+
+
+RANKS_THAT_COME_APART = """
+import os, sys
+from megatron_adalrs.trainer import Trainer
+
+healthy_step = Trainer.step
+
+def step(self, stop=False):
+    result = healthy_step(self, stop)
+    if self.state.step == 4 and os.environ["RANK"] == "1":
+        self.controller.scale, self.state.consumed_samples = 2.0, 7
+    return result
+
+Trainer.step = step
+import pretrain_gpt
+sys.exit(pretrain_gpt.main())
+"""
+
+
+def test_ranks_that_come_apart_are_stopped_together_with_exit_code_3(tmp_path: Path, data: Path) -> None:
+    program = tmp_path / "come_apart.py"
+    program.write_text(RANKS_THAT_COME_APART)
+    flags = ["--run-dir", str(tmp_path / "run"), "--check-ranks-every", "3"]
+    process = launch(values(data), tmp_path, *flags, program=str(program))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 3, output
+    assert output.count("error: ranks differ in consumed_samples (rank 0: 48, rank 1: ") == 1
+    assert "; scale (rank 0: 1.0, rank 1: 2.0); controller.scale (rank 0: 1.0, rank 1: 2.0)" in output
+    assert "stopped at step 6" in output
+    assert "Traceback" not in output
+    assert read_run(tmp_path / "run").events[-1].event == "ranks_differ"

@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_adalrs.adalrs.controller import build_controller
+from megatron_adalrs.adalrs.decision import Decision
+from megatron_adalrs.adalrs.settings import AdaLRSSettings
 from megatron_adalrs.engine import Engine
 from megatron_adalrs.parallel.collectives import gather_numbers, on_every_rank, on_first_rank
 from megatron_adalrs.parallel.topology import Grid
 from tests.distributed.ranks import RankFailure, Ranks
-from tests.distributed.runs import micro_batches, tiny_config
+from tests.distributed.runs import micro_batches, start, tiny_config
 
 
 def evaluation(values: dict[str, Any]) -> tuple[float, float]:
@@ -39,6 +42,55 @@ def stop_asked_by(rank: int) -> bool:
 def test_a_stop_asked_by_one_rank_reaches_all(two_ranks: Ranks) -> None:
     assert two_ranks.run(stop_asked_by, 1) == [True, True]
     assert two_ranks.run(stop_asked_by, 5) == [False, False]
+
+
+def decisions_on_losses_that_differ(values: dict[str, Any]) -> dict[str, Any]:
+    """A step whose loss has other last bits on each rank, and what the controller of a trial makes of it.
+
+    A loss above all before it aborts a trial: here that limit is the very loss, so that one bit decides.
+    """
+    config, grid, engine = start(values)
+    own: list[float] = []
+
+    def nudged(loss: torch.Tensor) -> torch.Tensor:
+        loss = loss * (1 + grid.rank * 2.0**-22)
+        own.append(float(loss.detach()))
+        return loss
+
+    if grid.pipe.size == 1:
+        engine.module.register_forward_hook(lambda module, inputs, loss: nudged(loss))
+    elif grid.pipe.is_last:
+        loss_of = engine.module.loss_fn
+        engine.module.loss_fn = lambda *arguments: nudged(loss_of(*arguments))
+    loss = engine.train_batch(micro_batches(config, grid, 0)).loss
+    mine = sum(own) / len(own) if own else None
+    events = [decision_in_trial(value, highest=loss).event for value in (loss, mine) if value is not None]
+    return {"mine": mine, "loss": loss.hex(), "events": events}
+
+
+def decision_in_trial(loss: float, highest: float) -> Decision:
+    """Of a controller in a trial before which no loss was above `highest`."""
+    controller = build_controller(AdaLRSSettings(enabled=True, window=3, search_start=0.01, search_end=1.0), 1000)
+    for step in range(100):
+        if controller.phase == "trial":
+            break
+        controller.observe(highest - step / (1 + step))  # falls ever more slowly
+    return controller.observe(loss)
+
+
+TENSOR, PIPE, CONTEXT = (
+    f"{name}_size" for name in ("tensor_model_parallel", "pipeline_model_parallel", "context_parallel")
+)
+
+
+@pytest.mark.parametrize("grid", [{}, {TENSOR: 4}, {TENSOR: 2, CONTEXT: 2}, {PIPE: 2, TENSOR: 2}], ids=str)
+def test_losses_that_differ_in_the_last_bit_lead_to_one_decision(four_ranks: Ranks, grid: dict[str, Any]) -> None:
+    found = four_ranks.run(decisions_on_losses_that_differ, grid)
+    own = [rank["mine"] for rank in found if rank["mine"] is not None]
+    assert len(set(own)) == len(own) > 1, "the ranks' own losses were to differ"
+    assert len({event for rank in found for event in rank["events"][1:]}) == 2, "and to split the decision"
+    assert len({rank["loss"] for rank in found}) == 1
+    assert {rank["events"][0] for rank in found} == {None}
 
 
 def gathered() -> list[list[float]]:
