@@ -27,6 +27,14 @@ from megatron_adalrs.run_log import UNDOING_VERDICTS, RunLog, Trial
 from megatron_adalrs.run_records import Decision
 
 _UNDONE_COLOR = event_color("failed")
+_DISCARDED = {
+    "neutral": "neutral",
+    "failed": "failed",
+    "aborted": "aborted",
+    "interrupted": "interrupted",
+    "controls of accepted trials": "accepted",
+}
+"""Discarded steps by the event that discarded them."""
 _UNREMARKABLE = {"window", "trial_started", "control_started", "initial_kept", "caught_up"}
 
 
@@ -202,7 +210,7 @@ def _measure(runs: Sequence[Run]) -> Plot:
 
 
 def _gains(runs: Sequence[Run]) -> Plot:
-    figure = new_figure("step (kept) at the race's start", "gain (nats)", height=400)
+    figure = new_figure("step (kept) at the verdict", "gain (nats)", height=400)
     for run in runs:
         judged = [
             decision for decision in run.log.decisions if decision.gain is not None and np.isfinite(decision.gain)
@@ -270,8 +278,8 @@ def _discarded(runs: Sequence[Run]) -> Plot:
     if not any(run.log.totals.discarded_steps or run.log.totals.lost_steps for run in runs):
         return Plot("discarded", title, note="No step was discarded.")
     parts = {"kept": [run.log.totals.useful_steps for run in runs]}
-    for verdict in ("neutral", "failed", "aborted", "interrupted"):
-        parts[verdict] = [sum(t.length for t in run.log.trials if t.verdict == verdict) for run in runs]
+    for part, event in _DISCARDED.items():
+        parts[part] = [sum(d.discarded_steps for d in run.log.decisions if d.event == event) for run in runs]
     parts["lost when a process died"] = [run.log.totals.lost_steps for run in runs]
     whole = [sum(steps) for steps in zip(*parts.values(), strict=True)]
 
@@ -283,7 +291,7 @@ def _discarded(runs: Sequence[Run]) -> Plot:
                 y=[escape(run.name) for run in runs],
                 orientation="h",
                 name=part,
-                marker={"color": RUN_COLORS[0] if part == "kept" else event_color(part)},
+                marker={"color": RUN_COLORS[0] if part == "kept" else event_color(_DISCARDED.get(part, part))},
                 customdata=[text.share(step, total) for step, total in zip(steps, whole, strict=True)],
                 hovertemplate=f"{part}: %{{x:,}} steps (%{{customdata}})<extra>%{{y}}</extra>",
             )
