@@ -7,6 +7,7 @@ import os
 import sys
 
 from megatron_adalrs.arguments import parse_arguments
+from megatron_adalrs.launch_environment import adopt_launch_environment
 
 
 def main() -> int:
@@ -14,6 +15,7 @@ def main() -> int:
 
     With --check-ranks-every also 3: ranks have come apart.
     """
+    adopt_launch_environment()
     is_first_rank = os.environ.get("RANK", "0") == "0"
     try:
         config = parse_arguments(sys.argv[1:], print_errors=is_first_rank)
