@@ -4,6 +4,7 @@
     python tools/benchmark.py --what step       # tokens/s of one rank against a hand-written PyTorch loop
     python tools/benchmark.py --what watching   # a step with AdaLRS watching against the same step without
     python tools/benchmark.py --what snapshot   # capture and restore against a bare copy; bytes against the estimate
+    python tools/benchmark.py --what parallel   # dp2, tp2 and pp2 against one rank; bytes against the plan
 
 Two sides take turns, step by step, in one process; the ratio is taken pair by pair and its median is quoted, so that a
 machine whose speed drifts does not favour either side.
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
+from benchmarks.parallel import measure_parallel
 
 from megatron_adalrs.adalrs.controller import FixedRate
 from megatron_adalrs.arguments import config_from_values
@@ -40,10 +42,10 @@ VOCABULARY = 8192
 
 @dataclass(frozen=True)
 class Arguments:
-    what: Literal["all", "step", "watching", "snapshot"] = "all"
-    """What to measure."""
+    what: Literal["all", "step", "watching", "snapshot", "parallel"] = "all"
+    """What to measure. "parallel" has a model of its own, one thread a rank, and takes about two minutes."""
     pairs: int = 60
-    """Pairs that count; a tenth more are run first and left out."""
+    """Pairs that count; a tenth more are run first and left out. "parallel": a fifth as many blocks of all grids."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """ZeRO stage of the engine."""
     bf16: bool = False
@@ -61,6 +63,10 @@ class Arguments:
 
 def main() -> int:
     arguments = tyro.cli(Arguments, description=__doc__)
+    if arguments.what == "parallel":
+        results = measure_parallel(arguments.zero_stage, arguments.bf16, blocks=max(3, arguments.pairs // 5))
+        print(json.dumps(results, indent=2))
+        return 0
     torch.set_num_threads(arguments.threads)
     measures: dict[str, Callable[[Arguments, Trainer], dict[str, Any]]] = {
         "step": measure_step, "watching": measure_watching, "snapshot": measure_snapshot,

@@ -1,0 +1,205 @@
+"""Two ranks of one thread each, in every way of sharing the work, against one rank on the same global batch.
+
+Each grid has processes of its own, which are started once and wait on a pipe, idle, while others run. In every block
+each takes a step; ratios are taken block by block and their median is quoted, so that a machine whose speed drifts
+favours nobody. A machine that others use makes two ranks wait for each other: how two processes do that have nothing to
+do with each other is measured beside it, and tells what the machine had to give.
+
+Memory is counted over the building of the engine and two steps before any time is taken: all tensors alive, each
+storage once (live_memory.py), the most at once. Where there is a GPU, its allocator's own count is taken instead.
+
+What limits two ranks on two cores: DeepSpeed's reductions on a processor spin while they wait, gradients are summed in
+memory that both share, and a pipeline is as fast as its slower stage, here the one with the loss.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+THREADS = 1
+VOCABULARY = 512
+MODEL = {
+    "preset": "gpt2-tiny", "num_layers": 6, "hidden_size": 256, "num_attention_heads": 8, "seq_length": 256,
+    "micro_batch_size": 2, "global_batch_size": 16, "train_iters": 100_000, "lr": 1e-4, "data_path": "none",
+}  # fmt: skip
+ONE = "one_rank"
+GRIDS: dict[str, dict[str, int]] = {
+    ONE: {},
+    "dp2": {},
+    "tp2": {"tensor_model_parallel_size": 2},
+    "pp2": {"pipeline_model_parallel_size": 2},
+}
+
+
+def measure_parallel(zero_stage: int, bf16: bool, blocks: int) -> dict[str, Any]:
+    """Speed and memory of each grid.
+
+    Args:
+        zero_stage: 0 or 1, which a pipeline allows.
+        blocks: that count; one more is run first and left out.
+    """
+    values = MODEL | {"zero_stage": zero_stage, "bf16": bf16}
+    cells = {name: Cell(1 if name == ONE else 2, values | sizes) for name, sizes in GRIDS.items()}
+    stranger = Cell(1, values)
+    try:
+        memory = {name: cell.ask("memory") for name, cell in cells.items()}
+        stranger.ask("memory")
+        seconds = []
+        for _ in range(blocks + 1):
+            block = {name: max(cell.ask("step")) for name, cell in cells.items()}
+            cells[ONE].begin("step")
+            stranger.begin("step")
+            block["strangers"] = max(*cells[ONE].end(), *stranger.end())
+            seconds.append(block)
+    finally:
+        for cell in (*cells.values(), stranger):
+            cell.close()
+    tokens = MODEL["global_batch_size"] * MODEL["seq_length"]  # type: ignore[operator]
+    counted = {name: np.array([block[name] for block in seconds[1:]]) for name in seconds[0]}
+    results: dict[str, Any] = {"model": values, "threads_of_a_rank": THREADS, "blocks": blocks}
+    given = 2 * float(np.median(counted[ONE] / counted["strangers"]))
+    results["two_strangers_against_one_rank"] = given
+    for name in cells:
+        results[name] = {"tokens_per_second": tokens / float(np.median(counted[name])), "ranks": memory[name]}
+        if name != ONE:
+            ratio = float(np.median(counted[ONE] / counted[name]))
+            against_strangers = float(np.median(counted["strangers"] / counted[name])) / 2
+            results[name] |= {"against_one_rank": ratio, "of_ideal": ratio / 2, "of_strangers": against_strangers}
+    results["pp2"] |= predicted_pipeline(results["pp2"]["against_one_rank"], given, memory["pp2"])
+    return results
+
+
+def predicted_pipeline(measured: float, given: float, ranks: list[dict[str, Any]]) -> dict[str, float]:
+    """What the bubble alone allows, and the bubble with stages whose work is not equal.
+
+    Args:
+        measured: speed against one rank.
+        given: speed of two processes that have nothing to do with each other against one.
+    """
+    micro_batches = MODEL["global_batch_size"] // MODEL["micro_batch_size"]  # type: ignore[operator]
+    filled = micro_batches / (micro_batches + 1)
+    work = [rank["matrix_parameters"] for rank in ranks]
+    balance = sum(work) / max(work) / 2
+    return {
+        "bubble": 1 - filled,
+        "predicted_by_bubble": 2 * filled,
+        "of_predicted_by_bubble": measured / (2 * filled),
+        "predicted_by_bubble_and_stages": 2 * filled * balance,
+        "of_predicted_by_bubble_and_stages": measured / (2 * filled * balance),
+        "of_predicted_on_what_strangers_get": measured / (given * filled * balance),
+    }
+
+
+class Cell:
+    """The processes of one grid: they do nothing but what they are asked."""
+
+    def __init__(self, ranks: int, values: dict[str, Any]) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        context = multiprocessing.get_context("spawn")
+        self._pipes, self._processes = [], []
+        for rank in range(ranks):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=serve, args=(rank, ranks, port, values, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def ask(self, question: str) -> list[Any]:
+        """Every rank's answer: "memory" or "step" (seconds)."""
+        self.begin(question)
+        return self.end()
+
+    def begin(self, question: str) -> None:
+        for pipe in self._pipes:
+            pipe.send(question)
+
+    def end(self) -> list[Any]:
+        return [pipe.recv() for pipe in self._pipes]
+
+    def close(self) -> None:
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.join(10)
+            process.kill()
+
+
+def serve(rank: int, ranks: int, port: int, values: dict[str, Any], pipe: Connection) -> None:
+    """A rank: build, count memory, then take a step whenever asked."""
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": str(THREADS),
+    }  # fmt: skip
+    import torch
+
+    from megatron_adalrs.arguments import config_from_values
+    from megatron_adalrs.engine import build_engine, end_distributed, init_distributed
+    from megatron_adalrs.live_memory import LiveMemory
+    from megatron_adalrs.parallel.topology import Grid
+    from megatron_adalrs.random_state import seed_everything
+
+    torch.set_num_threads(THREADS)
+    config = config_from_values(values)
+    sizes = config.parallel
+    grid = Grid.from_environment(
+        sizes.pipeline_model_parallel_size, sizes.context_parallel_size, sizes.tensor_model_parallel_size
+    )
+    init_distributed(grid)
+    grid = grid.with_groups()
+    seed_everything(config.training.seed, grid.tensor_group)
+    batches = own_batches(config, grid)
+    assert pipe.recv() == "memory"
+    with LiveMemory() as alive:
+        engine = build_engine(config, VOCABULARY, grid)
+        engine.train_batch(batches)
+        alive.reset_peak()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        engine.train_batch(batches)
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else alive.peak
+    pipe.send(memory_against_plan(config, grid, peak))
+    while True:
+        try:
+            pipe.recv()
+        except EOFError:
+            break
+        started = time.perf_counter()
+        engine.train_batch(batches)
+        pipe.send(time.perf_counter() - started)
+    end_distributed()
+
+
+def own_batches(config: Any, grid: Any) -> list[np.ndarray]:
+    """This rank's micro-batches of one global batch of random tokens, the same on any grid."""
+    shape = (-1, grid.data.size, config.training.micro_batch_size, config.model.seq_length + 1)
+    samples = np.random.default_rng(0).integers(
+        0, VOCABULARY, (config.global_batch_size(grid.data.size), config.model.seq_length + 1)
+    )
+    return list(samples.reshape(shape)[:, grid.data.rank])
+
+
+def memory_against_plan(config: Any, grid: Any, peak: int) -> dict[str, Any]:
+    from megatron_adalrs.engine import computes_on_cpu
+    from megatron_adalrs.plan import plan_run
+
+    planned = plan_run(config, VOCABULARY, grid.shape, computes_on_cpu()).stages[grid.pipe.rank]
+    table = config.model.max_positions * config.model.hidden_size  # learned positions are looked up, not multiplied
+    looked_up = table if planned.part.has_embedding else 0
+    if planned.part.has_embedding and not planned.part.has_output:
+        looked_up += config.model.padded_vocab_size(VOCABULARY, grid.tensor.size) * config.model.hidden_size
+    return {
+        "matrix_parameters": planned.part.parameters - looked_up,
+        "peak_bytes": peak,
+        "planned_bytes": planned.peak,
+        "error": planned.peak / peak - 1,
+    }
