@@ -1,8 +1,10 @@
 """The training engine. Only the files of this package import deepspeed: what it is like is known here and nowhere else.
 
-process.py        the import, the process group, memory
-data_parallel.py  Engine: DeepSpeed's own engine, ZeRO 0-3, and everything that both engines share
-pipeline.py       PipelineParallelEngine: DeepSpeed's PipelineEngine, ZeRO 0-1
+process.py              the import, the process group, memory
+data_parallel.py        Engine: DeepSpeed's own engine, ZeRO 0-3, and everything that both engines share
+pipeline.py             PipelineParallelEngine: DeepSpeed's PipelineEngine, ZeRO 0-1
+masters.py              weights made anew from the optimizer's masters
+model_parallel_unit.py  the grid in DeepSpeed's words
 """
 
 from __future__ import annotations

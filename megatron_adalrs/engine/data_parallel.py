@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from megatron_adalrs.config import Config
 from megatron_adalrs.deepspeed_config import deepspeed_settings
 from megatron_adalrs.engine.masters import weights_from_masters
+from megatron_adalrs.engine.model_parallel_unit import ModelParallelUnit
 from megatron_adalrs.engine.process import deepspeed, get_accelerator
 from megatron_adalrs.model.gpt import GPT, initialise
 from megatron_adalrs.optim import build_optimizer
@@ -250,43 +251,6 @@ class Engine:
     def _loss_scalers(self) -> list[Any]:
         optimizer = self.deepspeed.optimizer
         return [owner for owner in (optimizer, getattr(optimizer, "loss_scaler", None)) if owner is not None]
-
-
-class ModelParallelUnit:
-    """The grid as DeepSpeed asks for it: what it calls model-parallel is the tensor axis, data-parallel are all ranks
-    that hold the same parameters."""
-
-    def __init__(self, grid: Grid) -> None:
-        self._grid = grid
-        self._data_group = grid.replica.group
-        if grid.replica.size == 1:
-            # DeepSpeed takes no group for the whole world.
-            self._data_group, _ = dist.new_subgroups(group_size=1)
-
-    def get_data_parallel_rank(self) -> int:
-        return self._grid.replica.rank
-
-    def get_data_parallel_world_size(self) -> int:
-        return self._grid.replica.size
-
-    def get_data_parallel_group(self) -> Any:
-        return self._data_group
-
-    def get_data_parallel_group_ranks(self) -> list[int]:
-        return dist.get_process_group_ranks(self._data_group)
-
-    def get_model_parallel_rank(self) -> int:
-        return self._grid.tensor.rank
-
-    def get_model_parallel_world_size(self) -> int:
-        return self._grid.tensor.size
-
-    def get_model_parallel_group(self) -> Any:
-        return self._grid.tensor.group
-
-    get_tensor_model_parallel_rank = get_model_parallel_rank
-    get_tensor_model_parallel_world_size = get_model_parallel_world_size
-    get_tensor_model_parallel_group = get_model_parallel_group
 
 
 def _optimizer(model: nn.Module, config: Config, settings: dict[str, Any]) -> torch.optim.Optimizer:
