@@ -7,7 +7,8 @@ from dataclasses import asdict
 from typing import Any, Literal, NamedTuple
 
 from megatron_adalrs.adalrs.decision import Decision, Event
-from megatron_adalrs.adalrs.settings import AdaLRSSettings, SearchPlan, check_same_search
+from megatron_adalrs.adalrs.plans import SearchPlan
+from megatron_adalrs.adalrs.settings import AdaLRSSettings, check_same_search
 from megatron_adalrs.adalrs.slope import RunningSlope
 
 _SNAPSHOT = "trial"

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings, strategies
 
 from megatron_adalrs.adalrs.controller import Decision, Event, RobustController, build_controller
-from megatron_adalrs.adalrs.settings import AdaLRSSettings, RacePlan
+from megatron_adalrs.adalrs.plans import RacePlan
+from megatron_adalrs.adalrs.settings import AdaLRSSettings
 
 N = 1000
 NOISE = np.random.default_rng(0).normal(0.0, 0.05, 4 * N)  # of a batch: both arms of a race see the same
