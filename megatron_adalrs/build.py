@@ -5,6 +5,7 @@ Everything that can be refused is refused before the model is built, on all rank
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from pathlib import Path
@@ -113,7 +114,7 @@ def build_trainer(config: Config) -> Trainer:
     ]
     metrics = open_metrics(
         config.run.run_dir, config.run.tensorboard_dir, config.training.train_iters, config.run.log_interval,
-        state.step, grid.is_first,
+        state.step, grid.is_first, config.adalrs.budget if config.adalrs.enabled else "kept",
     )  # fmt: skip
     metrics.write(
         "run",
@@ -259,20 +260,26 @@ def opening(
     axes = [f"{getattr(grid.shape, name)} {name}" for name in AXES if getattr(grid.shape, name) > 1]
     sequence = " with sequence parallelism" if config.parallel.sequence_parallel else ""
     shape = f" = {' x '.join(axes)}{sequence}" if len(axes) > 1 or grid.data.size != grid.world_size else ""
+    counted = ", discarded ones included" if config.adalrs.enabled and config.adalrs.budget == "total" else ""
     lines = [
         f"run directory {config.run.run_dir}",
         f"{quantity(parameters, 'parameters')}, {grid.world_size} rank(s){shape}, "
         f"ZeRO-{training.zero_stage}, "
-        f"{training.precision}; {training.train_iters} steps of {tokens} tokens",
+        f"{training.precision}; {training.train_iters} steps of {tokens} tokens{counted}",
         f"data order {data_order}",
     ]
     if resumed:
         lines.append(f"resumed from {resumed} at step {state.step}")
     if config.adalrs.enabled:
-        plan = config.adalrs.resolve(training.train_iters, config.optimizer.lr_warmup_iters)
-        limit = config.adalrs.max_discarded
-        budget = "" if limit is None else f", and {int(limit * training.train_iters)} in all"
-        count = plan.live_snapshots
-        held = "a snapshot takes" if count == 1 else f"up to {count} snapshots take"
-        lines.append(f"AdaLRS {plan}{budget}; {held} {quantity(snapshot_bytes, 'B')} on each rank")
+        lines.append(about_the_search(config, snapshot_bytes))
     return "\n".join(lines)
+
+
+def about_the_search(config: Config, snapshot_bytes: int) -> str:
+    """Where it begins and ends, and what it may cost in steps and memory."""
+    train_iters = config.training.train_iters
+    plan = config.adalrs.resolve(train_iters, config.optimizer.lr_warmup_iters)
+    limit = config.adalrs.discarded_limit
+    budget = f"; never more than {int(limit * train_iters)} in all" if math.isfinite(limit) else ""
+    held = "a snapshot takes" if plan.live_snapshots == 1 else f"up to {plan.live_snapshots} snapshots take"
+    return f"AdaLRS {plan}{budget}; {held} {quantity(snapshot_bytes, 'B')} on each rank"

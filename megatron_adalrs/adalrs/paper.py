@@ -76,6 +76,11 @@ class PaperController:
             self._begin_window()
 
     @property
+    def ahead(self) -> int:
+        """Steps that the schedule counts on top of `step`."""
+        return self._discarded if self.settings.budget == "total" else 0
+
+    @property
     def undecided(self) -> bool:
         """Whether a trial is under way, whose steps may be undone."""
         return self.phase == "trial"
@@ -255,6 +260,7 @@ class PaperController:
     ) -> Decision:
         tried = self.scale
         discarded = self._rewind()
+        self._discarded += discarded
         self._set_scale(self._scale_before_trial)
         if event is not Event.NEUTRAL and self.settings.on_fail == "down":
             self._cut_from(self._scale_before_trial)
@@ -276,7 +282,6 @@ class PaperController:
     def _rewind(self) -> int:
         discarded = self.step - self._trial_start
         self.step = self._trial_start
-        self._discarded += discarded
         return discarded
 
     def _begin_trial(self) -> None:
@@ -291,7 +296,7 @@ class PaperController:
         self._boundary = self.step + (self.plan.window if self._room_for_a_window() else 1)
 
     def _room_for_a_window(self) -> bool:
-        return self.step + self.plan.window <= self.plan.search_end
+        return self.step + self.ahead + self.plan.window <= self.plan.search_end
 
     def _may_try(self) -> bool:
         factor = self.settings.raise_factor(self._adjustments)

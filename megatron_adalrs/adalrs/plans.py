@@ -27,10 +27,10 @@ class SearchPlan:
         return self.search_start - 2 * self.window
 
     def __str__(self) -> str:
-        span = self.search_end - self.search_start
+        most = (self.search_end - self.search_start) // self.window * self.window
         return (
             f"searches from step {self.search_start} to {self.search_end} in windows of {self.window}, "
-            f"discarding at most {span // self.window * self.window} steps"
+            f"discarding at most {most} steps ({most / self.train_iters:.1%})"
         )
 
 
@@ -65,13 +65,16 @@ class RacePlan:
 
     @property
     def restart_cost(self) -> int:
-        """Steps that a restart race discards at most."""
+        """Steps that a restart race discards at most, the control of the race before it included."""
         return self.search_start + self.race_steps + 2 * self.restart_steps
 
     def __str__(self) -> str:
-        span = self.search_end - self.search_start
+        most = (self.search_end - self.search_start) // self.race_steps * self.race_steps
+        # The race that is lost before it comes on top of those after it.
+        restart = self.restart_cost + self.race_steps
         return (
             f"races scales from step {self.search_start} to {self.search_end}, {self.race_steps} steps an arm, "
-            f"discarding at most {span // self.race_steps * self.race_steps} steps, and {self.restart_cost} for each "
-            "restart at a lower scale"
+            f"discarding at most {most} steps ({most / self.train_iters:.1%}); from a rate that proves too large "
+            f"{restart} more ({restart / self.train_iters:.1%}) for a restart at a lower scale, and "
+            f"{restart - 2 * self.race_steps} for each further one"
         )

@@ -19,10 +19,11 @@ from megatron_adalrs.adalrs.settings import AdaLRSSettings, check_same_search
 
 INITIAL = "initial"
 """Name of the snapshot of the weights before the first step."""
+_LARGEST_LOSS = 1e100  # squares of larger ones overflow
 Phase = Literal["before", "control", "trial", "restart-control", "restart", "ending", "done"]
 _STATE = (
-    "step", "executed", "phase", "scale", "_index", "_start", "_base", "_factor", "_races", "_has_fallback",
-    "_only_fallback", "_accounted", "_slots", "_opening", "_control", "_trial",
+    "step", "ahead", "phase", "scale", "_executed", "_spent", "_spent_at_start", "_index", "_start", "_base",
+    "_factor", "_races", "_has_fallback", "_only_fallback", "_accounted", "_slots", "_opening", "_control", "_trial",
 )  # fmt: skip
 
 
@@ -51,8 +52,11 @@ class RobustController:
         self.settings = settings
         self.plan = plan
         self.step = 0
-        self.executed = 0
+        self.ahead = 0
         self.phase: Phase = "before"
+        self._executed = 0
+        self._spent = 0  # executed, less what interruptions made the run repeat: a run without any has the same
+        self._spent_at_start = 0  # at A
         self._index = 0  # steps taken in the arm under way
         self._start = 0  # A's step
         self._base = 1.0  # A's scale
@@ -88,12 +92,13 @@ class RobustController:
             applied: False when the optimizer skipped the step.
         """
         self.step += 1
-        self.executed += 1
+        self._executed += 1
+        self._spent += 1
         if self.phase == "done":
             return self._keep
         if self.phase == "ending":
             return self._end()
-        finite = math.isfinite(loss)
+        finite = abs(loss) < _LARGEST_LOSS
         usable = loss if applied and finite else None
         if self.phase == "before":
             self._opening.append(usable)
@@ -114,6 +119,7 @@ class RobustController:
         else:
             self._only_fallback = self._only_fallback or self.phase in ("restart-control", "restart")
             self._enter("control", self._start, self._base)
+        self._spent = self._spent_at_start
         reason = f"interrupted within a race: back to its start at step {self.step}"
         return self._verdict(Event.INTERRUPTED, self.scale, reason, restore=self._slots["start"])
 
@@ -163,9 +169,11 @@ class RobustController:
         while self.scale * self._factor > self.settings.max_scale and self._factor >= self.settings.finest_factor:
             self._factor = math.sqrt(self._factor)
         self._has_fallback = False
-        fits = self.step + self.plan.race_steps <= self.plan.search_end
+        self.ahead = self._spent - self.step if self.settings.budget == "total" else 0
+        cost = (2 if self.settings.budget == "total" else 1) * self.plan.race_steps
+        fits = self.step + self.ahead + cost <= self.plan.search_end
         if fits and self._factor >= self.settings.finest_factor and self._affords(self.plan.race_steps):
-            self._start, self._base = self.step, self.scale
+            self._start, self._base, self._spent_at_start = self.step, self.scale, self._spent
             self._enter("control", self.step, self.scale)
         else:
             self.phase = "ending"
@@ -218,6 +226,8 @@ class RobustController:
         self._set_scale(self._base)
         if is_first and self._may_restart(self._base):
             self._has_fallback = True
+            # Where an interruption goes back to, the control is run once more but the trial is not.
+            self._spent_at_start = self._spent - self.plan.race_steps
             self._enter("restart-control", self._start, self._base / self.settings.alpha)
             reason = f"{why}; the rate may be too large: {self._what_follows()}"
             return self._verdict(event, tried, reason, restore=self._slots["start"], undone=undone, **numbers)
@@ -269,6 +279,7 @@ class RobustController:
         self._opening = self._trial[:lead]
         self._swap("start", "winner")
         self.step, self._start, self._has_fallback = lead, lead, False
+        self._spent_at_start = self._spent
         self._set_scale(tried)
         self._base = tried
         reason = f"{against}: scale {before:.4g} -> {self.scale:.4g} from the first step on"
@@ -298,10 +309,12 @@ class RobustController:
 
     def _may_restart(self, scale: float) -> bool:
         """Whether there may be a restart at the next scale below this one."""
-        return scale / self.settings.alpha >= self.settings.min_scale and self._affords(self.plan.restart_cost)
+        in_budget = self.settings.budget == "kept" or self._spent + self.plan.restart_cost <= self.plan.train_iters
+        in_range = scale / self.settings.alpha >= self.settings.min_scale
+        return in_range and in_budget and self._affords(self.plan.restart_cost)
 
     def _affords(self, steps: int) -> bool:
-        return self.settings.affords(self.executed - self.step + steps, self.plan.train_iters)
+        return self.settings.affords(self._spent - self.step + steps, self.plan.train_iters)
 
     def _swap(self, one: str, other: str) -> None:
         self._slots[one], self._slots[other] = self._slots[other], self._slots[one]
@@ -322,6 +335,6 @@ class RobustController:
     def _verdict(self, event: Event, before: float, reason: str, undone: int | None = None, **rest: Any) -> Decision:
         """A decision that discards steps: `undone` of them, or all that were executed, not kept and not yet told."""
         if undone is None:
-            undone = self.executed - self.step - self._accounted
+            undone = self._executed - self.step - self._accounted
         self._accounted += undone
         return self._tell(event, reason, before, discarded_steps=undone, **rest)

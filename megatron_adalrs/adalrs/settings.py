@@ -13,6 +13,7 @@ from megatron_adalrs.adalrs.plans import RacePlan, SearchPlan
 _SHORTEST = {"window": 3, "trial_steps": 1, "return_steps": 10, "restart_steps": 12}
 _SHORTEST_DEFAULT_WINDOW = 20
 _SHORTEST_OPENING = 16
+_TOTAL_DISCARDED = 0.5
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,11 @@ class AdaLRSSettings:
     max_scale: float = 1e4
     """Largest factor that the search may put on the learning rate, trials included. At least 1."""
     max_discarded: float | None = None
-    """Steps that the search may discard at most, as a share of train_iters: no trial or race begins that could exceed
-    it. Default: no limit."""
+    """Steps that verdicts may discard at most, as a share of train_iters: no trial or race begins that could exceed
+    it. Default: no limit; with budget `total` 0.5."""
+    budget: Literal["kept", "total"] = "kept"
+    """What train_iters and the schedule count: `kept` steps, so that a run sees the same data as one without a search,
+    or `total`, discarded ones included, so that it takes the same compute."""
     trial_steps: int | None = None
     """Robust mode: steps of a trial at the raised rate. Default: 0.015 * train_iters, but no fewer than 20."""
     return_steps: int | None = None
@@ -72,6 +76,7 @@ class AdaLRSSettings:
             if isinstance(field.default, float) and not _is_finite_number(value):
                 raise _bad(field.name, value, "a finite number")
         _require(self.mode in ("paper", "robust"), "mode", self.mode, '"paper" or "robust"')
+        _require(self.budget in ("kept", "total"), "budget", self.budget, '"kept" or "total"')
         _require(self.on_fail in ("down", "stay"), "on_fail", self.on_fail, '"down" or "stay"')
         _require(self.alpha > 1, "alpha", self.alpha, "above 1")
         _require(self.beta > 1, "beta", self.beta, "above 1")
@@ -118,7 +123,14 @@ class AdaLRSSettings:
 
     def affords(self, discarded: int, train_iters: int) -> bool:
         """Whether so many discarded steps are within `max_discarded`."""
-        return self.max_discarded is None or discarded <= self.max_discarded * train_iters
+        return discarded <= self.discarded_limit * train_iters
+
+    @property
+    def discarded_limit(self) -> float:
+        """The share of train_iters that may be discarded; infinite without a limit."""
+        if self.max_discarded is not None:
+            return self.max_discarded
+        return _TOTAL_DISCARDED if self.budget == "total" else math.inf
 
     def _resolve_races(self, train_iters: int, warmup_iters: int) -> RacePlan:
         trial_steps = self.trial_steps or max(20, round(0.015 * train_iters))
