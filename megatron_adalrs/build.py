@@ -15,6 +15,7 @@ import yaml
 
 from megatron_adalrs import checkpoint
 from megatron_adalrs.adalrs.controller import build_controller
+from megatron_adalrs.adalrs.host_buffers import require_room
 from megatron_adalrs.config import Config, RunConfig
 from megatron_adalrs.data.gpt_dataset import GPTDataset, build_gpt_datasets, check_vocabulary
 from megatron_adalrs.data.indexed_dataset import IndexedDataset
@@ -81,11 +82,14 @@ def build_trainer(config: Config) -> Trainer:
         checkpoint.require_identity(resumed, saved, identity(saved["progress"]["consumed_samples"]))
         state = TrainState(**saved["progress"])
         controller.load_state_dict(saved["controller"])
+    plan = plan_run(config, vocab_size, grid.shape, computes_on_cpu())
+    snapshot_bytes = plan.stages[grid.pipe.rank].snapshot
+    directory = config.adalrs.snapshot_dir if config.adalrs.enabled else None
+    if directory:
+        on_every_rank(lambda: require_room(directory, snapshot_bytes, ranks_on_this_host()))
     on_first_rank(lambda: write_config(config))
 
     parameters = count_parameters(config.model, vocab_size)
-    plan = plan_run(config, vocab_size, grid.shape, computes_on_cpu())
-    snapshot_bytes = plan.stages[grid.pipe.rank].snapshot
     announce(
         f"{opening(config, grid, parameters, snapshot_bytes, data_order, resumed, state)}\n{describe(plan)}",
         grid.is_first,
@@ -96,7 +100,7 @@ def build_trainer(config: Config) -> Trainer:
     if resumed:
         if controller.needs_initial:
             # The engine still is what it was before the first step of the run that goes on.
-            initial = EngineSnapshot(engine)
+            initial = EngineSnapshot(engine, directory)
             initial.capture()
         checkpoint.load_checkpoint(engine, grid, resumed)
 
@@ -153,6 +157,11 @@ def checkpoint_to_resume(run: RunConfig) -> Path | None:
     """
     load = run.load or (run.save if run.auto_resume and checkpoint.has_checkpoint(run.save) else None)
     return checkpoint.find_checkpoint(load, run.strict_load, run.verify_checkpoint) if load else None
+
+
+def ranks_on_this_host() -> int:
+    """As torchrun or DeepSpeed's launcher tell."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
 
 
 def with_run_dir(config: Config) -> Config:
@@ -282,4 +291,5 @@ def about_the_search(config: Config, snapshot_bytes: int) -> str:
     limit = config.adalrs.discarded_limit
     budget = f"; never more than {int(limit * train_iters)} in all" if math.isfinite(limit) else ""
     held = "a snapshot takes" if plan.live_snapshots == 1 else f"up to {plan.live_snapshots} snapshots take"
-    return f"AdaLRS {plan}{budget}; {held} {quantity(snapshot_bytes, 'B')} on each rank"
+    where = f" of {config.adalrs.snapshot_dir}" if config.adalrs.snapshot_dir else ""
+    return f"AdaLRS {plan}{budget}; {held} {quantity(snapshot_bytes, 'B')}{where} on each rank"

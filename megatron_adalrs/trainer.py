@@ -155,7 +155,7 @@ class Trainer:
         started = time.perf_counter()
         if decision.capture is not None:
             snapshot, _ = self._snapshots.get(decision.capture, (None, None))
-            snapshot = snapshot or EngineSnapshot(self.engine)
+            snapshot = snapshot or EngineSnapshot(self.engine, self.config.adalrs.snapshot_dir)
             snapshot.capture()
             self._snapshots[decision.capture] = snapshot, replace(self.state)
         if decision.restore is not None:

@@ -80,9 +80,8 @@ class AdaLRS:
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._data = data
-        self._snapshot = LoopSnapshot(
-            model, optimizer, [part for part in (scheduler, data, *parts) if part is not None]
-        )
+        restored = [part for part in (scheduler, data, *parts) if part is not None]
+        self._snapshot = LoopSnapshot(model, optimizer, restored, settings.snapshot_dir)
         self._applied_scale = 1.0  # what the learning rates have been multiplied by so far
         self._scale_at_capture = 1.0
         self._interrupted = False

@@ -56,6 +56,9 @@ class AdaLRSSettings:
     budget: Literal["kept", "total"] = "kept"
     """What train_iters and the schedule count: `kept` steps, so that a run sees the same data as one without a search,
     or `total`, discarded ones included, so that it takes the same compute."""
+    snapshot_dir: str | None = None
+    """Directory on a local disk of every host to keep snapshots in, where host memory is short. They have no names
+    there and are gone when the process ends. Default: host memory."""
     trial_steps: int | None = None
     """Robust mode: steps of a trial at the raised rate. Default: 0.015 * train_iters, but no fewer than 20."""
     return_steps: int | None = None
@@ -199,14 +202,15 @@ def check_same_search(saved: dict[str, Any], settings: AdaLRSSettings, plan: Sea
     """Reject a saved search (`settings` and `plan` as dicts) that was made under other settings.
 
     Raises:
-        ValueError: names the first field that differs. `adalrs.enabled` may differ.
+        ValueError: names the first field that differs. `adalrs.enabled` and `adalrs.snapshot_dir` may differ.
     """
     if saved.get("mode") == "fixed":
         raise ValueError("adalrs.enabled=True, but the saved state is of a run with adalrs.enabled=False")
     for name in ("settings", "plan"):
         if name not in saved:
             raise ValueError(f"the saved AdaLRS state lacks {name}")
-    mine = {f"adalrs.{name}": value for name, value in asdict(settings).items() if name != "enabled"}
+    may_differ = ("enabled", "snapshot_dir")
+    mine = {f"adalrs.{name}": value for name, value in asdict(settings).items() if name not in may_differ}
     theirs = {f"adalrs.{name}": value for name, value in saved["settings"].items()}
     # train_iters before the rest of the plan, which follows from it
     mine |= {"train_iters": plan.train_iters} | asdict(plan)
