@@ -5,6 +5,7 @@ Everything that can be refused is refused before the model is built, on all rank
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 
 from megatron_adalrs import checkpoint
 from megatron_adalrs.adalrs.controller import build_controller
+from megatron_adalrs.adalrs.host_buffers import require_room
 from megatron_adalrs.config import Config, RunConfig
 from megatron_adalrs.data.gpt_dataset import GPTDataset, build_gpt_datasets, check_vocabulary
 from megatron_adalrs.data.indexed_dataset import IndexedDataset
@@ -80,11 +82,14 @@ def build_trainer(config: Config) -> Trainer:
         checkpoint.require_identity(resumed, saved, identity(saved["progress"]["consumed_samples"]))
         state = TrainState(**saved["progress"])
         controller.load_state_dict(saved["controller"])
+    plan = plan_run(config, vocab_size, grid.shape, computes_on_cpu())
+    snapshot_bytes = plan.stages[grid.pipe.rank].snapshot
+    directory = config.adalrs.snapshot_dir if config.adalrs.enabled else None
+    if directory:
+        on_every_rank(lambda: require_room(directory, snapshot_bytes, ranks_on_this_host()))
     on_first_rank(lambda: write_config(config))
 
     parameters = count_parameters(config.model, vocab_size)
-    plan = plan_run(config, vocab_size, grid.shape, computes_on_cpu())
-    snapshot_bytes = plan.stages[grid.pipe.rank].snapshot
     announce(
         f"{opening(config, grid, parameters, snapshot_bytes, data_order, resumed, state)}\n{describe(plan)}",
         grid.is_first,
@@ -95,7 +100,7 @@ def build_trainer(config: Config) -> Trainer:
     if resumed:
         if controller.needs_initial:
             # The engine still is what it was before the first step of the run that goes on.
-            initial = EngineSnapshot(engine)
+            initial = EngineSnapshot(engine, directory)
             initial.capture()
         checkpoint.load_checkpoint(engine, grid, resumed)
 
@@ -113,7 +118,7 @@ def build_trainer(config: Config) -> Trainer:
     ]
     metrics = open_metrics(
         config.run.run_dir, config.run.tensorboard_dir, config.training.train_iters, config.run.log_interval,
-        state.step, grid.is_first,
+        state.step, grid.is_first, config.adalrs.budget if config.adalrs.enabled else "kept",
     )  # fmt: skip
     metrics.write(
         "run",
@@ -152,6 +157,11 @@ def checkpoint_to_resume(run: RunConfig) -> Path | None:
     """
     load = run.load or (run.save if run.auto_resume and checkpoint.has_checkpoint(run.save) else None)
     return checkpoint.find_checkpoint(load, run.strict_load, run.verify_checkpoint) if load else None
+
+
+def ranks_on_this_host() -> int:
+    """As torchrun or DeepSpeed's launcher tell."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
 
 
 def with_run_dir(config: Config) -> Config:
@@ -259,20 +269,27 @@ def opening(
     axes = [f"{getattr(grid.shape, name)} {name}" for name in AXES if getattr(grid.shape, name) > 1]
     sequence = " with sequence parallelism" if config.parallel.sequence_parallel else ""
     shape = f" = {' x '.join(axes)}{sequence}" if len(axes) > 1 or grid.data.size != grid.world_size else ""
+    counted = ", discarded ones included" if config.adalrs.enabled and config.adalrs.budget == "total" else ""
     lines = [
         f"run directory {config.run.run_dir}",
         f"{quantity(parameters, 'parameters')}, {grid.world_size} rank(s){shape}, "
         f"ZeRO-{training.zero_stage}, "
-        f"{training.precision}; {training.train_iters} steps of {tokens} tokens",
+        f"{training.precision}; {training.train_iters} steps of {tokens} tokens{counted}",
         f"data order {data_order}",
     ]
     if resumed:
         lines.append(f"resumed from {resumed} at step {state.step}")
     if config.adalrs.enabled:
-        plan = config.adalrs.resolve(training.train_iters, config.optimizer.lr_warmup_iters)
-        limit = config.adalrs.max_discarded
-        budget = "" if limit is None else f", and {int(limit * training.train_iters)} in all"
-        count = plan.live_snapshots
-        held = "a snapshot takes" if count == 1 else f"up to {count} snapshots take"
-        lines.append(f"AdaLRS {plan}{budget}; {held} {quantity(snapshot_bytes, 'B')} on each rank")
+        lines.append(about_the_search(config, snapshot_bytes))
     return "\n".join(lines)
+
+
+def about_the_search(config: Config, snapshot_bytes: int) -> str:
+    """Where it begins and ends, and what it may cost in steps and memory."""
+    train_iters = config.training.train_iters
+    plan = config.adalrs.resolve(train_iters, config.optimizer.lr_warmup_iters)
+    limit = config.adalrs.discarded_limit
+    budget = f"; never more than {int(limit * train_iters)} in all" if math.isfinite(limit) else ""
+    held = "a snapshot takes" if plan.live_snapshots == 1 else f"up to {plan.live_snapshots} snapshots take"
+    where = f" of {config.adalrs.snapshot_dir}" if config.adalrs.snapshot_dir else ""
+    return f"AdaLRS {plan}{budget}; {held} {quantity(snapshot_bytes, 'B')}{where} on each rank"

@@ -120,8 +120,9 @@ class TensorBoard:
 class Terminal:
     """A line every `log_interval` steps and for each decision; a progress bar below them where a person looks on."""
 
-    def __init__(self, train_iters: int, log_interval: int, first_step: int) -> None:
+    def __init__(self, train_iters: int, log_interval: int, first_step: int, budget: str = "kept") -> None:
         self._train_iters, self._interval = train_iters, log_interval
+        self._counted = "total_steps" if budget == "total" else "step"
         self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
         self._seconds_per_step: float | None = None
         self._progress: Progress | None = None
@@ -160,12 +161,12 @@ class Terminal:
         past = self._seconds_per_step or record["seconds"]
         self._seconds_per_step = 0.98 * past + 0.02 * record["seconds"]
         if self._progress:
-            self._progress.update(self._task, completed=record["step"])
+            self._progress.update(self._task, completed=record[self._counted])
         if record["step"] % self._interval == 0:
-            left = (self._train_iters - record["step"]) * self._seconds_per_step
+            left = max(0, self._train_iters - record[self._counted]) * self._seconds_per_step
             width = len(str(self._train_iters))
             self._print(
-                f"step {record['step']:>{width}}/{self._train_iters} | loss {record['loss']:.4f} | "
+                f"step {record[self._counted]:>{width}}/{self._train_iters} | loss {record['loss']:.4f} | "
                 f"lr {record['lr']:.2e} | scale {record['scale']:.3g} | {record['phase']:<6} | "
                 f"grad norm {record['grad_norm']:.2f} | {quantity(record['tokens_per_second'], 'token/s')} | "
                 f"{quantity(record['flops_per_second'], 'FLOP/s')} | {quantity(record['memory_bytes'], 'B')} | "
@@ -183,8 +184,9 @@ def open_metrics(
     log_interval: int,
     first_step: int,
     is_first_rank: bool,
+    budget: str = "kept",
 ) -> Metrics:
-    """The sinks of a run that begins, or goes on, at `first_step`."""
+    """The sinks of a run that begins, or goes on, at `first_step`; `budget` is what `train_iters` counts."""
     if not is_first_rank:
         return Metrics([])
     return Metrics(
@@ -192,7 +194,7 @@ def open_metrics(
             JsonLines(run_dir / "metrics.jsonl", frozenset({"train", "eval", "run"})),
             JsonLines(run_dir / "decisions.jsonl", frozenset({"decision"})),
             TensorBoard(tensorboard_dir, log_interval, first_step),
-            Terminal(train_iters, log_interval, first_step),
+            Terminal(train_iters, log_interval, first_step, budget),
         ]
     )
 

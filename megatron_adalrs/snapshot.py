@@ -16,11 +16,14 @@ class EngineSnapshot:
 
     The buffers are allocated by the first capture and reused by later ones. Capture and restore only between steps, on
     all ranks together: each one keeps its own shard.
+
+    Args:
+        directory: of a local disk to keep it on, instead of in host memory.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, directory: str | None = None) -> None:
         self._engine = engine
-        self._tensors = TensorSnapshot()
+        self._tensors = TensorSnapshot(directory)
         self._counters: dict[str, Any] = {}
         self._random_state: dict[str, Any] = {}
         self._end_waiting = engine.before_update(self._tensors.finish)

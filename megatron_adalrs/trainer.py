@@ -105,7 +105,7 @@ class Trainer:
         with StopSignal() as stop:
             self.carry_out(self.controller.resume())
             self.evaluate_and_save_when_due()  # what an interruption came before
-            while self.state.step < self.config.training.train_iters:
+            while not self.finished:
                 stop_requested = self.step(stop.received or self.is_out_of_time).stop_requested
                 self.check_ranks_when_due()
                 if stop_requested:
@@ -126,12 +126,21 @@ class Trainer:
         """Whether to end at this step; the same on every rank."""
         every, step = self.config.run.exit_interval, self.state.step
         due = every is not None and step // every > self._started_at // every
-        return due and not self.controller.undecided and step < self.config.training.train_iters
+        return due and not self.controller.undecided and not self.finished
+
+    @property
+    def position(self) -> int:
+        """Steps that the schedule and train_iters count: the kept ones, or all (`adalrs.budget`)."""
+        return self.state.step + self.controller.ahead
+
+    @property
+    def finished(self) -> bool:
+        return self.position >= self.config.training.train_iters
 
     def step(self, stop: bool = False) -> StepResult:
         """One optimizer step: rate, batch, loss, decision. `stop`: this rank asks all ranks to stop after it."""
         started, phase = time.perf_counter(), self.controller.phase
-        lr = self.schedule(self.state.step) * self.config.optimizer.lr * self.controller.scale
+        lr = self.schedule(self.position) * self.config.optimizer.lr * self.controller.scale
         self.engine.set_lr(lr)
         result = self.engine.train_batch(self.batches.micro_batches(self.state.consumed_samples), stop)
         self.state.advance(self.batches.global_batch_size)
@@ -146,7 +155,7 @@ class Trainer:
         started = time.perf_counter()
         if decision.capture is not None:
             snapshot, _ = self._snapshots.get(decision.capture, (None, None))
-            snapshot = snapshot or EngineSnapshot(self.engine)
+            snapshot = snapshot or EngineSnapshot(self.engine, self.config.adalrs.snapshot_dir)
             snapshot.capture()
             self._snapshots[decision.capture] = snapshot, replace(self.state)
         if decision.restore is not None:
@@ -184,7 +193,7 @@ class Trainer:
     def evaluate_and_save_when_due(self) -> None:
         """Evaluate and save at their intervals; steps that may still be undone are waited for."""
         run, step = self.config.run, self.state.step
-        if self.controller.undecided or step >= self.config.training.train_iters:
+        if self.controller.undecided or self.finished:
             return
         if run.eval_interval and step // run.eval_interval > self.state.evaluated_at // run.eval_interval:
             self.evaluate(self.evaluations[:1])

@@ -152,6 +152,8 @@ def test_what_cannot_run_is_refused_before_anything_is_written(one_rank: Ranks, 
     (tmp_path / "file").write_text("")
     assert "run_dir: cannot write to" in refused(run_dir=str(tmp_path / "file"))
     assert "split" in refused(split="0,1,1")
+    nowhere = values(data)["adalrs"] | {"snapshot_dir": str(tmp_path / "none")}
+    assert f"adalrs.snapshot_dir: {tmp_path}/none is not a directory" in refused(adalrs=nowhere)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 

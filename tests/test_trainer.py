@@ -12,6 +12,7 @@ import pytest
 from megatron_adalrs.arguments import config_from_values
 from megatron_adalrs.build import build_trainer
 from megatron_adalrs.run_log import RunLog, read_run
+from megatron_adalrs.schedule import build_schedule
 from megatron_adalrs.snapshot import EngineSnapshot
 from tests.data.corpora import counting_corpus
 from tests.distributed.ranks import Ranks
@@ -88,12 +89,25 @@ def test_a_restart_is_a_run_at_the_lower_rate_to_the_bit(two_ranks: Ranks, data:
     assert kept(restarted) == kept(plain)
 
 
+def test_with_the_total_budget_discarded_steps_count(one_rank: Ranks, data: Path, tmp_path: Path) -> None:
+    search = SEARCH | {"confidence": NEVER, "min_scale": 1.0, "budget": "total"}
+    one_rank.run(trained, values(data, tmp_path / "run", search))
+    run = read_run(tmp_path / "run")
+    discarded = run.totals.discarded_steps
+    assert discarded > 0 and run.totals.total_steps == STEPS
+    rates = [lr for _, _, lr in kept(run)]
+    schedule = build_schedule(config_from_values(values(data, tmp_path, search)))
+    assert rates[:40] == [1e-3 * schedule(step) for step in range(40)]
+    assert rates[-40:] == [1e-3 * schedule(step) for step in range(STEPS - 40, STEPS)]
+
+
 @pytest.mark.parametrize("ends_after", [45, 62, 100], ids=str)
 def test_a_search_that_was_interrupted_anywhere_goes_on_as_if_not(
     one_rank: Ranks, data: Path, tmp_path: Path, ends_after: int, whole: RunLog
 ) -> None:
+    """With its snapshots on disk, too."""
     run = tmp_path / "run"
-    search = SEARCH | {"confidence": 0.0}
+    search = SEARCH | {"confidence": 0.0, "snapshot_dir": str(tmp_path)}
     one_rank.run(trained, values(data, run, search, lr=WHOLE_LR), ends_after)
     assert read_run(run).events[-1].event == "interrupted"
     one_rank.run(trained, values(data, run, search, lr=WHOLE_LR, load=str(run)))

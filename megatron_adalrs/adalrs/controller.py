@@ -23,6 +23,10 @@ class Controller(Protocol):
     """Factor on the learning rate of the next step."""
     step: int
     """Kept steps completed."""
+    ahead: int
+    """Steps that the schedule and the end of the run count on top of `step`: with budget `total` those that verdicts
+    have discarded, otherwise 0. Both arms of a comparison have the same, so that they are at one point of the schedule.
+    Steps that an interruption makes a run repeat are not counted."""
     phase: str
     """"before", "watch", "trial", "done"; robust mode has "control", "restart-control" and "restart" too; "fixed" when
     there is no search."""
@@ -53,6 +57,7 @@ class FixedRate:
     def __init__(self) -> None:
         self.scale = 1.0
         self.step = 0
+        self.ahead = 0
         self.phase = "fixed"
         self.undecided = False
         self.needs_initial = False

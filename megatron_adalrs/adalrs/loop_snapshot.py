@@ -28,13 +28,18 @@ class LoopSnapshot:
 
     Tensors are restored in place. Optimizer state that was born after the capture is removed, and the
     optimizer makes it afresh as it did the first time. A later capture reuses the buffers of the one before.
+
+    Args:
+        directory: of a local disk to keep tensors on, instead of in host memory.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, parts: Sequence[Stateful] = ()) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, parts: Sequence[Stateful] = (), directory: str | None = None
+    ) -> None:
         self._model = model
         self._optimizer = optimizer
         self._parts = tuple(parts)
-        self._tensors = TensorSnapshot()
+        self._tensors = TensorSnapshot(directory)
         self._options: list[dict[str, Any]] = []
         self._state_names: dict[Hashable, set[str]] = {}
         self._plain_state: dict[Hashable, dict[str, Any]] = {}
@@ -43,7 +48,7 @@ class LoopSnapshot:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of host memory that the copied tensors take."""
+        """Bytes that the copied tensors take."""
         return self._tensors.nbytes
 
     def capture(self) -> None:

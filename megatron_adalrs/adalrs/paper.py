@@ -7,7 +7,8 @@ from dataclasses import asdict
 from typing import Any, Literal, NamedTuple
 
 from megatron_adalrs.adalrs.decision import Decision, Event
-from megatron_adalrs.adalrs.settings import AdaLRSSettings, SearchPlan, check_same_search
+from megatron_adalrs.adalrs.plans import SearchPlan
+from megatron_adalrs.adalrs.settings import AdaLRSSettings, check_same_search
 from megatron_adalrs.adalrs.slope import RunningSlope
 
 _SNAPSHOT = "trial"
@@ -73,6 +74,11 @@ class PaperController:
         self._set_scale(1.0)
         if plan.watch_start == 0:
             self._begin_window()
+
+    @property
+    def ahead(self) -> int:
+        """Steps that the schedule counts on top of `step`."""
+        return self._discarded if self.settings.budget == "total" else 0
 
     @property
     def undecided(self) -> bool:
@@ -254,6 +260,7 @@ class PaperController:
     ) -> Decision:
         tried = self.scale
         discarded = self._rewind()
+        self._discarded += discarded
         self._set_scale(self._scale_before_trial)
         if event is not Event.NEUTRAL and self.settings.on_fail == "down":
             self._cut_from(self._scale_before_trial)
@@ -275,7 +282,6 @@ class PaperController:
     def _rewind(self) -> int:
         discarded = self.step - self._trial_start
         self.step = self._trial_start
-        self._discarded += discarded
         return discarded
 
     def _begin_trial(self) -> None:
@@ -290,7 +296,7 @@ class PaperController:
         self._boundary = self.step + (self.plan.window if self._room_for_a_window() else 1)
 
     def _room_for_a_window(self) -> bool:
-        return self.step + self.plan.window <= self.plan.search_end
+        return self.step + self.ahead + self.plan.window <= self.plan.search_end
 
     def _may_try(self) -> bool:
         factor = self.settings.raise_factor(self._adjustments)

@@ -48,7 +48,8 @@ class AdaLRS:
     rank then takes the same decisions.
 
     Raises:
-        ValueError: the search does not fit in the run; see `AdaLRSSettings.resolve`. Or its mode is "robust".
+        ValueError: the search does not fit in the run; see `AdaLRSSettings.resolve`. Or its mode is "robust", or its
+            budget "total".
     """
 
     def __init__(
@@ -69,14 +70,18 @@ class AdaLRS:
                 f"adalrs.mode={settings.mode!r} needs a loop that takes the same batches again from the first step on; "
                 'the plug-in runs mode "paper", pretrain_gpt.py both'
             )
+        if settings.budget != "kept":
+            raise ValueError(
+                f"adalrs.budget={settings.budget!r} needs a schedule that counts discarded steps, and a plain loop's "
+                'is taken back with them; the plug-in runs budget "kept", pretrain_gpt.py both'
+            )
         self._controller = build_controller(settings, train_iters, warmup_iters)
         self._train_iters = train_iters
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._data = data
-        self._snapshot = LoopSnapshot(
-            model, optimizer, [part for part in (scheduler, data, *parts) if part is not None]
-        )
+        restored = [part for part in (scheduler, data, *parts) if part is not None]
+        self._snapshot = LoopSnapshot(model, optimizer, restored, settings.snapshot_dir)
         self._applied_scale = 1.0  # what the learning rates have been multiplied by so far
         self._scale_at_capture = 1.0
         self._interrupted = False

@@ -9,24 +9,22 @@ from __future__ import annotations
 
 import copy
 import math
-import statistics
 from dataclasses import asdict
 from typing import Any, Literal
 
+from megatron_adalrs.adalrs import paired
 from megatron_adalrs.adalrs.decision import Decision, Event
-from megatron_adalrs.adalrs.settings import AdaLRSSettings, RacePlan, check_same_search
+from megatron_adalrs.adalrs.plans import RacePlan
+from megatron_adalrs.adalrs.settings import AdaLRSSettings, check_same_search
 
 INITIAL = "initial"
 """Name of the snapshot of the weights before the first step."""
+_LARGEST_LOSS = 1e100  # squares of larger ones overflow
 Phase = Literal["before", "control", "trial", "restart-control", "restart", "ending", "done"]
 _STATE = (
-    "step", "executed", "phase", "scale", "_index", "_start", "_base", "_factor", "_races", "_has_fallback",
-    "_only_fallback", "_accounted", "_slots", "_opening", "_control", "_trial",
+    "step", "ahead", "phase", "scale", "_executed", "_spent", "_spent_at_start", "_index", "_start", "_base",
+    "_factor", "_races", "_has_fallback", "_only_fallback", "_accounted", "_slots", "_opening", "_control", "_trial",
 )  # fmt: skip
-_NOISE_WINDOW = 8  # losses whose mean tells where a run is
-# In parts of what the loss has fallen by since the first step, which was 2.5 nats where they were measured.
-_NOT_INFERIOR = 0.004
-_HOPELESS_EARLY, _HOPELESS_LATE = 0.1, 0.02
 
 
 class RobustController:
@@ -54,8 +52,11 @@ class RobustController:
         self.settings = settings
         self.plan = plan
         self.step = 0
-        self.executed = 0
+        self.ahead = 0
         self.phase: Phase = "before"
+        self._executed = 0
+        self._spent = 0  # executed, less what interruptions made the run repeat: a run without any has the same
+        self._spent_at_start = 0  # at A
         self._index = 0  # steps taken in the arm under way
         self._start = 0  # A's step
         self._base = 1.0  # A's scale
@@ -91,12 +92,13 @@ class RobustController:
             applied: False when the optimizer skipped the step.
         """
         self.step += 1
-        self.executed += 1
+        self._executed += 1
+        self._spent += 1
         if self.phase == "done":
             return self._keep
         if self.phase == "ending":
             return self._end()
-        finite = math.isfinite(loss)
+        finite = abs(loss) < _LARGEST_LOSS
         usable = loss if applied and finite else None
         if self.phase == "before":
             self._opening.append(usable)
@@ -117,6 +119,7 @@ class RobustController:
         else:
             self._only_fallback = self._only_fallback or self.phase in ("restart-control", "restart")
             self._enter("control", self._start, self._base)
+        self._spent = self._spent_at_start
         reason = f"interrupted within a race: back to its start at step {self.step}"
         return self._verdict(Event.INTERRUPTED, self.scale, reason, restore=self._slots["start"])
 
@@ -166,9 +169,11 @@ class RobustController:
         while self.scale * self._factor > self.settings.max_scale and self._factor >= self.settings.finest_factor:
             self._factor = math.sqrt(self._factor)
         self._has_fallback = False
-        fits = self.step + self.plan.race_steps <= self.plan.search_end
+        self.ahead = self._spent - self.step if self.settings.budget == "total" else 0
+        cost = (2 if self.settings.budget == "total" else 1) * self.plan.race_steps
+        fits = self.step + self.ahead + cost <= self.plan.search_end
         if fits and self._factor >= self.settings.finest_factor and self._affords(self.plan.race_steps):
-            self._start, self._base = self.step, self.scale
+            self._start, self._base, self._spent_at_start = self.step, self.scale, self._spent
             self._enter("control", self.step, self.scale)
         else:
             self.phase = "ending"
@@ -191,7 +196,7 @@ class RobustController:
         return self._tell(Event.TRIAL_STARTED, reason, self._base, **snapshots)
 
     def _in_trial(self, finite: bool) -> Decision:
-        if not finite or self._is_left_behind():
+        if not finite or paired.is_left_behind(self._control, self._trial):
             return self._lost(
                 Event.ABORTED, "the trial stays behind" if finite else "a loss of the trial is not finite"
             )
@@ -199,7 +204,8 @@ class RobustController:
             self._set_scale(self._base)
         if self._index < self.plan.race_steps:
             return self._keep
-        gain, error = self._gain(self.plan.return_steps - self.plan.skipped_steps)
+        judged = self.plan.return_steps - self.plan.skipped_steps
+        gain, error = paired.gain(self._control, self._trial, judged)
         margin = self.settings.confidence * error
         against = f"the trial gained {gain:.4g} ± {error:.2g} in loss, needed {margin:.4g}"
         numbers = {"gain": gain, "gain_error": error, "threshold": margin}
@@ -220,6 +226,8 @@ class RobustController:
         self._set_scale(self._base)
         if is_first and self._may_restart(self._base):
             self._has_fallback = True
+            # Where an interruption goes back to, the control is run once more but the trial is not.
+            self._spent_at_start = self._spent - self.plan.race_steps
             self._enter("restart-control", self._start, self._base / self.settings.alpha)
             reason = f"{why}; the rate may be too large: {self._what_follows()}"
             return self._verdict(event, tried, reason, restore=self._slots["start"], undone=undone, **numbers)
@@ -247,29 +255,31 @@ class RobustController:
 
     def _in_restart(self, finite: bool) -> Decision:
         lead, tried = self.plan.search_start, self.scale
-        if not finite and not self._control_is_usable() and self._may_restart(tried):
+        if not finite and not paired.any_usable(self._control) and self._may_restart(tried):
             undone = self._index
             self._enter("restart", 0, tried / self.settings.alpha)
             reason = f"no more finite than the old run: a new one at scale {self.scale:.4g}"
             return self._verdict(Event.ABORTED, tried, reason, restore=INITIAL, undone=undone)
-        if not finite or self._is_hopeless():
+        if not finite or paired.is_hopeless(self._opening, self._trial):
             why = "the new run stays behind" if finite else "a loss of the new run is not finite"
             return self._go_back(Event.ABORTED, tried, why)
         if self._index == lead:
             return self._tell(Event.CAUGHT_UP, "the new run is as far as the old one", capture=self._slots["winner"])
         if self._index < lead + self.plan.restart_steps:
             return self._keep
-        gain, error = self._gain(self.plan.restart_steps - self.plan.restart_skipped_steps)
-        margin = max(self.settings.restart_confidence * error, _NOT_INFERIOR * self._descent())
+        judged = self.plan.restart_steps - self.plan.restart_skipped_steps
+        gain, error = paired.gain(self._control, self._trial, judged)
+        margin = max(self.settings.restart_confidence * error, paired.tolerance(self._opening))
         against = f"the new run gained {gain:.4g} ± {error:.2g} in loss, was allowed to lose {margin:.4g}"
         numbers = {"gain": gain, "gain_error": error, "threshold": -margin}
         # A control without one usable loss is not worth keeping, whatever the new run is like.
-        if gain <= -margin or (math.isnan(gain) and self._control_is_usable()):
+        if gain <= -margin or (math.isnan(gain) and paired.any_usable(self._control)):
             return self._go_back(Event.FAILED, tried, against, **numbers)
         before = self._base
         self._opening = self._trial[:lead]
         self._swap("start", "winner")
         self.step, self._start, self._has_fallback = lead, lead, False
+        self._spent_at_start = self._spent
         self._set_scale(tried)
         self._base = tried
         reason = f"{against}: scale {before:.4g} -> {self.scale:.4g} from the first step on"
@@ -278,40 +288,6 @@ class RobustController:
         else:
             self._begin_race()
         return self._verdict(Event.ACCEPTED, before, reason, restore=self._slots["start"], **numbers)
-
-    # What is measured
-
-    def _gain(self, last: int) -> tuple[float, float]:
-        return _mean_and_error(_differences(self._control[-last:], self._trial[-last:]))
-
-    def _is_left_behind(self) -> bool:
-        """Whether the trial's last losses lie above the control's by more than the control's standard deviation."""
-        if self._index < _NOISE_WINDOW:
-            return False
-        recent = slice(self._index - _NOISE_WINDOW, self._index)
-        differences = _differences(self._control[recent], self._trial[recent])
-        losses = [loss for loss in self._control if loss is not None]
-        return bool(differences) and len(losses) > 1 and -statistics.fmean(differences) > statistics.stdev(losses)
-
-    def _is_hopeless(self) -> bool:
-        """Whether a new run is so far above the old one that its last part need not be run."""
-        lead = self.plan.search_start
-        if not 0.4 * lead <= self._index <= lead or self._index % _NOISE_WINDOW:
-            return False
-        recent = slice(max(0, self._index - 2 * _NOISE_WINDOW), self._index)
-        gain, error = _mean_and_error(_differences(self._opening[recent], self._trial[recent]))
-        gap = _HOPELESS_EARLY if self._index < 0.6 * lead else _HOPELESS_LATE
-        return gain < -5 * error and gain < -gap * self._descent()
-
-    def _control_is_usable(self) -> bool:
-        return any(loss is not None for loss in self._control)
-
-    def _descent(self) -> float:
-        """What the loss fell by from the first steps to the search's start: the scale of what matters, in nats."""
-        losses = [loss for loss in self._opening if loss is not None]
-        if len(losses) < 2 * _NOISE_WINDOW:
-            return 0.0
-        return max(0.0, statistics.fmean(losses[:_NOISE_WINDOW]) - statistics.fmean(losses[-_NOISE_WINDOW:]))
 
     # Bookkeeping
 
@@ -333,10 +309,12 @@ class RobustController:
 
     def _may_restart(self, scale: float) -> bool:
         """Whether there may be a restart at the next scale below this one."""
-        return scale / self.settings.alpha >= self.settings.min_scale and self._affords(self.plan.restart_cost)
+        in_budget = self.settings.budget == "kept" or self._spent + self.plan.restart_cost <= self.plan.train_iters
+        in_range = scale / self.settings.alpha >= self.settings.min_scale
+        return in_range and in_budget and self._affords(self.plan.restart_cost)
 
     def _affords(self, steps: int) -> bool:
-        return self.settings.affords(self.executed - self.step + steps, self.plan.train_iters)
+        return self.settings.affords(self._spent - self.step + steps, self.plan.train_iters)
 
     def _swap(self, one: str, other: str) -> None:
         self._slots[one], self._slots[other] = self._slots[other], self._slots[one]
@@ -357,18 +335,6 @@ class RobustController:
     def _verdict(self, event: Event, before: float, reason: str, undone: int | None = None, **rest: Any) -> Decision:
         """A decision that discards steps: `undone` of them, or all that were executed, not kept and not yet told."""
         if undone is None:
-            undone = self.executed - self.step - self._accounted
+            undone = self._executed - self.step - self._accounted
         self._accounted += undone
         return self._tell(event, reason, before, discarded_steps=undone, **rest)
-
-
-def _differences(control: list[float | None], trial: list[float | None]) -> list[float]:
-    pairs = zip(control, trial, strict=True)
-    return [mine - other for mine, other in pairs if mine is not None and other is not None]
-
-
-def _mean_and_error(values: list[float]) -> tuple[float, float]:
-    """Mean and its standard error; nan where there are fewer than two values."""
-    if len(values) < 2:
-        return math.nan, math.nan
-    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))

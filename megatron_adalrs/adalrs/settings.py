@@ -6,83 +6,14 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from megatron_adalrs.adalrs.plans import RacePlan, SearchPlan
+
 # The fewest points for which a least-squares slope has a standard error, and for which a mean difference has one once
 # the first steps of a return or a restart are left out.
 _SHORTEST = {"window": 3, "trial_steps": 1, "return_steps": 10, "restart_steps": 12}
 _SHORTEST_DEFAULT_WINDOW = 20
 _SHORTEST_OPENING = 16
-
-
-@dataclass(frozen=True)
-class SearchPlan:
-    """Where a search takes place, in kept steps."""
-
-    window: int
-    """Length of a window and of a trial."""
-    search_start: int
-    """First step at which a trial may start or the rate be cut."""
-    search_end: int
-    """Last step at which a trial may end or the rate be cut."""
-    train_iters: int
-    """Length of the run."""
-
-    live_snapshots = 1
-    """Snapshots that are held at a time, at most."""
-
-    @property
-    def watch_start(self) -> int:
-        """Where the first window begins: any decision needs two, and the second ends at `search_start`."""
-        return self.search_start - 2 * self.window
-
-    def __str__(self) -> str:
-        span = self.search_end - self.search_start
-        return (
-            f"searches from step {self.search_start} to {self.search_end} in windows of {self.window}, "
-            f"discarding at most {span // self.window * self.window} steps"
-        )
-
-
-@dataclass(frozen=True)
-class RacePlan:
-    """Where the races of robust mode take place, in kept steps."""
-
-    search_start: int
-    """Step at which the first race begins."""
-    search_end: int
-    """Last step at which a race may end."""
-    trial_steps: int
-    """Steps of a trial at the raised rate."""
-    return_steps: int
-    """Steps after them at the old rate."""
-    skipped_steps: int
-    """The first of the return steps, which the verdict leaves out."""
-    restart_steps: int
-    """Steps in which a restart is compared."""
-    restart_skipped_steps: int
-    """The first of those, which the verdict leaves out."""
-    train_iters: int
-    """Length of the run."""
-
-    live_snapshots = 4
-    """Snapshots that are held at a time, at most: of the initial weights, a race's start, its control and a restart."""
-
-    @property
-    def race_steps(self) -> int:
-        """Length of each arm of a race."""
-        return self.trial_steps + self.return_steps
-
-    @property
-    def restart_cost(self) -> int:
-        """Steps that a restart race discards at most."""
-        return self.search_start + self.race_steps + 2 * self.restart_steps
-
-    def __str__(self) -> str:
-        span = self.search_end - self.search_start
-        return (
-            f"races scales from step {self.search_start} to {self.search_end}, {self.race_steps} steps an arm, "
-            f"discarding at most {span // self.race_steps * self.race_steps} steps, and {self.restart_cost} for each "
-            "restart at a lower scale"
-        )
+_TOTAL_DISCARDED = 0.5
 
 
 @dataclass(frozen=True)
@@ -120,8 +51,14 @@ class AdaLRSSettings:
     max_scale: float = 1e4
     """Largest factor that the search may put on the learning rate, trials included. At least 1."""
     max_discarded: float | None = None
-    """Steps that the search may discard at most, as a share of train_iters: no trial or race begins that could exceed
-    it. Default: no limit."""
+    """Steps that verdicts may discard at most, as a share of train_iters: no trial or race begins that could exceed
+    it. Default: no limit; with budget `total` 0.5."""
+    budget: Literal["kept", "total"] = "kept"
+    """What train_iters and the schedule count: `kept` steps, so that a run sees the same data as one without a search,
+    or `total`, discarded ones included, so that it takes the same compute."""
+    snapshot_dir: str | None = None
+    """Directory on a local disk of every host to keep snapshots in, where host memory is short. They have no names
+    there and are gone when the process ends. Default: host memory."""
     trial_steps: int | None = None
     """Robust mode: steps of a trial at the raised rate. Default: 0.015 * train_iters, but no fewer than 20."""
     return_steps: int | None = None
@@ -142,6 +79,7 @@ class AdaLRSSettings:
             if isinstance(field.default, float) and not _is_finite_number(value):
                 raise _bad(field.name, value, "a finite number")
         _require(self.mode in ("paper", "robust"), "mode", self.mode, '"paper" or "robust"')
+        _require(self.budget in ("kept", "total"), "budget", self.budget, '"kept" or "total"')
         _require(self.on_fail in ("down", "stay"), "on_fail", self.on_fail, '"down" or "stay"')
         _require(self.alpha > 1, "alpha", self.alpha, "above 1")
         _require(self.beta > 1, "beta", self.beta, "above 1")
@@ -188,7 +126,14 @@ class AdaLRSSettings:
 
     def affords(self, discarded: int, train_iters: int) -> bool:
         """Whether so many discarded steps are within `max_discarded`."""
-        return self.max_discarded is None or discarded <= self.max_discarded * train_iters
+        return discarded <= self.discarded_limit * train_iters
+
+    @property
+    def discarded_limit(self) -> float:
+        """The share of train_iters that may be discarded; infinite without a limit."""
+        if self.max_discarded is not None:
+            return self.max_discarded
+        return _TOTAL_DISCARDED if self.budget == "total" else math.inf
 
     def _resolve_races(self, train_iters: int, warmup_iters: int) -> RacePlan:
         trial_steps = self.trial_steps or max(20, round(0.015 * train_iters))
@@ -257,14 +202,15 @@ def check_same_search(saved: dict[str, Any], settings: AdaLRSSettings, plan: Sea
     """Reject a saved search (`settings` and `plan` as dicts) that was made under other settings.
 
     Raises:
-        ValueError: names the first field that differs. `adalrs.enabled` may differ.
+        ValueError: names the first field that differs. `adalrs.enabled` and `adalrs.snapshot_dir` may differ.
     """
     if saved.get("mode") == "fixed":
         raise ValueError("adalrs.enabled=True, but the saved state is of a run with adalrs.enabled=False")
     for name in ("settings", "plan"):
         if name not in saved:
             raise ValueError(f"the saved AdaLRS state lacks {name}")
-    mine = {f"adalrs.{name}": value for name, value in asdict(settings).items() if name != "enabled"}
+    may_differ = ("enabled", "snapshot_dir")
+    mine = {f"adalrs.{name}": value for name, value in asdict(settings).items() if name not in may_differ}
     theirs = {f"adalrs.{name}": value for name, value in saved["settings"].items()}
     # train_iters before the rest of the plan, which follows from it
     mine |= {"train_iters": plan.train_iters} | asdict(plan)

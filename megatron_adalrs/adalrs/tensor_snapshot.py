@@ -1,4 +1,4 @@
-"""Named tensors copied out to reused buffers in host memory, and copied back in place."""
+"""Named tensors copied out to reused buffers in host memory or on disk, and copied back in place."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_adalrs.adalrs import host_buffers
+
 
 class TensorSnapshot:
     """A copy of a set of named tensors that can be written back into them.
@@ -15,9 +17,13 @@ class TensorSnapshot:
     Buffers live in host memory (pinned where the tensor lives on an accelerator) and are allocated once: a
     later capture of a tensor of the same name, shape and dtype goes into the same buffer.
     Distinct names must not share storage.
+
+    Args:
+        directory: keep them in files there instead, which are gone with the snapshot or the process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, directory: str | None = None) -> None:
+        self._directory = directory
         self._buffers: dict[Hashable, Tensor] = {}
         self._streams: dict[torch.device, Any] = {}
         self._copied: list[Any] = []
@@ -35,9 +41,12 @@ class TensorSnapshot:
         """Copy every tensor out, in place of what was captured before.
 
         Copies from an accelerator are only begun: whoever writes to the tensors calls `finish` first.
+
+        Raises:
+            OSError: the directory has no room for the buffers.
         """
         self.finish()
-        self._buffers = {name: self._buffer_for(name, tensor) for name, tensor in tensors.items()}
+        self._provide_buffers(tensors)
         for device, names in _by_device(tensors).items():
             targets, sources = [self._buffers[name] for name in names], [tensors[name] for name in names]
             if device.type == "cpu":
@@ -93,13 +102,21 @@ class TensorSnapshot:
             copied.record(stream)
         self._copied.append((device, copied))
 
-    def _buffer_for(self, name: Hashable, tensor: Tensor) -> Tensor:
+    def _provide_buffers(self, tensors: Mapping[Hashable, Tensor]) -> None:
+        fitting = {name: self._buffers[name] for name, tensor in tensors.items() if self._fits(name, tensor)}
+        missing = {name: tensor for name, tensor in tensors.items() if name not in fitting}
+        if self._directory is None:
+            made = {name: host_buffers.in_memory(tensor) for name, tensor in missing.items()}
+        else:
+            made = host_buffers.in_file(self._directory, missing)
+        self._buffers = {name: fitting[name] if name in fitting else made[name] for name in tensors}
+
+    def _fits(self, name: Hashable, tensor: Tensor) -> bool:
         buffer = self._buffers.get(name)
-        fits = buffer is not None and buffer.shape == tensor.shape and buffer.dtype == tensor.dtype
+        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+            return False
         # Asking whether memory is pinned takes as long as copying a small tensor: only where it matters.
-        if fits and (tensor.is_cpu or buffer.is_pinned()):
-            return buffer
-        return torch.empty_like(tensor, device="cpu", pin_memory=not tensor.is_cpu, requires_grad=False)
+        return tensor.is_cpu or self._directory is not None or buffer.is_pinned()
 
 
 def _by_device(tensors: Mapping[Hashable, Tensor]) -> dict[torch.device, list[Hashable]]:

@@ -388,3 +388,18 @@ def test_a_search_that_does_not_fit_is_rejected():
     model = nn.Linear(1, 1)
     with pytest.raises(ValueError, match=r"adalrs\.search_start"):
         AdaLRS(model, torch.optim.SGD(model.parameters(), lr=0.1), train_iters=100)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"mode": "robust"}, "adalrs.mode='robust' needs a loop that takes the same batches again"),
+        ({"budget": "total"}, "adalrs.budget='total' needs a schedule that counts discarded steps"),
+    ],
+)
+def test_what_a_plain_loop_cannot_do_is_refused(values, message):
+    model = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=message):
+        AdaLRS(
+            model, torch.optim.SGD(model.parameters(), lr=0.1), 2000, settings=AdaLRSSettings(enabled=True, **values)
+        )

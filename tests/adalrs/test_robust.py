@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings, strategies
 
 from megatron_adalrs.adalrs.controller import Decision, Event, RobustController, build_controller
-from megatron_adalrs.adalrs.settings import AdaLRSSettings, RacePlan
+from megatron_adalrs.adalrs.plans import RacePlan
+from megatron_adalrs.adalrs.settings import AdaLRSSettings
 
 N = 1000
 NOISE = np.random.default_rng(0).normal(0.0, 0.05, 4 * N)  # of a batch: both arms of a race see the same
@@ -51,7 +52,7 @@ class Run:
 
     def train(self, until: Callable[[Run], bool] = lambda run: False) -> Run:
         self.carry_out(self.controller.resume())
-        while self.weights.step < N and not until(self):
+        while self.weights.step + self.controller.ahead < N and not until(self):
             scale = self.controller.scale
             trained = self.weights.trained(scale, self.best)
             loss = self.told(self.weights, scale)
@@ -185,10 +186,13 @@ def test_nothing_is_left_to_undo_where_a_checkpoint_may_be_saved() -> None:
 @given(
     best=strategies.sampled_from([0.02, 0.1, 1.0, 9.0]),
     cuts=strategies.lists(strategies.integers(1, 900), min_size=1, max_size=4),
+    budget=strategies.sampled_from([{}, {"budget": "total"}, {"max_discarded": 0.3}]),
 )
-def test_interrupting_and_resuming_anywhere_changes_nothing(best: float, cuts: list[int]) -> None:
-    whole = start(best).train()
-    run = start(best)
+def test_interrupting_and_resuming_anywhere_changes_nothing(
+    best: float, cuts: list[int], budget: dict[str, Any]
+) -> None:
+    whole = start(best, **budget).train()
+    run = start(best, **budget)
     for cut in cuts:
         ends_at = run.executed + cut
         run.train(lambda run, ends_at=ends_at: run.executed >= ends_at)
@@ -196,7 +200,8 @@ def test_interrupting_and_resuming_anywhere_changes_nothing(best: float, cuts: l
         run = run.restarted()
     run.train()
     assert run.weights == whole.weights and run.controller.scale == whole.controller.scale
-    assert run.executed - N == sum(decision.discarded_steps for decision in run.decisions)
+    assert run.controller.ahead == whole.controller.ahead
+    assert run.executed - run.weights.step == sum(decision.discarded_steps for decision in run.decisions)
 
 
 @settings(max_examples=40, deadline=None)
@@ -206,11 +211,59 @@ def test_the_budget_of_discarded_steps_is_kept(best: float, share: float) -> Non
     assert run.executed - N <= share * N
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    best=strategies.floats(0.01, 30.0),
+    share=strategies.none() | strategies.floats(0.0, 0.9),
+    cuts=strategies.lists(strategies.integers(1, 900), max_size=2),
+)
+def test_with_the_total_budget_a_run_ends_when_so_many_steps_were_executed(
+    best: float, share: float | None, cuts: list[int]
+) -> None:
+    run = start(best, max_discarded=share, budget="total")
+    repeated = 0
+    for cut in cuts:
+        ends_at = run.executed + cut
+        run.train(lambda run, ends_at=ends_at: run.executed >= ends_at)
+        decision = run.controller.interrupt()
+        repeated += decision.discarded_steps
+        run.carry_out(decision)
+        run = run.restarted()
+    run.train()
+    assert run.controller.phase == "done" and not run.controller.undecided
+    assert run.weights.step + run.controller.ahead == N
+    assert run.controller.ahead <= (0.5 if share is None else share) * N
+    if not cuts:
+        assert run.executed == N
+    assert run.executed - run.weights.step == sum(decision.discarded_steps for decision in run.decisions)
+
+
+def test_both_arms_are_at_the_same_point_of_the_schedule() -> None:
+    """The schedule counts what is discarded when it is discarded, not while it may still come back."""
+    run = start(best=1.0, budget="total")
+    places: dict[str, list[tuple[int, int]]] = {}
+
+    def told(weights: Weights, scale: float) -> float:
+        arm = run.controller.phase + str(len([1 for d in run.decisions if d.discarded_steps]))
+        places.setdefault(arm, []).append((weights.step, weights.step + run.controller.ahead))
+        return weights.loss(scale)
+
+    run.told = told
+    run.train()
+    races = [arm for arm in places if arm.startswith("trial")]
+    assert len(races) > 1
+    for arm in races:
+        control = places["control" + arm.removeprefix("trial")]
+        assert places[arm] == control[: len(places[arm])]
+    whole = [place for arm, steps in places.items() if not arm.startswith(("trial", "restart")) for _, place in steps]
+    assert whole == sorted(set(whole)) and whole[-1] == N - 1
+
+
 @settings(max_examples=40, deadline=None)
 @given(seed=strategies.integers(0, 10**6))
 def test_any_losses_at_all_are_answered(seed: int) -> None:
     random = np.random.default_rng(seed)
-    values = [math.nan, math.inf, 1e30, -3.0, 0.0, 2.0, 2.1]
+    values = [math.nan, math.inf, 1.7e308, -1.7e308, 1e30, -3.0, 0.0, 2.0, 2.1]
     run = start(1.0, told=lambda weights, scale: float(random.choice(values))).train()
     assert run.controller.phase == "done" and run.weights.step == N
     assert 1e-4 <= run.controller.scale <= 1e4
@@ -226,7 +279,8 @@ def test_where_the_races_are() -> None:
     assert settings.resolve(10_000, 500) == RacePlan(1000, 4000, 150, 150, 60, 120, 40, 10_000)
     assert settings.resolve(400) == RacePlan(40, 160, 20, 20, 8, 24, 8, 400)
     text = str(settings.resolve(10_000))
-    assert "step 1000 to 4000" in text and "at most 3000 steps" in text and "1540 for each restart" in text
+    assert "step 1000 to 4000" in text and "at most 3000 steps (30.0%)" in text
+    assert "1840 more (18.4%) for a restart" in text
 
 
 @pytest.mark.parametrize(
@@ -237,6 +291,7 @@ def test_where_the_races_are() -> None:
         ({"window": 20}, 2000, "adalrs.window=20 must be left out in robust mode"),
         ({"return_steps": 9}, 2000, "adalrs.return_steps=9 must be .* at least 10"),
         ({"max_discarded": -0.1}, 2000, "adalrs.max_discarded=-0.1"),
+        ({"budget": "all"}, 2000, 'adalrs.budget=.all. must be "kept" or "total"'),
         ({"finest_factor": 1.0}, 2000, "adalrs.finest_factor=1.0 must be above 1"),
     ],
 )

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from megatron_adalrs.adalrs.settings import AdaLRSSettings, SearchPlan
+from megatron_adalrs.adalrs.plans import SearchPlan
+from megatron_adalrs.adalrs.settings import AdaLRSSettings
 
 
 @pytest.mark.parametrize(

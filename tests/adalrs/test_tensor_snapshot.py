@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from megatron_adalrs.adalrs.host_buffers import in_file, require_room
 from megatron_adalrs.adalrs.tensor_snapshot import TensorSnapshot
 
 
@@ -45,6 +48,45 @@ def test_restore_brings_back_every_bit_in_place():
         assert_equal(tensors, expected)
     assert {name: tensor.data_ptr() for name, tensor in tensors.items()} == addresses
     assert tensors["weight"].requires_grad
+
+
+def test_a_snapshot_on_disk_is_as_exact_and_leaves_nothing_behind(tmp_path):
+    tensors = some_tensors()
+    expected = copies(tensors)
+    snapshot = TensorSnapshot(str(tmp_path))
+    snapshot.capture({name: tensors[name] for name in ("weight", "step")})
+    snapshot.capture(tensors)
+    spoil(tensors)
+    snapshot.restore(tensors)
+    assert_equal(tensors, expected)
+    assert snapshot.nbytes == sum(tensor.nbytes for tensor in tensors.values())
+    assert not list(tmp_path.iterdir())
+    assert open_files_in(tmp_path) > 0
+    snapshot.clear()
+    assert open_files_in(tmp_path) == 0
+
+
+def open_files_in(folder) -> int:
+    """Mapped files without a name count too: their space is taken."""
+    return sum(str(folder) in line for line in Path("/proc/self/maps").read_text().splitlines())
+
+
+def test_a_directory_that_cannot_hold_a_snapshot_is_named(tmp_path):
+    too_large = {"weight": torch.empty(2**50, device="meta")}
+    with pytest.raises(OSError, match=f"adalrs.snapshot_dir: {tmp_path} cannot take a snapshot of {2**52} bytes"):
+        in_file(str(tmp_path), too_large)
+    with pytest.raises(OSError, match=r"adalrs\.snapshot_dir: .*No such file"):
+        in_file(str(tmp_path / "none"), {"weight": torch.empty(1)})
+
+
+def test_a_directory_is_judged_before_the_run(tmp_path):
+    require_room(str(tmp_path), 1000, processes=2)
+    with pytest.raises(ValueError, match=rf"snapshots take {10**18} bytes x 2 process\(es\) = {2 * 10**18}"):
+        require_room(str(tmp_path), 10**18, processes=2)
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ValueError, match=f"adalrs.snapshot_dir: {file} is not a directory"):
+        require_room(str(file), 1000, processes=1)
 
 
 def test_the_order_of_names_does_not_matter():

@@ -1,0 +1,80 @@
+"""Where a search takes place in a given run, in steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """Where a search takes place, in kept steps."""
+
+    window: int
+    """Length of a window and of a trial."""
+    search_start: int
+    """First step at which a trial may start or the rate be cut."""
+    search_end: int
+    """Last step at which a trial may end or the rate be cut."""
+    train_iters: int
+    """Length of the run."""
+
+    live_snapshots = 1
+    """Snapshots that are held at a time, at most."""
+
+    @property
+    def watch_start(self) -> int:
+        """Where the first window begins: any decision needs two, and the second ends at `search_start`."""
+        return self.search_start - 2 * self.window
+
+    def __str__(self) -> str:
+        most = (self.search_end - self.search_start) // self.window * self.window
+        return (
+            f"searches from step {self.search_start} to {self.search_end} in windows of {self.window}, "
+            f"discarding at most {most} steps ({most / self.train_iters:.1%})"
+        )
+
+
+@dataclass(frozen=True)
+class RacePlan:
+    """Where the races of robust mode take place, in kept steps."""
+
+    search_start: int
+    """Step at which the first race begins."""
+    search_end: int
+    """Last step at which a race may end."""
+    trial_steps: int
+    """Steps of a trial at the raised rate."""
+    return_steps: int
+    """Steps after them at the old rate."""
+    skipped_steps: int
+    """The first of the return steps, which the verdict leaves out."""
+    restart_steps: int
+    """Steps in which a restart is compared."""
+    restart_skipped_steps: int
+    """The first of those, which the verdict leaves out."""
+    train_iters: int
+    """Length of the run."""
+
+    live_snapshots = 4
+    """Snapshots that are held at a time, at most: of the initial weights, a race's start, its control and a restart."""
+
+    @property
+    def race_steps(self) -> int:
+        """Length of each arm of a race."""
+        return self.trial_steps + self.return_steps
+
+    @property
+    def restart_cost(self) -> int:
+        """Steps that a restart race discards at most, the control of the race before it included."""
+        return self.search_start + self.race_steps + 2 * self.restart_steps
+
+    def __str__(self) -> str:
+        most = (self.search_end - self.search_start) // self.race_steps * self.race_steps
+        # The race that is lost before it comes on top of those after it.
+        restart = self.restart_cost + self.race_steps
+        return (
+            f"races scales from step {self.search_start} to {self.search_end}, {self.race_steps} steps an arm, "
+            f"discarding at most {most} steps ({most / self.train_iters:.1%}); from a rate that proves too large "
+            f"{restart} more ({restart / self.train_iters:.1%}) for a restart at a lower scale, and "
+            f"{restart - 2 * self.race_steps} for each further one"
+        )
