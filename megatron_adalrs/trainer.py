@@ -13,7 +13,7 @@ from megatron_adalrs.checkpoint import save_checkpoint
 from megatron_adalrs.config import Config
 from megatron_adalrs.data.loader import BatchLoader
 from megatron_adalrs.engine import Engine, StepResult, memory_bytes
-from megatron_adalrs.metrics import Metrics, perplexity
+from megatron_adalrs.metrics import Metrics, perplexity, quantity
 from megatron_adalrs.parallel.topology import Grid
 from megatron_adalrs.rank_check import RanksDiffer, check_ranks
 from megatron_adalrs.schedule import Schedule
@@ -273,10 +273,12 @@ class Trainer:
         where = f"checkpoint in {self.config.run.save}" if saved else "without a checkpoint of the end"
         lines = [f"done: {state.step} steps, {where}"]
         if self.config.adalrs.enabled:
+            tokens = self.batches.global_batch_size * self.config.model.seq_length
+            kept, gone = (quantity(steps * tokens, "token") for steps in (state.step, state.discarded_steps))
             scale, share = self.controller.scale, state.discarded_steps / state.total_steps
             lines += [
                 f"AdaLRS took the base learning rate from {lr:g} to {lr * scale:.4g} (x {scale:.4g})",
-                f"it cost {state.discarded_steps} discarded steps ({share:.1%} of all) "
+                f"it cost {state.discarded_steps} discarded steps ({share:.1%} of all; {gone} beside {kept} kept) "
                 f"and {state.snapshot_seconds:.1f} s of snapshots",
             ]
         return "\n".join(lines)

@@ -77,7 +77,7 @@ def test_races_that_are_lost_leave_the_run_as_it_was_to_the_bit(two_ranks: Ranks
     assert kept(raced) == kept(plain)
     assert [evaluation.loss for evaluation in raced.evaluations][-2:] == [e.loss for e in plain.evaluations][-2:]
     assert raced.totals.discarded_steps == sum(decision.discarded_steps for decision in raced.decisions) > 18
-    assert max(held) == 3 and held[-1] == 0
+    assert max(held) == 2 and held[-1] == 0  # no restart may come, so none of the initial weights
 
 
 def test_a_restart_is_a_run_at_the_lower_rate_to_the_bit(two_ranks: Ranks, data: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 Losses = Sequence[float | None]
 
@@ -19,33 +20,46 @@ _NOT_INFERIOR = 0.004
 _HOPELESS_EARLY, _HOPELESS_LATE = 0.1, 0.02
 
 
-def gain(control: Losses, trial: Losses, last: int) -> tuple[float, float]:
-    """Mean of control minus trial over their last steps, in nats, and its standard error."""
-    return _mean_and_error(_differences(control[-last:], trial[-last:]))
+@dataclass(frozen=True)
+class Gain:
+    """Mean of control minus trial over a stretch, in nats, its standard error, and where a verdict falls."""
+
+    mean: float
+    error: float
+    threshold: float = math.nan
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4g} ± {self.error:.2g}"
 
 
-def is_left_behind(control: Losses, trial: Losses) -> bool:
-    """Whether the trial's last losses lie above the control's by more than the control's standard deviation."""
+def gain(control: Losses, trial: Losses, last: int) -> Gain:
+    """Of the last steps of both arms; nan where there are fewer than two usable pairs."""
+    return _gain(control[-last:], trial[-last:])
+
+
+def left_behind(control: Losses, trial: Losses) -> Gain | None:
+    """The gain of a trial whose last losses lie above the control's by more than the control's standard deviation."""
     if len(trial) < NOISE_WINDOW:
-        return False
+        return None
     recent = slice(len(trial) - NOISE_WINDOW, len(trial))
-    differences = _differences(control[recent], trial[recent])
     losses = [loss for loss in control if loss is not None]
-    return bool(differences) and len(losses) > 1 and -statistics.fmean(differences) > statistics.stdev(losses)
+    if len(losses) < 2:
+        return None
+    return _below(_gain(control[recent], trial[recent]), -statistics.stdev(losses))
 
 
-def is_hopeless(opening: Losses, trial: Losses) -> bool:
-    """Whether a new run is so far above the old one, whose opening it goes through, that its last part need not be run.
+def hopeless(opening: Losses, trial: Losses) -> Gain | None:
+    """The gain of a new run so far above the old one, whose opening it goes through, that its end need not be run.
 
-    It is asked every `NOISE_WINDOW` steps from 0.4 of the opening on.
+    Judged every `NOISE_WINDOW` steps from 0.4 of the opening on.
     """
     step, lead = len(trial), len(opening)
     if not 0.4 * lead <= step <= lead or step % NOISE_WINDOW:
-        return False
+        return None
     recent = slice(max(0, step - 2 * NOISE_WINDOW), step)
-    mean, error = _mean_and_error(_differences(opening[recent], trial[recent]))
+    measured = _gain(opening[recent], trial[recent])
     gap = _HOPELESS_EARLY if step < 0.6 * lead else _HOPELESS_LATE
-    return mean < -5 * error and mean < -gap * descent(opening)
+    return _below(measured, min(-5 * measured.error, -gap * descent(opening)))
 
 
 def tolerance(opening: Losses) -> float:
@@ -65,13 +79,13 @@ def any_usable(losses: Losses) -> bool:
     return any(loss is not None for loss in losses)
 
 
-def _differences(control: Losses, trial: Losses) -> list[float]:
+def _below(measured: Gain, threshold: float) -> Gain | None:
+    return replace(measured, threshold=threshold) if measured.mean < threshold else None
+
+
+def _gain(control: Losses, trial: Losses) -> Gain:
     pairs = zip(control, trial, strict=True)
-    return [mine - other for mine, other in pairs if mine is not None and other is not None]
-
-
-def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error; nan where there are fewer than two values."""
-    if len(values) < 2:
-        return math.nan, math.nan
-    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+    differences = [mine - other for mine, other in pairs if mine is not None and other is not None]
+    if len(differences) < 2:
+        return Gain(math.nan, math.nan)
+    return Gain(statistics.fmean(differences), statistics.stdev(differences) / math.sqrt(len(differences)))

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 from megatron_adalrs.adalrs import paired
 from megatron_adalrs.adalrs.decision import Decision, Event
+from megatron_adalrs.adalrs.paired import Gain
 from megatron_adalrs.adalrs.plans import RacePlan
 from megatron_adalrs.adalrs.settings import AdaLRSSettings, check_same_search
 
@@ -81,7 +82,7 @@ class RobustController:
     @property
     def needs_initial(self) -> bool:
         """Whether a restart race may still come, which begins from the snapshot `INITIAL`."""
-        may_come = self._races == 0 and self.phase not in ("ending", "done")
+        may_come = self._races == 0 and self.phase not in ("ending", "done") and self._may_restart(self._base)
         return may_come or self._only_fallback or self.phase in ("restart-control", "restart")
 
     def observe(self, loss: float, applied: bool = True) -> Decision:
@@ -131,7 +132,7 @@ class RobustController:
         """
         if self.undecided:
             raise RuntimeError("the state was saved within a race, whose snapshots are gone: call interrupt() first")
-        if self.step == 0:
+        if self.step == 0 and self.needs_initial:
             return self._tell(Event.INITIAL_KEPT, "the initial weights are kept, for a restart", capture=INITIAL)
         if self.phase in ("control", "restart-control"):
             return self._tell(Event.CONTROL_STARTED, self._what_follows(), capture=self._slots["start"])
@@ -196,30 +197,30 @@ class RobustController:
         return self._tell(Event.TRIAL_STARTED, reason, self._base, **snapshots)
 
     def _in_trial(self, finite: bool) -> Decision:
-        if not finite or paired.is_left_behind(self._control, self._trial):
-            return self._lost(
-                Event.ABORTED, "the trial stays behind" if finite else "a loss of the trial is not finite"
-            )
+        behind = paired.left_behind(self._control, self._trial)
+        if not finite:
+            return self._lost(Event.ABORTED, "a loss of the trial is not finite")
+        if behind:
+            return self._lost(Event.ABORTED, f"the trial stays behind, by {behind}", behind)
         if self._index == self.plan.trial_steps:
             self._set_scale(self._base)
         if self._index < self.plan.race_steps:
             return self._keep
         judged = self.plan.return_steps - self.plan.skipped_steps
-        gain, error = paired.gain(self._control, self._trial, judged)
-        margin = self.settings.confidence * error
-        against = f"the trial gained {gain:.4g} ± {error:.2g} in loss, needed {margin:.4g}"
-        numbers = {"gain": gain, "gain_error": error, "threshold": margin}
-        if not gain > margin:
-            return self._lost(Event.FAILED, against, **numbers)
+        gain = paired.gain(self._control, self._trial, judged)
+        gain = replace(gain, threshold=self.settings.confidence * gain.error)
+        against = f"the trial gained {gain} in loss, needed {gain.threshold:.4g}"
+        if not gain.mean > gain.threshold:
+            return self._lost(Event.FAILED, against, gain)
         self._races += 1
         before = self._base
         self._set_scale(before * self._factor)
         undone, reason = self.plan.race_steps, f"{against}: scale {before:.4g} -> {self.scale:.4g}"
         self._begin_race()
         capture = None if self.phase == "ending" else self._slots["start"]
-        return self._verdict(Event.ACCEPTED, before, reason, capture=capture, undone=undone, **numbers)
+        return self._verdict(Event.ACCEPTED, before, reason + self._then(), gain, undone, capture=capture)
 
-    def _lost(self, event: Event, why: str, **numbers: Any) -> Decision:
+    def _lost(self, event: Event, why: str, gain: Gain | None = None) -> Decision:
         undone, tried, is_first = self._index, self._base * self._factor, self._races == 0
         self._races += 1
         self._factor = math.sqrt(self._factor)
@@ -230,11 +231,13 @@ class RobustController:
             self._spent_at_start = self._spent - self.plan.race_steps
             self._enter("restart-control", self._start, self._base / self.settings.alpha)
             reason = f"{why}; the rate may be too large: {self._what_follows()}"
-            return self._verdict(event, tried, reason, restore=self._slots["start"], undone=undone, **numbers)
+            return self._verdict(event, tried, reason, gain, undone, restore=self._slots["start"])
         self._has_fallback = True
-        return self._go_back(event, tried, why, undone, **numbers)
+        return self._go_back(event, tried, why, gain, undone)
 
-    def _go_back(self, event: Event, tried: float, why: str, undone: int | None = None, **numbers: Any) -> Decision:
+    def _go_back(
+        self, event: Event, tried: float, why: str, gain: Gain | None = None, undone: int | None = None
+    ) -> Decision:
         """To B, which is the next race's A; or to A, where there is no B."""
         if self._has_fallback:
             self._swap("start", "control")
@@ -244,7 +247,7 @@ class RobustController:
         self._set_scale(self._base)
         reason = f"{why}: back to step {self.step}, scale {self.scale:.4g} stays"
         self._begin_race()
-        return self._verdict(event, tried, reason, restore=self._slots["start"], undone=undone, **numbers)
+        return self._verdict(event, tried, reason + self._then(), gain, undone, restore=self._slots["start"])
 
     # The restart race
 
@@ -259,22 +262,24 @@ class RobustController:
             undone = self._index
             self._enter("restart", 0, tried / self.settings.alpha)
             reason = f"no more finite than the old run: a new one at scale {self.scale:.4g}"
-            return self._verdict(Event.ABORTED, tried, reason, restore=INITIAL, undone=undone)
-        if not finite or paired.is_hopeless(self._opening, self._trial):
-            why = "the new run stays behind" if finite else "a loss of the new run is not finite"
-            return self._go_back(Event.ABORTED, tried, why)
+            return self._verdict(Event.ABORTED, tried, reason, undone=undone, restore=INITIAL)
+        behind = paired.hopeless(self._opening, self._trial)
+        if not finite:
+            return self._go_back(Event.ABORTED, tried, "a loss of the new run is not finite")
+        if behind:
+            return self._go_back(Event.ABORTED, tried, f"the new run stays behind, by {behind}", behind)
         if self._index == lead:
             return self._tell(Event.CAUGHT_UP, "the new run is as far as the old one", capture=self._slots["winner"])
         if self._index < lead + self.plan.restart_steps:
             return self._keep
         judged = self.plan.restart_steps - self.plan.restart_skipped_steps
-        gain, error = paired.gain(self._control, self._trial, judged)
-        margin = max(self.settings.restart_confidence * error, paired.tolerance(self._opening))
-        against = f"the new run gained {gain:.4g} ± {error:.2g} in loss, was allowed to lose {margin:.4g}"
-        numbers = {"gain": gain, "gain_error": error, "threshold": -margin}
+        gain = paired.gain(self._control, self._trial, judged)
+        allowed = max(self.settings.restart_confidence * gain.error, paired.tolerance(self._opening))
+        gain = replace(gain, threshold=-allowed)
+        against = f"the new run gained {gain} in loss, was allowed to lose {allowed:.4g}"
         # A control without one usable loss is not worth keeping, whatever the new run is like.
-        if gain <= -margin or (math.isnan(gain) and paired.any_usable(self._control)):
-            return self._go_back(Event.FAILED, tried, against, **numbers)
+        if gain.mean <= -allowed or (math.isnan(gain.mean) and paired.any_usable(self._control)):
+            return self._go_back(Event.FAILED, tried, against, gain)
         before = self._base
         self._opening = self._trial[:lead]
         self._swap("start", "winner")
@@ -287,7 +292,7 @@ class RobustController:
             self._enter("restart-control", lead, tried / self.settings.alpha)
         else:
             self._begin_race()
-        return self._verdict(Event.ACCEPTED, before, reason, restore=self._slots["start"], **numbers)
+        return self._verdict(Event.ACCEPTED, before, reason + self._then(), gain, restore=self._slots["start"])
 
     # Bookkeeping
 
@@ -306,6 +311,9 @@ class RobustController:
         return (
             f"{self.plan.race_steps} steps at scale {self.scale:.4g}, to race {self.scale * self._factor:.4g} against"
         )
+
+    def _then(self) -> str:
+        return "" if self.phase == "ending" else f"; next {self._what_follows()}"
 
     def _may_restart(self, scale: float) -> bool:
         """Whether there may be a restart at the next scale below this one."""
@@ -332,9 +340,18 @@ class RobustController:
         before = self.scale if scale_before is None else scale_before
         return Decision(event=event, step=self.step, scale_before=before, scale_after=self.scale, reason=reason, **rest)
 
-    def _verdict(self, event: Event, before: float, reason: str, undone: int | None = None, **rest: Any) -> Decision:
+    def _verdict(
+        self,
+        event: Event,
+        before: float,
+        reason: str,
+        gain: Gain | None = None,
+        undone: int | None = None,
+        **snapshots: str | None,
+    ) -> Decision:
         """A decision that discards steps: `undone` of them, or all that were executed, not kept and not yet told."""
         if undone is None:
             undone = self._executed - self.step - self._accounted
         self._accounted += undone
-        return self._tell(event, reason, before, discarded_steps=undone, **rest)
+        numbers = {"gain": gain.mean, "gain_error": gain.error, "threshold": gain.threshold} if gain else {}
+        return self._tell(event, reason, before, discarded_steps=undone, **numbers, **snapshots)

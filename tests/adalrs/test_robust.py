@@ -154,6 +154,7 @@ def test_a_trial_that_diverges_ends_at_once(bad: float) -> None:
     run = start(best=9.0, told=told).train()
     aborted = [decision for decision in run.decisions if decision.event is Event.ABORTED]
     assert aborted and all(decision.discarded_steps <= 8 for decision in aborted if decision.scale_before > 1)
+    assert all(decision.gain is None or decision.gain < decision.threshold < 0 for decision in aborted)
     assert run.weights.path == (1.0,) * N
 
 
@@ -170,6 +171,23 @@ def test_a_lost_restart_goes_back_to_the_control() -> None:
     events = run.events()
     assert "caught_up" in events or "aborted" in events
     assert run.weights.path == (1.0,) * N
+
+
+@pytest.mark.parametrize("factor", [2.0**-10, 2.0**10])
+@pytest.mark.parametrize("best", [0.1, 1.0, 9.0])
+def test_verdicts_do_not_depend_on_the_unit_of_the_loss(best: float, factor: float) -> None:
+    """The same run in other units: a corpus, a model or a vocabulary of another loss changes no threshold."""
+    run = start(best).train()
+    scaled = start(best, told=lambda weights, scale: factor * weights.loss(scale)).train()
+    assert scaled.events() == run.events()
+    assert scaled.weights.path == run.weights.path
+
+
+@pytest.mark.parametrize("values", [{"min_scale": 1.0}, {"max_discarded": 0.15}], ids=str)
+def test_no_initial_weights_are_kept_where_no_restart_may_come(values: dict[str, float]) -> None:
+    run = start(best=0.1, **values).train()
+    assert "initial" not in run.snapshots and min(run.weights.path) == 1.0
+    assert "initial" in start(best=0.1).train().snapshots
 
 
 def test_nothing_is_left_to_undo_where_a_checkpoint_may_be_saved() -> None:
