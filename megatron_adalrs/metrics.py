@@ -162,7 +162,7 @@ class Terminal:
         self._seconds_per_step = 0.98 * past + 0.02 * record["seconds"]
         if self._progress:
             self._progress.update(self._task, completed=record[self._counted])
-        if record["step"] % self._interval == 0:
+        if record[self._counted] % self._interval == 0:
             left = max(0, self._train_iters - record[self._counted]) * self._seconds_per_step
             width = len(str(self._train_iters))
             self._print(

@@ -111,6 +111,14 @@ def test_the_console_shows_what_a_person_asks_for(capsys: pytest.CaptureFixture[
     assert "valid at step 5 | loss 1.5000 | perplexity 4.48" in evaluated
 
 
+def test_with_the_total_budget_the_console_counts_executed_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal(train_iters=100, log_interval=5, first_step=0, budget="total")
+    for step in range(1, 6):
+        terminal.write("train", train(step) | {"total_steps": step + 3})
+    (line,) = capsys.readouterr().out.strip().splitlines()
+    assert "step   5/100" in line and "48s left" in line
+
+
 def test_units() -> None:
     assert [quantity(v, "B") for v in (0, 999, 12345, 2.5e9, 3e15)] == ["0 B", "999 B", "12.3 kB", "2.5 GB", "3 PB"]
     assert [duration(s) for s in (5, 249, 11100, 93600)] == ["5s", "4m 09s", "3h 05m", "1d 02h"]
