@@ -200,6 +200,16 @@ def test_nothing_is_left_to_undo_where_a_checkpoint_may_be_saved() -> None:
     assert not run.controller.undecided and run.weights.step == run.controller.plan.search_start
 
 
+@pytest.mark.parametrize("best", [0.1, 1.0, 9.0])
+def test_the_state_may_go_through_a_file_after_every_step(best: float) -> None:
+    def moved(run: Run) -> bool:
+        run.controller = run.restarted().controller
+        return False
+
+    whole, run = start(best).train(), start(best).train(moved)
+    assert run.decisions == whole.decisions and run.weights == whole.weights
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     best=strategies.sampled_from([0.02, 0.1, 1.0, 9.0]),
