@@ -292,4 +292,5 @@ def about_the_search(config: Config, snapshot_bytes: int) -> str:
     budget = f"; never more than {int(limit * train_iters)} in all" if math.isfinite(limit) else ""
     held = "a snapshot takes" if plan.live_snapshots == 1 else f"up to {plan.live_snapshots} snapshots take"
     where = f" of {config.adalrs.snapshot_dir}" if config.adalrs.snapshot_dir else ""
-    return f"AdaLRS {plan}{budget}; {held} {quantity(snapshot_bytes, 'B')}{where} on each rank"
+    memory = f"; {held} {quantity(snapshot_bytes, 'B')}{where} on each rank" if plan.live_snapshots else ""
+    return f"AdaLRS {plan}{budget}{memory}"

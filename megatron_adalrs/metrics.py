@@ -109,8 +109,10 @@ class TensorBoard:
             self._writer.add_scalar("adalrs/velocity", record["velocity"], record["total_steps"])
         self._writer.add_scalar("adalrs/scale", record["scale_after"], record["total_steps"])
         event = record["event"]
-        if event in ("accepted", "failed", "aborted"):
-            for kept in self._pending["trial" if event == "accepted" else "control"]:
+        if event in ("accepted", "failed", "aborted", "neutral"):
+            # Without backtracking a failed trial's steps stay too.
+            trial_stays = event == "accepted" or not record["restore"]
+            for kept in self._pending["trial" if trial_stays else "control"]:
                 self._add_train(kept)
         if event != "trial_started":
             for pending in self._pending.values():

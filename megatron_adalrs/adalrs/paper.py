@@ -51,6 +51,7 @@ class PaperController:
       beta'; anything else undoes the steps. A loss that is not finite or above the largest before the trial
       ends it at once as failed. A trial's own losses never raise that maximum, so that a diverging trial does
       not lower the guard for the next.
+    - With `backtrack=False` no step is undone and no snapshot is asked for; the rest stays as it is.
     - alpha' and beta' shrink with every verdict and cut: `AdaLRSSettings.raise_factor`, `cut_factor`.
 
     The state can be saved and loaded after any step. The snapshots belong to the trainer.
@@ -83,7 +84,7 @@ class PaperController:
     @property
     def undecided(self) -> bool:
         """Whether a trial is under way, whose steps may be undone."""
-        return self.phase == "trial"
+        return self.phase == "trial" and self.plan.backtrack
 
     @property
     def needs_initial(self) -> bool:
@@ -123,7 +124,7 @@ class PaperController:
 
         The snapshot is kept and the trial is still to be done: `resume` starts it anew in the next process.
         """
-        if self.phase != "trial":
+        if not self.undecided:
             return self._keep
         discarded = self._rewind()
         self._begin_trial()
@@ -136,7 +137,7 @@ class PaperController:
         Raises:
             RuntimeError: the state is from the middle of a trial, whose snapshot ended with its process.
         """
-        if self.phase != "trial":
+        if not self.undecided:
             return self._keep
         if self.step != self._trial_start:
             raise RuntimeError(
@@ -221,7 +222,7 @@ class PaperController:
             reference,
             previous,
             threshold=threshold,
-            capture=_SNAPSHOT,
+            capture=self._snapshot,
             reason=reason,
         )
 
@@ -246,7 +247,7 @@ class PaperController:
             measured,
             reference,
             threshold=margin,
-            release=_SNAPSHOT,
+            release=self._snapshot,
             reason=reason,
         )
 
@@ -273,13 +274,20 @@ class PaperController:
             measured,
             self._reference,
             threshold=threshold,
-            restore=_SNAPSHOT,
-            release=_SNAPSHOT,
+            restore=self._snapshot,
+            release=self._snapshot,
             discarded_steps=discarded,
-            reason=f"{why}: back to step {self.step}, now at scale {self.scale:.4g}",
+            reason=f"{why}: {'back to' if self._snapshot else 'on from'} step {self.step}, now at scale {self.scale:.4g}",
         )
 
+    @property
+    def _snapshot(self) -> str | None:
+        return _SNAPSHOT if self.plan.backtrack else None
+
     def _rewind(self) -> int:
+        """Back to the trial's start, where that is possible; the number of steps undone."""
+        if not self.plan.backtrack:
+            return 0
         discarded = self.step - self._trial_start
         self.step = self._trial_start
         return discarded

@@ -17,9 +17,13 @@ class SearchPlan:
     """Last step at which a trial may end or the rate be cut."""
     train_iters: int
     """Length of the run."""
+    backtrack: bool = True
+    """Whether a trial can be undone."""
 
-    live_snapshots = 1
-    """Snapshots that are held at a time, at most."""
+    @property
+    def live_snapshots(self) -> int:
+        """Snapshots that are held at a time, at most."""
+        return int(self.backtrack)
 
     @property
     def watch_start(self) -> int:
@@ -27,7 +31,7 @@ class SearchPlan:
         return self.search_start - 2 * self.window
 
     def __str__(self) -> str:
-        most = (self.search_end - self.search_start) // self.window * self.window
+        most = (self.search_end - self.search_start) // self.window * self.window if self.backtrack else 0
         return (
             f"searches from step {self.search_start} to {self.search_end} in windows of {self.window}, "
             f"discarding at most {most} steps ({most / self.train_iters:.1%})"

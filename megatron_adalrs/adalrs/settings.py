@@ -46,6 +46,9 @@ class AdaLRSSettings:
     """A trial starts when the velocity falls below this times the previous window's (theta in the paper)."""
     on_fail: Literal["down", "stay"] = "down"
     """After a failed trial: `down` divides the learning rate by beta, `stay` leaves it."""
+    backtrack: bool = True
+    """Paper mode: undo the steps of a trial that fails or is neutral. False, for comparison only: they are kept, and
+    only the learning rate goes back."""
     min_scale: float = 1e-4
     """Smallest factor that the search may put on the learning rate. In (0, 1]."""
     max_scale: float = 1e4
@@ -95,6 +98,12 @@ class AdaLRSSettings:
             "window",
             self.window,
             "left out in robust mode: it has trial_steps",
+        )
+        _require(
+            self.backtrack or self.mode == "paper",
+            "backtrack",
+            self.backtrack,
+            "left out in robust mode: its races are nothing without going back",
         )
         if self.max_discarded is not None:
             is_share = _is_finite_number(self.max_discarded) and self.max_discarded >= 0
@@ -169,7 +178,7 @@ class AdaLRSSettings:
             window = max(_SHORTEST_DEFAULT_WINDOW, round(0.025 * train_iters))
         start = round(self.search_start * train_iters)
         end = round(self.search_end * train_iters)
-        plan = SearchPlan(window, start, end, train_iters)
+        plan = SearchPlan(window, start, end, train_iters, self.backtrack)
         arithmetic = (
             f"adalrs.search_start={self.search_start} of train_iters={train_iters} is step {start}, minus "
             f"two windows of adalrs.window={window} steps: the watch begins at step {plan.watch_start}"

@@ -140,6 +140,31 @@ def test_on_fail_stay_keeps_the_rate_of_before_the_trial():
     assert run.decisions[-1].event is Event.ABORTED
 
 
+def test_without_backtracking_a_failed_trial_is_kept_and_only_the_rate_goes_back():
+    run = Run(backtrack=False)
+    started = run.until_trial()
+    assert started.capture is None
+    failed = run.descend(0.1)
+    assert (failed.event, failed.step, failed.scale_after) == (Event.FAILED, 25, pytest.approx(1 / 2))
+    assert (failed.restore, failed.release, failed.discarded_steps) == (None, None, 0)
+    assert "on from step 25" in failed.reason
+
+
+def test_without_backtracking_a_run_may_be_saved_within_a_trial():
+    run = Run(backtrack=False)
+    run.until_trial()
+    run.descend(2.0, 2)
+    assert not run.controller.undecided
+    assert run.controller.interrupt().event is None
+    resumed = make(backtrack=False)
+    resumed.load_state_dict(json.loads(json.dumps(run.controller.state_dict())))
+    assert resumed.resume().event is None
+    again = Run(resumed)
+    again.loss = run.loss
+    assert again.descend(2.0, 3) == run.descend(2.0, 3)
+    assert again.decisions[-1].event is Event.ACCEPTED
+
+
 def test_after_an_undone_trial_the_window_before_it_is_the_one_to_beat():
     run = Run()
     run.until_trial(reference=0.5)

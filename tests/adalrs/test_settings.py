@@ -43,6 +43,17 @@ def test_a_value_out_of_range_is_rejected_by_name(field, value, requirement):
     assert requirement in message
 
 
+def test_robust_mode_cannot_do_without_backtracking():
+    with pytest.raises(ValueError, match=r"adalrs\.backtrack=False must be left out in robust mode"):
+        AdaLRSSettings(mode="robust", backtrack=False)
+
+
+def test_without_backtracking_nothing_is_discarded_and_no_snapshot_held():
+    plan = AdaLRSSettings(backtrack=False).resolve(2000)
+    assert plan.live_snapshots == 0
+    assert "discarding at most 0 steps" in str(plan)
+
+
 def test_the_search_in_steps():
     plan = AdaLRSSettings().resolve(2000, warmup_iters=60)
     assert plan == SearchPlan(window=50, search_start=200, search_end=800, train_iters=2000)
