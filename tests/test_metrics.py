@@ -30,8 +30,9 @@ def train(step: int, phase: str = "watch", loss: float = 2.0) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def decision(event: str, step: int) -> dict[str, Any]:
+def decision(event: str, step: int, restore: str | None = None) -> dict[str, Any]:
     return {
+        "restore": restore,
         "event": event,
         "step": step,
         "total_steps": step,
@@ -77,16 +78,24 @@ def test_a_torn_last_line_is_cut_before_more_is_written(tmp_path: Path) -> None:
     assert [json.loads(line) for line in file.read_text().splitlines()] == [{"a": 1}, {"d": 3}]
 
 
-@pytest.mark.parametrize(("event", "kept"), [("accepted", [5, 10, 15]), ("failed", [5])])
-def test_tensorboard_shows_a_trial_as_training_only_once_it_is_accepted(
-    tmp_path: Path, event: str, kept: list[int]
+@pytest.mark.parametrize(
+    ("event", "restore", "kept"),
+    [
+        ("accepted", None, [5, 10, 15]),
+        ("failed", "trial", [5]),
+        ("neutral", "trial", [5]),
+        ("failed", None, [5, 10, 15]),
+    ],
+)
+def test_tensorboard_shows_a_trial_as_training_only_once_its_steps_stay(
+    tmp_path: Path, event: str, restore: str | None, kept: list[int]
 ) -> None:
     board = Metrics([TensorBoard(tmp_path, 5, 0)])
     board.write("train", train(5))
     board.write("decision", decision("trial_started", 5))
     for step in (10, 12, 15):
         board.write("train", train(step, phase="trial"))
-    board.write("decision", decision(event, 15))
+    board.write("decision", decision(event, 15, restore))
     board.write("eval", {"split": "valid", "step": 15, "loss": 1.5, "perplexity": 4.5})
     board.close()
     assert [step for step, _ in scalars(tmp_path, "train/loss")] == kept

@@ -4,9 +4,10 @@
     python tools/reproduce_paper.py --scale smoke --output runs/smoke        # minutes: does it all work here?
     python tools/reproduce_paper.py --scale tiny --output runs/reproduction  # under an hour on two cores
 
-Makes a byte-level corpus from what Python brings along, trains a GPT of 40 thousand parameters at a grid of fixed rates,
-then from multiples of the best one with each mode, and writes report.html, report.md, results.csv and results.json.
-Every run is a process of its own and its name is its configuration: the same command again runs only what is missing.
+Makes a byte-level corpus from what Python brings along, trains a GPT of 40 thousand parameters at a grid of fixed
+rates, then from multiples of the best one with each mode, and writes report.html, report.md, results.csv and
+results.json. Every run is a process of its own and its name is its configuration: the same command again runs only what
+is missing.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from reproduction.plan import EXPERIMENTS, PEERS, SCALES, Scale
+from reproduction.plan import EXPERIMENTS, PEERS, SCALES, SCHEDULES, Scale
 
 DEFAULT_EXPERIMENTS = tuple(name for name in EXPERIMENTS if name not in ("second-corpus", "larger-model"))
 _PEER_MODULES = {"prodigy": "prodigyopt", "schedulefree": "schedulefree"}
@@ -61,6 +62,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--initial-rates", nargs="+", metavar="RATIO",
         help="over the best fixed rate, such as 1/10 or 100; default: 1/30 1/10 1 10",
     )  # fmt: skip
+    parser.add_argument("--rates", nargs="+", type=float, metavar="LR", help="fixed rates of the grid; default: nine")
+    parser.add_argument(
+        "--schedules", nargs="+", choices=SCHEDULES, help="default: both; the first serves for the rest"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time; default: the cores")
     return parser.parse_args(arguments)
 
@@ -78,10 +83,26 @@ def chosen_scale(options: argparse.Namespace) -> Scale:
         value = getattr(options, name)
         if value < least:
             raise ValueError(f"--{name.replace('_', '-')}: {value}: at least {least} is required")
-    if options.initial_rates is None:
-        return scale
+    for rate in options.rates or ():
+        if not 0 < rate < float("inf"):
+            raise ValueError(f"--rates: {rate:g}: a number above 0 is required")
+    if options.rates:
+        scale = dataclasses.replace(scale, rates=tuple(sorted(set(options.rates))))
+    if options.schedules:
+        scale = dataclasses.replace(scale, schedules=tuple(dict.fromkeys(options.schedules)))
+    if options.initial_rates:
+        scale = dataclasses.replace(scale, ratios=parsed_ratios(options.initial_rates))
+    return scale
+
+
+def parsed_ratios(texts: Sequence[str]) -> tuple[float, ...]:
+    """Numbers or fractions, in order.
+
+    Raises:
+        ValueError: one is neither, or not above 0.
+    """
     ratios = []
-    for text in options.initial_rates:
+    for text in texts:
         try:
             ratio = float(Fraction(text))
         except (ValueError, ZeroDivisionError):
@@ -89,7 +110,7 @@ def chosen_scale(options: argparse.Namespace) -> Scale:
         if not 0 < ratio < float("inf"):
             raise ValueError(f"--initial-rates: {text}: a number above 0 is required")
         ratios.append(ratio)
-    return dataclasses.replace(scale, ratios=tuple(sorted(set(ratios))))
+    return tuple(sorted(set(ratios)))
 
 
 def reproduce(options: argparse.Namespace, scale: Scale, command: str) -> int:
@@ -112,7 +133,7 @@ def reproduce(options: argparse.Namespace, scale: Scale, command: str) -> int:
         grid = [run for study, names in studies for run in plan.grid_runs(study, names, scale, seeds)]
         results = Results(runner.execute(grid, tell))
         best = {
-            (study.name, schedule): results.best_rate(study.name, schedule)
+            (study.name, schedule): results.best_rate(study.name, schedule, scale.rates)
             for study, schedules in studies
             for schedule in schedules
         }

@@ -3,8 +3,8 @@
 
     python tools/reproduction/peers.py --optimizer schedulefree --config run.yaml --run-dir runs/peer
 
-The weights, the batches and their order, warm-up, schedule, clipping and evaluation are those of pretrain_gpt.py with the
-same configuration: with `--optimizer adamw` so are the losses. One process, fp32.
+The weights, the batches and their order, warm-up, schedule, clipping and evaluation are those of pretrain_gpt.py with
+the same configuration: with `--optimizer adamw` so are the losses. One process, fp32.
 """
 
 from __future__ import annotations
@@ -76,9 +76,7 @@ def train(config: Config, kind: str) -> None:
     metrics.close()
 
 
-def make_optimizer(
-    kind: str, model: GPT, config: Config
-) -> tuple[torch.optim.Optimizer, Callable[[int], float]]:
+def make_optimizer(kind: str, model: GPT, config: Config) -> tuple[torch.optim.Optimizer, Callable[[int], float]]:
     """The optimizer, with AdamW's groups, decay and betas, and the factor on its rate at each step.
 
     Raises:

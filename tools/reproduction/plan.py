@@ -13,8 +13,6 @@ EXPERIMENTS = ("grid", "search", "ablation", "factors", "peers", "second-corpus"
 PEERS = ("prodigy", "schedulefree")
 FACTORS = ((2.0, 1.67), (1.5, 1.43))
 """alpha and beta; the defaults are 3 and 2."""
-WINDOWS = (0.0125, 0.035)
-"""Of the run; the default is 0.025."""
 DECAYS = (1.0, 0.95)
 """lambda; the default is 0.99."""
 Settings = tuple[tuple[str, Any], ...]
@@ -48,6 +46,8 @@ class Scale:
     corpus_mb: float | None = None
     """Size of the sources that are read; None: all."""
     eval_iters: int = 80
+    windows: tuple[int, ...] = (25, 70)
+    """Of paper mode, to compare its default with: two have to fit between the warm-up and the start of the search."""
     paper_settings: Settings = ()
     """Of paper mode, where its defaults do not fit into the run."""
 
@@ -55,7 +55,7 @@ class Scale:
 _RATES = (1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 3e-2, 1e-1)
 SCALES = {
     "tiny": Scale("tiny", 2000, _RATES, (1 / 30, 1 / 10, 1, 10)),
-    "smoke": Scale("smoke", 300, (1e-3, 3e-3), (1 / 10,), ("cosine",), 1.0, 10, (("window", 10),)),
+    "smoke": Scale("smoke", 300, (1e-3, 3e-3), (1 / 10,), ("cosine",), 1.0, 10, (5,), (("window", 10),)),
 }
 
 
@@ -150,7 +150,6 @@ def variants_of(experiments: Sequence[str], scale: Scale) -> dict[str, tuple[lis
     if "factors" in experiments:
         ends = [ratio for ratio in scale.ratios if ratio in (1 / 10, 10)] or list(scale.ratios[:1])
         tables["factors"] = ends, [(), *((("alpha", alpha), ("beta", beta)) for alpha, beta in FACTORS)]
-        # Two windows have to fit between the warm-up and the start of the search.
-        windows = [(("window", max(3, round(share * scale.train_iters))),) for share in WINDOWS]
+        windows = [(("window", window),) for window in scale.windows]
         tables["windows"] = ends[:1], [(), *windows, *((("decay", decay),) for decay in DECAYS)]
     return tables
