@@ -3,11 +3,14 @@
 
     python tools/reproduce_paper.py --scale smoke --output runs/smoke        # minutes: does it all work here?
     python tools/reproduce_paper.py --scale tiny --output runs/reproduction  # under an hour on two cores
+    python tools/reproduce_paper.py --scale 1.5b --output /shared/reproduction --data-path data/corpus   # for a cluster
+    python tools/reproduce_paper.py --scale 1.5b --output /shared/reproduction --collect                 # its report
 
 Makes a byte-level corpus from what Python brings along, trains a GPT of 40 thousand parameters at a grid of fixed
 rates, then from multiples of the best one with each mode, and writes report.html, report.md, results.csv and
 results.json. Every run is a process of its own and its name is its configuration: the same command again runs only what
-is missing.
+is missing. On a cluster it writes the configurations and a script that launches them, and later collects what they
+left.
 """
 
 from __future__ import annotations
@@ -15,16 +18,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
-import os
 import shlex
 import signal
 import sys
 import time
 from collections.abc import Sequence
-from fractions import Fraction
-from pathlib import Path
 
-from reproduction.plan import EXPERIMENTS, PEERS, SCALES, SCHEDULES, Scale
+from reproduction.cluster import CLUSTER_SCALES
+from reproduction.options import check, chosen_scale, parse
+from reproduction.plan import EXPERIMENTS, PEERS, Scale
 
 DEFAULT_EXPERIMENTS = tuple(name for name in EXPERIMENTS if name not in ("second-corpus", "larger-model"))
 _PEER_MODULES = {"prodigy": "prodigyopt", "schedulefree": "schedulefree"}
@@ -33,11 +35,14 @@ _PEER_MODULES = {"prodigy": "prodigyopt", "schedulefree": "schedulefree"}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 all runs are complete, 1 some failed, 2 it was asked for something impossible, 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parse(given)
+    options = parse(given, __doc__)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        scale = chosen_scale(options)
-        return reproduce(options, scale, f"python tools/reproduce_paper.py {shlex.join(given)}")
+        command = f"python tools/reproduce_paper.py {shlex.join(given)}"
+        check(options)
+        if options.scale in CLUSTER_SCALES:
+            return on_cluster(options, command)
+        return reproduce(options, chosen_scale(options), command)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -46,71 +51,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scale", choices=[*SCALES], required=True, help="length and number of the runs")
-    parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder of corpora, runs and report")
-    parser.add_argument(
-        "--experiments", nargs="+", choices=EXPERIMENTS, metavar="NAME",
-        help=f"of {', '.join(EXPERIMENTS)}; all build on the grid; default: all but the last two",
-    )  # fmt: skip
-    parser.add_argument("--seeds", type=int, help="seeds of each run; default: 3, or 1 at --scale smoke")
-    parser.add_argument(
-        "--first-seed", type=int, default=10, help="default: 10; 0 to 9 were used in designing the robust mode"
-    )
-    parser.add_argument(
-        "--initial-rates", nargs="+", metavar="RATIO",
-        help="over the best fixed rate, such as 1/10 or 100; default: 1/30 1/10 1 10",
-    )  # fmt: skip
-    parser.add_argument("--rates", nargs="+", type=float, metavar="LR", help="fixed rates of the grid; default: nine")
-    parser.add_argument(
-        "--schedules", nargs="+", choices=SCHEDULES, help="default: both; the first serves for the rest"
-    )
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time; default: the cores")
-    return parser.parse_args(arguments)
+def on_cluster(options: argparse.Namespace, command: str) -> int:
+    from reproduction.cluster import collect_cluster, write_launch
+    from reproduction.page import write_report
+    from reproduction.sections import cluster_sections
+    from reproduction.tables import Results
 
-
-def chosen_scale(options: argparse.Namespace) -> Scale:
-    """The scale with what the flags change.
-
-    Raises:
-        ValueError: a flag is out of its range.
-    """
-    scale = SCALES[options.scale]
-    if options.seeds is None:
-        options.seeds = 1 if options.scale == "smoke" else 3
-    for name, least in (("seeds", 1), ("first_seed", 0), ("jobs", 1)):
-        value = getattr(options, name)
-        if value < least:
-            raise ValueError(f"--{name.replace('_', '-')}: {value}: at least {least} is required")
-    for rate in options.rates or ():
-        if not 0 < rate < float("inf"):
-            raise ValueError(f"--rates: {rate:g}: a number above 0 is required")
-    if options.rates:
-        scale = dataclasses.replace(scale, rates=tuple(sorted(set(options.rates))))
-    if options.schedules:
-        scale = dataclasses.replace(scale, schedules=tuple(dict.fromkeys(options.schedules)))
-    if options.initial_rates:
-        scale = dataclasses.replace(scale, ratios=parsed_ratios(options.initial_rates))
-    return scale
-
-
-def parsed_ratios(texts: Sequence[str]) -> tuple[float, ...]:
-    """Numbers or fractions, in order.
-
-    Raises:
-        ValueError: one is neither, or not above 0.
-    """
-    ratios = []
-    for text in texts:
-        try:
-            ratio = float(Fraction(text))
-        except (ValueError, ZeroDivisionError):
-            raise ValueError(f"--initial-rates: {text!r}: a number or a fraction such as 1/10 is required") from None
-        if not 0 < ratio < float("inf"):
-            raise ValueError(f"--initial-rates: {text}: a number above 0 is required")
-        ratios.append(ratio)
-    return tuple(sorted(set(ratios)))
+    scale = CLUSTER_SCALES[options.scale]
+    changes = {
+        "rates": tuple(sorted(set(options.rates or ()))),
+        "schedules": tuple(dict.fromkeys(options.schedules or ())),
+    }
+    scale = dataclasses.replace(scale, **{name: value for name, value in changes.items() if value})
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    if not options.collect:
+        script = write_launch(options.output, scale, seeds, options.data_path)
+        tell(f"{script} trains what is not complete; the report comes from the same command with --collect")
+        return 0
+    complete, missing = collect_cluster(options.output)
+    if not complete:
+        raise ValueError(f"--collect: none of the {len(missing)} runs in {options.output} is complete")
+    results = Results(complete)
+    schedules = dict.fromkeys(result.run.schedule for result in complete)
+    rates = sorted({result.run.lr for result in complete})
+    sections = cluster_sections(results, scale.preset, list(schedules), rates)
+    about = [f"{scale.preset}: {len(complete)} runs complete, {len(missing)} not."]
+    failures = dict.fromkeys(missing, "is not complete")
+    title = f"AdaLRS: the paper's experiments on {scale.preset}"
+    tell(f"report: {write_report(options.output, title, about, sections, complete, failures, command, True)}")
+    return 0
 
 
 def reproduce(options: argparse.Namespace, scale: Scale, command: str) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from . import plan
 from .figures import grid_figure, search_figure
 from .page import Section
-from .plan import MAIN, STUDIES, Scale, scaled
+from .plan import MAIN, STUDIES, Scale, Study, scaled
 from .tables import Results, cost_table, grid_table, peers_table, search_table, variants_table
 
 
@@ -17,23 +17,41 @@ def sections_of(results: Results, experiments: Sequence[str], scale: Scale) -> l
     for study, schedules in plan.studies_of(experiments, scale):
         for schedule in schedules:
             key = f"{study.name}-{schedule}"
-            figure = grid_figure(results, study, schedule)
-            sections.append(Section(grid_table(results, study, schedule), figure, f"grid-{key}"))
+            best = results.best_rate(study.name, schedule, scale.rates)
+            table = grid_table(results, study, schedule, best)
+            sections.append(Section(table, grid_figure(results, study, schedule), f"grid-{key}"))
     searched = [(MAIN, schedule) for schedule in scale.schedules if "search" in experiments]
     searched += [
         (STUDIES[name], scale.schedules[0]) for name in ("second-corpus", "larger-model") if name in experiments
     ]
     for study, schedule in searched:
         best = results.best_rate(study.name, schedule, scale.rates)
-        figure = search_figure(results, study, schedule, scale.ratios, best)
-        table = search_table(results, study, schedule, scale.ratios, best)
-        sections.append(Section(table, figure, f"search-{study.name}-{schedule}"))
-        sections.append(Section(cost_table(results, study, schedule, scale.ratios, best)))
+        sections += _searches(results, study, schedule, scale.ratios, best)
     sections += _variants(results, experiments, scale)
     if "peers" in experiments:
         best = results.best_rate(MAIN.name, scale.schedules[0], scale.rates)
         sections.append(Section(peers_table(results, MAIN, scale.schedules[0], best)))
     return [section for section in sections if section.table.rows]
+
+
+def cluster_sections(results: Results, preset: str, schedules: Sequence[str], rates: Sequence[float]) -> list[Section]:
+    """The report on what a cluster has completed so far; schedules without a fixed run have nothing to compare with."""
+    sections = []
+    study = Study(preset, "", 0)
+    for schedule in schedules:
+        if results.rates(preset, schedule):
+            best = results.best_rate(preset, schedule)
+            figure = grid_figure(results, study, schedule)
+            sections.append(Section(grid_table(results, study, schedule, best), figure, f"grid-{schedule}"))
+            sections += _searches(results, study, schedule, [rate / best for rate in rates], best)
+    return [section for section in sections if section.table.rows]
+
+
+def _searches(results: Results, study: Study, schedule: str, ratios: Sequence[float], best: float) -> list[Section]:
+    figure = search_figure(results, study, schedule, ratios, best)
+    table = search_table(results, study, schedule, ratios, best)
+    key = f"search-{study.name}-{schedule}".replace(".", "-")
+    return [Section(table, figure, key), Section(cost_table(results, study, schedule, ratios, best))]
 
 
 def _variants(results: Results, experiments: Sequence[str], scale: Scale) -> list[Section]:

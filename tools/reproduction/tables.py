@@ -92,9 +92,8 @@ def steps_to_reach(result: Result, loss: float) -> float | None:
     return None
 
 
-def grid_table(results: Results, study: Study, schedule: str) -> Table:
+def grid_table(results: Results, study: Study, schedule: str, best: float) -> Table:
     rows = []
-    best = results.best_rate(study.name, schedule)
     for lr in results.rates(study.name, schedule):
         runs = results.of(study.name, schedule, "fixed", lr)
         losses = [result.valid for result in runs.values()]
