@@ -36,7 +36,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         config = config_from_values(load_yaml(options.config) | {"run_dir": str(options.run_dir)})
-        train(build.with_run_dir(config), options.optimizer)
+        train(config, options.optimizer)
     except ImportError as error:
         print(f"error: --optimizer {options.optimizer}: {error}: pip install 'megatron-adalrs[peers]'", file=sys.stderr)
         return 2
@@ -47,7 +47,13 @@ def main() -> int:
 
 
 def train(config: Config, kind: str) -> None:
-    """All steps, with an evaluation at each interval and at the end."""
+    """All steps, with an evaluation at each interval and at the end.
+
+    Raises:
+        ValueError, OSError: the configuration, its data or its directory cannot be used.
+        ImportError: the optimizer's package is not installed.
+    """
+    config = build.with_run_dir(config)
     vocab_size = build.resolve_vocab_size(config)
     torch.manual_seed(config.training.seed)
     model = GPT(config.model, vocab_size)

@@ -55,7 +55,7 @@ class Scale:
 _RATES = (1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 3e-2, 1e-1)
 SCALES = {
     "tiny": Scale("tiny", 2000, _RATES, (1 / 30, 1 / 10, 1, 10)),
-    "smoke": Scale("smoke", 300, (1e-3, 3e-3), (1 / 10,), ("cosine",), 1.0, 10, (5,), (("window", 10),)),
+    "smoke": Scale("smoke", 200, (1e-3, 3e-3), (1 / 10,), ("cosine",), 1.0, 5, (4,), (("window", 7),)),
 }
 
 
