@@ -230,7 +230,7 @@ def losses_of_both(folder: str) -> tuple[list[float], list[float]]:
 
 def test_a_folder_is_worked_in_by_one_process_at_a_time(tmp_path: Path) -> None:
     with runner.lock(tmp_path), pytest.raises(ValueError, match=r"another reproduction works in it"):
-        runner.lock(tmp_path)
+        runner.lock(tmp_path, patience=0)
     runner.lock(tmp_path).close()
 
 

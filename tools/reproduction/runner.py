@@ -24,8 +24,11 @@ ROOT = Path(__file__).resolve().parents[2]
 _POLL_SECONDS = 0.2
 
 
-def lock(output: Path) -> IO[str]:
+def lock(output: Path, patience: float = 5.0) -> IO[str]:
     """Make `output` this process's own, and that of the runs that it starts, until they have all ended.
+
+    Args:
+        patience: seconds to wait for it; runs that were just killed may take some to end.
 
     Raises:
         OSError: it cannot be written.
@@ -33,14 +36,18 @@ def lock(output: Path) -> IO[str]:
     """
     output.mkdir(parents=True, exist_ok=True)
     file = (output / ".lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise ValueError(
-            f"--output {output}: another reproduction works in it, or runs that it left behind have not ended yet"
-        ) from None
-    return file
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                file.close()
+                raise ValueError(
+                    f"--output {output}: another reproduction works in it, or runs that it left behind have not ended"
+                ) from None
+            time.sleep(_POLL_SECONDS)
 
 
 @dataclass(frozen=True)
