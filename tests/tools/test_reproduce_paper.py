@@ -56,7 +56,8 @@ def test_a_fixed_rate_that_is_also_an_initial_rate_is_one_run() -> None:
     fixed = {run for run in rest if (run.schedule, run.method) == ("cosine", "fixed")}
     assert {run.lr for run in fixed} == {1e-4, 3e-4, 3e-3, 3e-2}
     assert fixed <= set(grid)
-    assert len(rest) == len(set(rest)) == 2 * 3 * 4
+    assert len(rest) == len(set(rest)) == 2 * 3 * 4 + 4
+    assert [run.schedule for run in rest if run.settings == plan.EQUAL_COMPUTE] == ["cosine"] * 4
 
 
 def test_every_experiment_has_runs_with_possible_configurations() -> None:
@@ -122,6 +123,7 @@ def test_the_search_table_has_mean_worst_discarded_and_goals() -> None:
     runs += [
         result("robust", 3e-4, 0, 2.01, discarded_steps=100, scale=9.0, curve=((500, 2.5), (1100, 2.01))),
         result("robust", 3e-4, 1, 3.11, discarded_steps=300, scale=4.0, curve=((500, 3.9), (1300, 3.11))),
+        result("robust", 3e-4, 0, 2.04, settings=plan.EQUAL_COMPUTE),
         result("paper", 3e-4, 0, 2.4), result("paper", 3e-4, 1, 3.5),
     ]  # fmt: skip
     table = tables.search_table(Results(runs), MAIN, "cosine", (1 / 10, 1), 3e-3)
@@ -135,6 +137,7 @@ def test_the_search_table_has_mean_worst_discarded_and_goals() -> None:
     # 0.5 at once, and 500 + 800 x 0.4 / 0.79 = 905 of 1000 steps
     assert rows["robust, steps to the fixed rate's loss"] == ("70%", "–")
     assert rows["paper, steps to the fixed rate's loss"] == ("100%", "–")
+    assert rows["robust, equal compute"] == ("+0.040 [≤ 0.05]", "–")
     assert rows["paper, improvement"] == ("+0.050 [≥ 0.05]", "–")
     assert "| robust, mean | +0.060 [≤ 0.02]* | – |" in table.markdown()
 
@@ -189,8 +192,8 @@ def test_smoke_killed_and_called_again_runs_only_what_is_missing(tmp_path: Path)
     assert "| fixed, mean | +0.000 |" in again.stdout
 
     found = [results.load(file) for file in sorted(tmp_path.glob("out/runs/*/result.json"))]
-    assert sorted(each.run.method for each in found) == ["fixed", "paper", "robust"]
-    by_method = {each.run.method: each for each in found}
+    assert sorted(each.run.method for each in found) == ["fixed", "paper", "robust", "robust"]
+    by_method = {each.run.method: each for each in found if not each.run.settings}
     assert by_method["robust"].discarded_steps > 0
     assert by_method["fixed"].discarded_steps == 0
     assert len(by_method["fixed"].curve) == 20
@@ -202,7 +205,7 @@ def test_smoke_killed_and_called_again_runs_only_what_is_missing(tmp_path: Path)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Searches: code, cosine, 1 seed" in page
     assert "pretrain_gpt.py --config" in page
-    assert reproduce(*arguments).stdout.count("3 runs, 3 of them complete") == 1
+    assert reproduce(*arguments).stdout.count("4 runs, 4 of them complete") == 1
 
 
 def test_adamw_in_the_plain_loop_gives_the_trainers_losses(one_rank: Ranks, tmp_path: Path) -> None:

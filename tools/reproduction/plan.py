@@ -16,6 +16,8 @@ FACTORS = ((2.0, 1.67), (1.5, 1.43))
 DECAYS = (1.0, 0.95)
 """lambda; the default is 0.99."""
 Settings = tuple[tuple[str, Any], ...]
+EQUAL_COMPUTE: Settings = (("budget", "total"),)
+"""Discarded steps count: the run is as long as one at a fixed rate."""
 _WARMUP, _FLOOR = 0.03, 0.1  # of the run, of the peak
 
 
@@ -130,6 +132,8 @@ def runs_after_grid(
         for ratio in scale.ratios:
             lr = scaled(best[study.name, schedule], ratio)
             runs += [Run(study.name, schedule, m, lr, seed) for m in ("fixed", "paper", "robust") for seed in seeds]
+            if (study, schedule) == (MAIN, first):
+                runs += [Run(study.name, schedule, "robust", lr, seed, EQUAL_COMPUTE) for seed in seeds]
     for ratios, variants in variants_of(experiments, scale).values():
         for ratio in ratios:
             lr = scaled(best[MAIN.name, first], ratio)
