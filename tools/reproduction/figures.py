@@ -51,7 +51,7 @@ def grid_figure(results: Results, study: Study, schedule: str) -> go.Figure:
     # Turned over, so that both optima are at the bottom.
     figure.update_layout(
         yaxis2={
-            "overlaying": "y", "side": "right", "autorange": "reversed", "showgrid": False,
+            "overlaying": "y", "side": "right", "autorange": "reversed", "showgrid": False, "tickformat": ".3g",
             "title": {"text": "velocity, nats per 1000 steps (faster is lower)"},
         },
         margin={"r": 64},
