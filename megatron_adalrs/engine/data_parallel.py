@@ -16,7 +16,7 @@ from megatron_adalrs.config import Config
 from megatron_adalrs.deepspeed_config import deepspeed_settings
 from megatron_adalrs.engine.masters import weights_from_masters
 from megatron_adalrs.engine.model_parallel_unit import ModelParallelUnit
-from megatron_adalrs.engine.process import deepspeed, get_accelerator
+from megatron_adalrs.engine.process import computes_on_cpu, deepspeed, get_accelerator
 from megatron_adalrs.model.gpt import GPT, initialise
 from megatron_adalrs.optim import build_optimizer
 from megatron_adalrs.parallel.collectives import gather_numbers
@@ -200,8 +200,8 @@ class Engine:
         for name in COUNTERS:
             setattr(self.deepspeed, name, values[name])
         for index, state in enumerate(self._base_optimizer.state.values()):
-            born_since = index >= len(values["state"])
-            state.update(dict.fromkeys(_numbers(state), 0) if born_since else values["state"][index])
+            saved = values["state"][index] if index < len(values["state"]) else {}
+            state.update(dict.fromkeys(_numbers(state), 0) | saved)  # 0: born since then
         for owner in self._loss_scalers():
             for name in LOSS_SCALER_COUNTERS:
                 if (key := f"{type(owner).__name__}.{name}") in values:
@@ -254,8 +254,10 @@ class Engine:
 
 
 def _optimizer(model: nn.Module, config: Config, settings: dict[str, Any]) -> torch.optim.Optimizer:
-    """torch's AdamW, or DeepSpeed's on the processor where the user's settings offload the optimizer's state to it."""
-    if not settings["zero_optimization"].get("offload_optimizer"):
+    """torch's AdamW, or DeepSpeed's on the processor where an accelerator's optimizer state is offloaded to it."""
+    if not settings["zero_optimization"].get("offload_optimizer") or computes_on_cpu():
+        # On a processor torch's is on the processor already.
+        settings["zero_force_ds_cpu_optimizer"] = False
         return build_optimizer(model, config.optimizer)
     from deepspeed.ops.adam import DeepSpeedCPUAdam  # takes a minute to compile, once for an environment
 

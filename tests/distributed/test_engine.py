@@ -33,6 +33,25 @@ def test_evaluation_is_the_same_on_any_number_of_ranks_and_leaves_no_trace(one_r
         assert loss == pytest.approx(expected, rel=1e-6)
 
 
+def counters_of_an_optimizer_with_numbers() -> list[list[dict[str, int]]]:
+    """State that is no tensor, as the step of DeepSpeed's optimizer on the processor, before and after it went back."""
+    config, grid = tiny_config(), Grid.from_environment()
+    engine = Engine(config, 256, grid)
+    engine.train_batch(micro_batches(config, grid, 0))
+    first, second, *_ = engine._base_optimizer.state.values()
+    first["count"] = 3
+    saved = engine.counters()
+    first["count"] = second["born_since"] = 7
+    engine.set_counters(saved)
+    return [saved["state"][:2], engine.counters()["state"][:2]]
+
+
+def test_an_optimizers_numbers_go_back_with_its_tensors(one_rank: Ranks) -> None:
+    ((saved, restored),) = one_rank.run(counters_of_an_optimizer_with_numbers)
+    assert saved == [{"count": 3}, {}]
+    assert restored == [{"count": 3}, {"born_since": 0}]
+
+
 def stop_asked_by(rank: int) -> bool:
     config, grid = tiny_config(), Grid.from_environment()
     engine = Engine(config, 256, grid)

@@ -77,8 +77,7 @@ def test_backtracking_is_bit_exact_on_tensor_ranks(two_ranks: Ranks, zero_stage:
     assert_bit_exact(two_ranks, DROPOUT | values)
 
 
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(("zero_stage", "bf16"), [(0, False), (0, True), (1, False), (2, True), (3, True)])
 def test_a_snapshot_from_before_the_first_step_is_bit_exact(two_ranks: Ranks, zero_stage: int, bf16: bool) -> None:
     assert_bit_exact(two_ranks, {"zero_stage": zero_stage, "bf16": bf16}, start=0)
 
@@ -124,7 +123,6 @@ def test_backtracking_a_grid_of_three_axes_is_bit_exact(eight_ranks: Ranks, prec
 def test_backtracking_is_bit_exact_with_the_optimizer_offloaded(
     two_ranks: Ranks, tmp_path: Path, cell: dict[str, Any]
 ) -> None:
-    """DeepSpeed's optimizer on the processor counts its steps in numbers that are no tensors."""
     settings = tmp_path / "offload.json"
     settings.write_text('{"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}')
     for start in (0, 3):
