@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 from megatron_adalrs.arguments import parse_arguments
 from megatron_adalrs.launch_environment import adopt_launch_environment
+
+SECONDS_FOR_THE_FIRST_RANK = 20.0
 
 
 def main() -> int:
@@ -31,6 +34,8 @@ def main() -> int:
         from megatron_adalrs.rank_check import RanksDiffer
     except (ValueError, OSError) as error:
         return refuse(error, is_first_rank)
+    except SystemExit as ended:  # flags that cannot be parsed; the first rank has printed why
+        return refuse(ValueError(), False, 2) if ended.code == 2 and not is_first_rank else int(ended.code or 0)
     try:
         try:
             trainer = build_trainer(config)
@@ -46,6 +51,9 @@ def main() -> int:
 def refuse(error: Exception, is_first_rank: bool, exit_code: int = 2) -> int:
     if is_first_rank:
         print(f"error: {error}", file=sys.stderr, flush=True)
+    else:
+        # Launchers end all ranks when one ends: the first, which tells why, may be later than this one.
+        time.sleep(SECONDS_FOR_THE_FIRST_RANK)
     return exit_code
 
 
