@@ -34,8 +34,10 @@ def main() -> int:
         from megatron_adalrs.rank_check import RanksDiffer
     except (ValueError, OSError) as error:
         return refuse(error, is_first_rank)
-    except SystemExit as ended:  # flags that cannot be parsed; the first rank has printed why
-        return refuse(ValueError(), False, 2) if ended.code == 2 and not is_first_rank else int(ended.code or 0)
+    except SystemExit as ended:  # --help, or flags that cannot be parsed: what there is to say is printed
+        if ended.code:
+            let_the_first_rank_end(is_first_rank)
+        raise
     try:
         try:
             trainer = build_trainer(config)
@@ -51,10 +53,14 @@ def main() -> int:
 def refuse(error: Exception, is_first_rank: bool, exit_code: int = 2) -> int:
     if is_first_rank:
         print(f"error: {error}", file=sys.stderr, flush=True)
-    else:
-        # Launchers end all ranks when one ends: the first, which tells why, may be later than this one.
-        time.sleep(SECONDS_FOR_THE_FIRST_RANK)
+    let_the_first_rank_end(is_first_rank)
     return exit_code
+
+
+def let_the_first_rank_end(is_first_rank: bool) -> None:
+    """Launchers end all ranks when one ends, and the first, which tells why, may be later than the others."""
+    if not is_first_rank:
+        time.sleep(SECONDS_FOR_THE_FIRST_RANK)
 
 
 if __name__ == "__main__":

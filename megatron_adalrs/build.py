@@ -51,11 +51,7 @@ def build_trainer(config: Config) -> Trainer:
     Raises:
         ValueError, OSError: on every rank, with one sentence that names the field or file.
     """
-    grid = Grid.from_environment(
-        pipe=config.parallel.pipeline_model_parallel_size,
-        context=config.parallel.context_parallel_size,
-        tensor=config.parallel.tensor_model_parallel_size,
-    )
+    grid = Grid.from_environment(**config.parallel.sizes)
     micro_batches = config.micro_batches_per_step(grid.data.size)
     global_batch_size = config.global_batch_size(grid.data.size)
     deepspeed_settings(config, grid.data.size)

@@ -40,6 +40,8 @@ def deepspeed_settings(config: Config, data_parallel_size: int) -> dict[str, Any
         "fp16": {"enabled": training.fp16},
         "steps_per_print": None,
         "zero_allow_untested_optimizer": True,
+        # On processors torch's optimizer works on offloaded state as well as DeepSpeed's.
+        "zero_force_ds_cpu_optimizer": False,
     }
     if training.deepspeed_config is None:
         return ours

@@ -22,13 +22,8 @@ def dry_run(config: Config) -> str:
     Raises:
         ValueError: what a run would refuse of its configuration, vocabulary and grid.
     """
-    parallel = config.parallel
-    shape = GridShape.of_world(
-        config.run.world_size or int(os.environ.get("WORLD_SIZE", "1")),
-        parallel.pipeline_model_parallel_size,
-        parallel.context_parallel_size,
-        parallel.tensor_model_parallel_size,
-    )
+    world_size = config.run.world_size or int(os.environ.get("WORLD_SIZE", "1"))
+    shape = GridShape.of_world(world_size, **config.parallel.sizes)
     is_there = Path(f"{config.data.data_path}.idx").exists()
     vocab_size = (resolve_vocab_size if is_there else known_vocab_size)(config)
     plan = plan_run(config, vocab_size, shape, computes_on_cpu())

@@ -125,8 +125,7 @@ class Trainer:
     def exits_here(self) -> bool:
         """Whether to end at this step; the same on every rank."""
         every, step = self.config.run.exit_interval, self.state.step
-        due = every is not None and step // every > self._started_at // every
-        return due and not self.controller.undecided and not self.finished
+        return is_due(every, step, self._started_at) and not self.controller.undecided and not self.finished
 
     @property
     def position(self) -> int:
@@ -195,9 +194,9 @@ class Trainer:
         run, step = self.config.run, self.state.step
         if self.controller.undecided or self.finished:
             return
-        if run.eval_interval and step // run.eval_interval > self.state.evaluated_at // run.eval_interval:
+        if is_due(run.eval_interval, step, self.state.evaluated_at):
             self.evaluate(self.evaluations[:1])
-        if run.save_interval and step // run.save_interval > self._saved_at // run.save_interval:
+        if is_due(run.save_interval, step, self._saved_at):
             self.save()
 
     def evaluate(self, evaluations: list[Evaluation]) -> None:
@@ -305,3 +304,8 @@ class Trainer:
                 "discarded_tokens": self.state.discarded_steps * tokens,
             },
         )
+
+
+def is_due(every: int | None, step: int, last: int) -> bool:
+    """Whether a step that `every` divides lies after step `last`, up to and including `step`."""
+    return every is not None and step // every > last // every

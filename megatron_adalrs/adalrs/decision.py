@@ -36,7 +36,8 @@ class Event(str, Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What to do before the next step. The trainer carries out `capture`, then `restore`, then `release`.
+    """What to do before the next step. The trainer carries out `capture`, then `restore`; what `release` names it
+    may free, or keep the memory of for the next one of that name.
 
     After an ordinary step `event` is None: there is nothing to carry out or to record, only the two scales
     are set. Velocities and their errors are in loss per step; None where unknown.

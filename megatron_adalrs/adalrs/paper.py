@@ -163,10 +163,7 @@ class PaperController:
         Raises:
             ValueError: the state is from a run with other settings, or lacks an entry; nothing has changed.
         """
-        check_same_search(state, self.settings, self.plan)
-        missing = self.state_dict().keys() - state.keys()
-        if missing:
-            raise ValueError(f"the saved AdaLRS state lacks {', '.join(sorted(missing))}")
+        check_same_search(state, self.settings, self.plan, entries=self.state_dict())
         for name in _PLAIN_STATE:
             setattr(self, name, state[name.lstrip("_")])
         self._slope.load_state_dict(state["slope"])

@@ -149,10 +149,7 @@ class RobustController:
         Raises:
             ValueError: the state is from a run with other settings, or lacks an entry; nothing has changed.
         """
-        check_same_search(state, self.settings, self.plan)
-        missing = self.state_dict().keys() - state.keys()
-        if missing:
-            raise ValueError(f"the saved AdaLRS state lacks {', '.join(sorted(missing))}")
+        check_same_search(state, self.settings, self.plan, entries=self.state_dict())
         for name in _STATE:
             setattr(self, name, copy.copy(state[name.lstrip("_")]))
         self._set_scale(self.scale)

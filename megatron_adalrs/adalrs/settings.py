@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -207,11 +208,14 @@ class AdaLRSSettings:
         return 1 / max(self.decay**adjustments * self.beta, 1.0)
 
 
-def check_same_search(saved: dict[str, Any], settings: AdaLRSSettings, plan: SearchPlan | RacePlan) -> None:
-    """Reject a saved search (`settings` and `plan` as dicts) that was made under other settings.
+def check_same_search(
+    saved: dict[str, Any], settings: AdaLRSSettings, plan: SearchPlan | RacePlan, entries: Iterable[str]
+) -> None:
+    """Reject a saved search (`settings` and `plan` as dicts) that was made under other settings, or lacks an entry.
 
     Raises:
-        ValueError: names the first field that differs. `adalrs.enabled` and `adalrs.snapshot_dir` may differ.
+        ValueError: names the first field that differs, or what is missing. `adalrs.enabled` and `adalrs.snapshot_dir`
+            may differ.
     """
     if saved.get("mode") == "fixed":
         raise ValueError("adalrs.enabled=True, but the saved state is of a run with adalrs.enabled=False")
@@ -230,6 +234,9 @@ def check_same_search(saved: dict[str, Any], settings: AdaLRSSettings, plan: Sea
                 f"{name}={value!r}, but the saved search has {name}={theirs.get(name)!r}: "
                 "a search can only go on with the settings it began with"
             )
+    missing = set(entries) - saved.keys()
+    if missing:
+        raise ValueError(f"the saved AdaLRS state lacks {', '.join(sorted(missing))}")
 
 
 def _is_finite_number(value: object) -> bool:

@@ -18,7 +18,12 @@ log = logging.getLogger(__name__)
 def checkpoints_in(folder: Path) -> list[Path]:
     """Folders that are named like published checkpoints, oldest first."""
     named = (path for path in folder.glob("iter_*") if path.name.removeprefix("iter_").isdecimal())
-    return sorted(named, key=lambda path: int(path.name.removeprefix("iter_")))
+    return sorted(named, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in the name of a published checkpoint."""
+    return int(checkpoint.name.removeprefix("iter_"))
 
 
 def has_checkpoint(load: Path) -> bool:
@@ -40,7 +45,7 @@ def find_checkpoint(load: Path, strict: bool = False, verify: bool = False) -> P
         if damage := find_damage(load, verify):
             raise ValueError(f"--load: {load} is damaged: {damage}")
         return load
-    candidates = sorted((path for folder in _folders(load) for path in checkpoints_in(folder)), key=lambda p: p.name)
+    candidates = sorted((path for folder in _folders(load) for path in checkpoints_in(folder)), key=step_of)
     damaged: list[str] = []
     for candidate in reversed(candidates):
         damage = find_damage(candidate, verify)

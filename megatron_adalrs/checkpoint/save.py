@@ -9,7 +9,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megatron_adalrs.checkpoint.load import checkpoints_in
+from megatron_adalrs.checkpoint.load import checkpoints_in, step_of
 from megatron_adalrs.checkpoint.manifest import (
     ENGINE,
     LATEST,
@@ -73,7 +73,7 @@ def remove_old(save: Path, keep_last: int, retain_interval: int | None) -> None:
     """
     complete = [path for path in checkpoints_in(save) if find_damage(path) is None]
     for path in complete[:-keep_last]:
-        if retain_interval is None or int(path.name.removeprefix("iter_")) % retain_interval:
+        if retain_interval is None or step_of(path) % retain_interval:
             # Renamed first: what is half removed is no longer taken for a checkpoint.
             doomed = path.with_name(f".{path.name}.removed")
             os.replace(path, doomed)

@@ -25,6 +25,15 @@ class ParallelConfig(Group):
     sequence_parallel: bool = False
     """Split what lies between the tensor-parallel regions (norms, dropout, residual) along the sequence."""
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Of the axes that share out the model, by the names that `GridShape.of_world` gives them."""
+        return {
+            "pipe": self.pipeline_model_parallel_size,
+            "context": self.context_parallel_size,
+            "tensor": self.tensor_model_parallel_size,
+        }
+
 
 def require_possible_grid(parallel: ParallelConfig, model: ModelConfig, training: TrainingConfig) -> None:
     """Whether the grid can hold the model, whatever the size of the world.

@@ -51,9 +51,7 @@ class Engine:
 
     def __init__(self, config: Config, vocab_size: int, grid: Grid) -> None:
         self._grid = grid
-        self._layout = Layout(
-            grid.tensor, grid.context, config.parallel.sequence_parallel, config.training.recompute_granularity
-        )
+        self._layout = Layout.of(config, grid.tensor, grid.context)
         self._mpu = self._model_parallel_unit()
         # DeepSpeed keeps the last engine's mpu in a global, and never puts it back to none.
         deepspeed.utils.groups.mpu = self._mpu
@@ -256,8 +254,6 @@ class Engine:
 def _optimizer(model: nn.Module, config: Config, settings: dict[str, Any]) -> torch.optim.Optimizer:
     """torch's AdamW, or DeepSpeed's on the processor where an accelerator's optimizer state is offloaded to it."""
     if not settings["zero_optimization"].get("offload_optimizer") or computes_on_cpu():
-        # On a processor torch's is on the processor already.
-        settings["zero_force_ds_cpu_optimizer"] = False
         return build_optimizer(model, config.optimizer)
     from deepspeed.ops.adam import DeepSpeedCPUAdam  # takes a minute to compile, once for an environment
 

@@ -20,15 +20,12 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3  # isort
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer  # isort: skip
 
 
-def has_masters(optimizer: Any) -> bool:
-    """Whether a DeepSpeed engine's optimizer works on masters; otherwise it is torch's, on the weights themselves."""
-    kinds = (BF16_Optimizer, FP16_UnfusedOptimizer, DeepSpeedZeroOptimizer, DeepSpeedZeroOptimizer_Stage3)
-    return isinstance(optimizer, kinds)
-
-
 @torch.no_grad()
 def weights_from_masters(optimizer: Any, module: nn.Module) -> None:
-    """Write the weights anew from masters that were written to. Collective where weights or masters are sharded."""
+    """Write the weights anew from masters that were written to. Collective where weights or masters are sharded.
+
+    Without masters the optimizer is torch's, on the weights themselves, and there is nothing to do.
+    """
     if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
         for index in range(len(optimizer.fp32_partitioned_groups_flat)):
             optimizer._reassign_or_swap_out_partitioned_parameters(index)
@@ -40,5 +37,5 @@ def weights_from_masters(optimizer: Any, module: nn.Module) -> None:
     elif isinstance(optimizer, FP16_UnfusedOptimizer):
         for masters, weights in zip(optimizer.fp32_groups, optimizer.fp16_groups, strict=True):
             torch._foreach_copy_([weight.data for weight in weights], [master.data for master in masters])
-    elif has_masters(optimizer):
+    elif isinstance(optimizer, (BF16_Optimizer, DeepSpeedZeroOptimizer)):
         optimizer.update_lp_params()

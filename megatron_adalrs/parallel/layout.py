@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from megatron_adalrs.config import Config
 from megatron_adalrs.parallel.topology import ONE_RANK, Axis
 
 
@@ -20,6 +21,11 @@ class Layout:
     """Whether what lies between the tensor-parallel regions is split along the sequence over the tensor axis."""
     recompute: Literal["full", "selective"] | None = None
     """Which activations the backward pass computes again: those of whole blocks, or of attention's core."""
+
+    @classmethod
+    def of(cls, config: Config, tensor: Axis, context: Axis) -> Layout:
+        """What a configuration asks for, along these axes."""
+        return cls(tensor, context, config.parallel.sequence_parallel, config.training.recompute_granularity)
 
 
 ONE_PROCESS_LAYOUT = Layout()

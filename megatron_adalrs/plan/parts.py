@@ -34,22 +34,13 @@ class Part:
         return sum(self.sizes)
 
 
-def layout_of_a_rank(config: Config, shape: GridShape) -> Layout:
-    """The layout of a rank of a grid that need not exist: its axes have sizes and no groups."""
-    return Layout(
-        Axis(0, shape.tensor),
-        Axis(0, shape.context),
-        config.parallel.sequence_parallel,
-        config.training.recompute_granularity,
-    )
-
-
 def parts_of_stages(config: Config, vocab_size: int, shape: GridShape) -> list[Part]:
     """One part a pipeline stage, in their order; all ranks of a stage hold parts of the same sizes.
 
     A tied embedding counts on both ends of the pipe, which hold a copy each. `vocab_size`: before padding.
     """
-    layout = layout_of_a_rank(config, shape)
+    # Of a rank of a grid that need not exist: its axes have sizes and no groups.
+    layout = Layout.of(config, Axis(0, shape.tensor), Axis(0, shape.context))
     with torch.device("meta"):
         if shape.pipe == 1:
             return [_part([GPT(config.model, vocab_size, layout)], config.model.num_layers, True, True)]

@@ -33,8 +33,7 @@ def _grid(pipe: int, context: int, tensor: int) -> Grid:
 
 def grid_of(config: Config) -> Grid:
     """This rank's place in the grid that a configuration asks for, with groups."""
-    sizes = config.parallel
-    return _grid(sizes.pipeline_model_parallel_size, sizes.context_parallel_size, sizes.tensor_model_parallel_size)
+    return _grid(**config.parallel.sizes)
 
 
 def start(values: dict[str, Any]) -> tuple[Config, Grid, Engine]:

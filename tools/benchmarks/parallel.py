@@ -150,10 +150,7 @@ def serve(rank: int, ranks: int, port: int, values: dict[str, Any], pipe: Connec
 
     torch.set_num_threads(THREADS)
     config = config_from_values(values)
-    sizes = config.parallel
-    grid = Grid.from_environment(
-        sizes.pipeline_model_parallel_size, sizes.context_parallel_size, sizes.tensor_model_parallel_size
-    )
+    grid = Grid.from_environment(**config.parallel.sizes)
     init_distributed(grid)
     grid = grid.with_groups()
     seed_everything(config.training.seed, grid.tensor_group)
