@@ -16,6 +16,8 @@ The sequence is dimension 1 of [b, s, h].
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,113 +32,59 @@ SEQUENCE = 1
 
 def copy(x: Tensor, axis: Axis) -> Tensor:
     """Forward: identity. Backward: all-reduce (sum)."""
-    return x if axis.size == 1 else _Copy.apply(x, axis)
+    return _paired(x, axis, _identity, _all_reduce)
 
 
 def reduce(x: Tensor, axis: Axis) -> Tensor:
     """Forward: all-reduce (sum). Backward: identity."""
-    return x if axis.size == 1 else _Reduce.apply(x, axis)
+    return _paired(x, axis, _all_reduce, _identity)
 
 
 def scatter(x: Tensor, axis: Axis, dim: int) -> Tensor:
     """Forward: this rank's part of `dim`, which the axis divides. Backward: all-gather."""
-    return x if axis.size == 1 else _Scatter.apply(x, axis, dim)
+    return _paired(x, axis, partial(_part, dim=dim), partial(_all_gather, dim=dim))
 
 
 def gather(x: Tensor, axis: Axis, dim: int) -> Tensor:
     """Forward: all ranks' parts, joined along `dim` in the order of the axis. Backward: this rank's part."""
-    return x if axis.size == 1 else _Gather.apply(x, axis, dim)
+    return _paired(x, axis, partial(_all_gather, dim=dim), partial(_part, dim=dim))
 
 
 def gather_sequence(x: Tensor, axis: Axis) -> Tensor:
     """[b, s / axis, h] -> [b, s, h]. Forward: all-gather. Backward: reduce-scatter (sum)."""
-    return x if axis.size == 1 else _GatherSequence.apply(x, axis)
+    return _paired(x, axis, partial(_all_gather, dim=SEQUENCE), partial(_reduce_scatter, dim=SEQUENCE))
 
 
 def reduce_scatter_sequence(x: Tensor, axis: Axis) -> Tensor:
     """[b, s, h] -> [b, s / axis, h]. Forward: reduce-scatter (sum). Backward: all-gather."""
-    return x if axis.size == 1 else _ReduceScatterSequence.apply(x, axis)
+    return _paired(x, axis, partial(_reduce_scatter, dim=SEQUENCE), partial(_all_gather, dim=SEQUENCE))
 
 
 def all_to_all(x: Tensor, axis: Axis) -> Tensor:
     """[axis, ..] -> [axis, ..]: part i goes to rank i, and comes from rank i. Forward and backward alike."""
-    return x if axis.size == 1 else _AllToAll.apply(x, axis)
+    return _paired(x, axis, _exchange, _exchange)
 
 
-class _Copy(Function):
+Collective = Callable[[Tensor, Axis], Tensor]
+
+
+def _paired(x: Tensor, axis: Axis, forward: Collective, backward: Collective) -> Tensor:
+    return x if axis.size == 1 else _Paired.apply(x, axis, forward, backward)
+
+
+class _Paired(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:  # type: ignore[override]
-        ctx.axis = axis
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return _all_reduce(grad, ctx.axis), None
-
-
-class _Reduce(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:  # type: ignore[override]
-        return _all_reduce(x, axis)
+    def forward(ctx: Any, x: Tensor, axis: Axis, forward: Collective, backward: Collective) -> Tensor:  # type: ignore[override]
+        ctx.axis, ctx.pair = axis, backward
+        return forward(x, axis)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return grad, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        return ctx.pair(grad, ctx.axis), None, None, None
 
 
-class _Scatter(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis, dim: int) -> Tensor:  # type: ignore[override]
-        ctx.axis, ctx.dim = axis, dim
-        return _part(x, axis, dim)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return _all_gather(grad, ctx.axis, ctx.dim), None, None
-
-
-class _Gather(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis, dim: int) -> Tensor:  # type: ignore[override]
-        ctx.axis, ctx.dim = axis, dim
-        return _all_gather(x, axis, dim)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return _part(grad, ctx.axis, ctx.dim), None, None
-
-
-class _GatherSequence(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:  # type: ignore[override]
-        ctx.axis = axis
-        return _all_gather(x, axis, SEQUENCE)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return _reduce_scatter(grad, ctx.axis, SEQUENCE), None
-
-
-class _ReduceScatterSequence(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:  # type: ignore[override]
-        ctx.axis = axis
-        return _reduce_scatter(x, axis, SEQUENCE)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return _all_gather(grad, ctx.axis, SEQUENCE), None
-
-
-class _AllToAll(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:  # type: ignore[override]
-        ctx.axis = axis
-        return _exchange(x, axis)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return _exchange(grad, ctx.axis), None
+def _identity(x: Tensor, axis: Axis) -> Tensor:
+    return x.view_as(x)
 
 
 def _all_reduce(x: Tensor, axis: Axis) -> Tensor:

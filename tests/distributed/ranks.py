@@ -65,7 +65,7 @@ class Ranks:
         self._processes, self._pipes = [], []
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = _context(self._accelerator)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -84,6 +84,16 @@ class Ranks:
             process.kill()
         self.close()
         raise RankFailure(message)
+
+
+def _context(accelerator: str) -> Any:
+    """How ranks are started: on processors as forks of a process that has imported what takes long, and run nothing."""
+    if accelerator != "cpu":
+        return multiprocessing.get_context("spawn")
+    os.environ["DS_ACCELERATOR"] = accelerator  # which DeepSpeed reads when it is imported
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["megatron_adalrs.build"])
+    return context
 
 
 def _serve(rank: int, world_size: int, port: int, accelerator: str, pipe: Connection) -> None:
