@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
@@ -213,20 +214,11 @@ def _gains(runs: Sequence[Run]) -> Plot:
     figure = new_figure("step (kept) at the verdict", "gain (nats)", height=400)
     for run in runs:
         judged = [
-            decision for decision in run.log.decisions if decision.gain is not None and np.isfinite(decision.gain)
+            Measured(decision.event, decision.step, decision.gain, decision.gain_error, decision)
+            for decision in run.log.decisions
+            if decision.gain is not None and np.isfinite(decision.gain)
         ]
-        for event in dict.fromkeys(decision.event for decision in judged):
-            decisions = [decision for decision in judged if decision.event == event]
-            event_markers(
-                figure,
-                run,
-                event,
-                [decision.step for decision in decisions],
-                [decision.gain for decision in decisions],
-                decisions,
-                alone=len(runs) == 1,
-                errors=[np.nan if decision.gain_error is None else 2 * decision.gain_error for decision in decisions],
-            )
+        _add_measured(figure, run, judged, alone=len(runs) == 1)
     caption = (
         "Loss of the control minus loss of the trial, on the same batches; bars: ± 2 standard errors; colour: verdict."
     )
@@ -237,26 +229,40 @@ def _velocity(runs: Sequence[Run]) -> Plot:
     title = "Descent velocity"
     figure = new_figure("step (kept) at the window's end", "velocity (nats per 1000 steps)", height=400)
     for run in runs:
-        measured = _measured_windows(run.log)
-        for event in dict.fromkeys(event for event, _, _ in measured):
-            steps, decisions = zip(*[(step, d) for e, step, d in measured if e == event], strict=True)
-            event_markers(
-                figure,
-                run,
-                event,
-                steps,
-                [1e3 * decision.velocity for decision in decisions],
-                list(decisions),
-                alone=len(runs) == 1,
-                errors=[np.nan if decision.error is None else 2e3 * decision.error for decision in decisions],
-            )
+        _add_measured(figure, run, _measured_windows(run.log), alone=len(runs) == 1, unit=1e3)
     if not figure.data:
         return Plot("velocity", title, note="No window was measured: AdaLRS was off, or its search had not begun.")
     caption = "Minus the least-squares slope of the loss over a window; bars: ± 2 standard errors; colour: verdict."
     return Plot("velocity", title, caption, figure)
 
 
-def _measured_windows(log: RunLog) -> list[tuple[str, int, Decision]]:
+class Measured(NamedTuple):
+    """What a decision measured: drawn at a step, in the colour of an event."""
+
+    event: str
+    step: int
+    value: float
+    error: float | None
+    decision: Decision
+
+
+def _add_measured(figure: go.Figure, run: Run, measured: list[Measured], *, alone: bool, unit: float = 1.0) -> None:
+    """Markers with bars of two standard errors, one trace an event; values are multiplied by `unit`."""
+    for event in dict.fromkeys(entry.event for entry in measured):
+        entries = [entry for entry in measured if entry.event == event]
+        event_markers(
+            figure,
+            run,
+            event,
+            [entry.step for entry in entries],
+            [unit * entry.value for entry in entries],
+            [entry.decision for entry in entries],
+            alone=alone,
+            errors=[np.nan if entry.error is None else 2 * unit * entry.error for entry in entries],
+        )
+
+
+def _measured_windows(log: RunLog) -> list[Measured]:
     """Decisions with a velocity: what to colour them as, and the step that their window ended at.
 
     The window of an undone trial ended ahead of the step that the decision went back to. One after which a
@@ -267,7 +273,8 @@ def _measured_windows(log: RunLog) -> list[tuple[str, int, Decision]]:
         if decision.velocity is not None and np.isfinite(decision.velocity):
             event = "window" if decision.event in ("trial_started", "search_ended") else decision.event
             gone = decision.total_steps - started_at if decision.event in UNDOING_VERDICTS else 0
-            measured.append((event, decision.step + gone, decision))
+            step = decision.step + gone
+            measured.append(Measured(event, step, decision.velocity, decision.error, decision))
         if decision.event == "trial_started":
             started_at = decision.total_steps
     return measured
