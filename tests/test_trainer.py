@@ -120,9 +120,8 @@ WHOLE_LR = 5e-2
 
 
 @pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunLog:
+def whole(one_rank: Ranks, data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunLog:
     """A run that is not interrupted, from a rate at which the first race is lost and a restart is tried."""
-    ranks, run = Ranks(1), tmp_path_factory.mktemp("whole") / "run"
-    ranks.run(trained, values(data, run, SEARCH | {"confidence": 0.0}, lr=WHOLE_LR))
-    ranks.close()
+    run = tmp_path_factory.mktemp("whole") / "run"
+    one_rank.run(trained, values(data, run, SEARCH | {"confidence": 0.0}, lr=WHOLE_LR))
     return read_run(run)

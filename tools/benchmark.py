@@ -43,7 +43,7 @@ VOCABULARY = 8192
 @dataclass(frozen=True)
 class Arguments:
     what: Literal["all", "step", "watching", "snapshot", "parallel"] = "all"
-    """What to measure. "parallel" has a model of its own, one thread a rank, and takes about two minutes."""
+    """What to measure. "parallel" has a model of its own, one thread a rank, and takes about three minutes."""
     pairs: int = 60
     """Pairs that count; a tenth more are run first and left out. "parallel": a fifth as many blocks of all grids."""
     zero_stage: Literal[0, 1, 2, 3] = 0

@@ -75,10 +75,8 @@ def train(values: dict[str, Any]) -> dict[str, list[float]]:
 
 
 @pytest.fixture(scope="module")
-def of_one_rank() -> dict[str, dict[str, list[float]]]:
-    ranks = Ranks(1)
-    results = {name: ranks.run(train, values)[0] for name, values in SHAPES.items()}
-    ranks.close()
+def of_one_rank(one_rank: Ranks) -> dict[str, dict[str, list[float]]]:
+    results = {name: one_rank.run(train, values)[0] for name, values in SHAPES.items()}
     for result in results.values():
         assert result["losses"][-1] < result["losses"][0] - 0.5, "nothing was learnt"
         assert min(result["norms"]) < COMMON["clip_grad"] < max(result["norms"]), "clipping was not tried"
