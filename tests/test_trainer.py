@@ -12,6 +12,7 @@ import pytest
 from megatron_adalrs.arguments import config_from_values
 from megatron_adalrs.build import build_trainer
 from megatron_adalrs.run_log import RunLog, read_run
+from megatron_adalrs.adalrs.settings import AdaLRSSettings
 from megatron_adalrs.schedule import build_schedule
 from megatron_adalrs.snapshot import EngineSnapshot
 from tests.data.corpora import counting_corpus
@@ -97,7 +98,8 @@ def test_with_the_total_budget_discarded_steps_count(one_rank: Ranks, data: Path
     assert discarded > 0 and run.totals.total_steps == STEPS
     rates = [lr for _, _, lr in kept(run)]
     schedule = build_schedule(config_from_values(values(data, tmp_path, search)))
-    assert rates[:40] == [1e-3 * schedule(step) for step in range(40)]
+    climb = AdaLRSSettings(**search).resolve(STEPS).climb_start
+    assert rates[:climb] == [1e-3 * schedule(step) for step in range(climb)]
     assert rates[-40:] == [1e-3 * schedule(step) for step in range(STEPS - 40, STEPS)]
 
 

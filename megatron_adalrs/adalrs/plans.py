@@ -42,8 +42,12 @@ class SearchPlan:
 class RacePlan:
     """Where the races of robust mode take place, in kept steps."""
 
+    climb_start: int
+    """Step at which the climb begins; `search_start` where there is none."""
+    climb_steps: int
+    """Length of each arm of the climb's races."""
     search_start: int
-    """Step at which the first race begins."""
+    """Step at which the first full race begins."""
     search_end: int
     """Last step at which a race may end."""
     trial_steps: int
@@ -68,6 +72,16 @@ class RacePlan:
         return self.trial_steps + self.return_steps
 
     @property
+    def climb_judged(self) -> int:
+        """The last steps of a climb's arms, which its verdict looks at."""
+        return self.climb_steps // 2
+
+    @property
+    def most_climbs(self) -> int:
+        """Races of the climb, at most."""
+        return (self.search_start - self.climb_start) // self.climb_steps if self.climb_steps else 0
+
+    @property
     def restart_cost(self) -> int:
         """Steps that a restart race discards at most, the control of the race before it included."""
         return self.search_start + self.race_steps + 2 * self.restart_steps
@@ -76,8 +90,14 @@ class RacePlan:
         most = (self.search_end - self.search_start) // self.race_steps * self.race_steps
         # The race that is lost before it comes on top of those after it.
         restart = self.restart_cost + self.race_steps
+        climbs = self.most_climbs * self.climb_steps
+        climb = (
+            f"climbs from step {self.climb_start} on in races of {self.climb_steps} steps an arm, discarding at most "
+            f"{climbs} steps ({climbs / self.train_iters:.1%}); "
+        )
         return (
-            f"races scales from step {self.search_start} to {self.search_end}, {self.race_steps} steps an arm, "
+            f"{climb if climbs else ''}races scales from step {self.search_start} to {self.search_end}, "
+            f"{self.race_steps} steps an arm, "
             f"discarding at most {most} steps ({most / self.train_iters:.1%}); from a rate that proves too large "
             f"{restart} more ({restart / self.train_iters:.1%}) for a restart at a lower scale, and "
             f"{restart - 2 * self.race_steps} for each further one"

@@ -7,70 +7,45 @@ All three vanish where both arms see the same batches and return to the same rat
 
 from __future__ import annotations
 
-import copy
 import math
-from dataclasses import asdict, replace
-from typing import Any, Literal
+from dataclasses import replace
 
 from megatron_adalrs.adalrs import paired
 from megatron_adalrs.adalrs.decision import Decision, Event
 from megatron_adalrs.adalrs.paired import Gain
-from megatron_adalrs.adalrs.plans import RacePlan
-from megatron_adalrs.adalrs.settings import AdaLRSSettings, check_same_search
+from megatron_adalrs.adalrs.race_state import RaceState
 
 INITIAL = "initial"
 """Name of the snapshot of the weights before the first step."""
 _LARGEST_LOSS = 1e100  # squares of larger ones overflow
-Phase = Literal["before", "control", "trial", "restart-control", "restart", "ending", "done"]
-_STATE = (
-    "step", "ahead", "phase", "scale", "_executed", "_spent", "_spent_at_start", "_index", "_start", "_base",
-    "_factor", "_races", "_has_fallback", "_only_fallback", "_accounted", "_slots", "_opening", "_control", "_trial",
-)  # fmt: skip
 
 
-class RobustController:
+class RobustController(RaceState):
     """Races the current rate s against a higher one and, when the first race is lost, a restart at a lower one.
 
-    A race, from snapshot A: the *control* takes `race_steps` steps at s and ends in snapshot B; the *trial*, from A on
-    the same batches, takes `trial_steps` at s x f and the `return_steps` that remain at s. With D = control - trial,
-    step by step over the last of the return steps:
+    A rate that is far too small shows at once, and costs more the longer it stays. So from the end of the warm-up on
+    there is a *climb*: s for `climb_steps` steps against s x alpha on the same batches. The trial is kept, and the
+    next race of the climb begins, if over the last half mean(control - trial) > confidence x SE, and > `climb_gain` of
+    what the loss has fallen by since the first step. Higher rates that are not far better come later: over so few
+    steps, so early, more than the best rate may look better.
+
+    A full race, from snapshot A: the *control* takes `race_steps` steps at s and ends in snapshot B; the *trial*, from
+    A on the same batches, takes `trial_steps` at s x f and the `return_steps` that remain at s. With D = control -
+    trial, step by step over the last of the return steps:
 
     - mean(D) > confidence x SE(D): s becomes s x f, and the trial's steps are kept.
     - otherwise B is restored, to the bit as if there had been no trial, and f becomes sqrt(f).
     - a trial that is not finite, or whose last 8 losses lie above the control's by more than the standard deviation of
       those, ends at once and is lost.
 
-    When the very first race is lost the rate may be far too large, and the weights too damaged for a lower rate to mend
-    them: the *restart race* compares, at the same low rate s / alpha and on the same batches, `restart_steps` steps
-    that go on from A with the end of a new run from the initial weights. If the new run is not worse, it is kept up to
-    A's step, s becomes s / alpha, and the restart race is repeated.
+    When the very first full race is lost, and the climb raised nothing, the rate may be far too large, and the weights
+    too damaged for a lower rate to mend them: the *restart race* compares, at the same low rate s / alpha and on the
+    same batches, `restart_steps` steps that go on from A with the end of a new run from the initial weights. If the
+    new run is not worse, it is kept up to A's step, s becomes s / alpha, and the restart race is repeated.
 
     Steps that the optimizer skipped and losses that are not finite take no part in a difference. The state can be saved
     wherever `undecided` is False. The snapshots belong to the trainer.
     """
-
-    def __init__(self, settings: AdaLRSSettings, plan: RacePlan) -> None:
-        self.settings = settings
-        self.plan = plan
-        self.step = 0
-        self.ahead = 0
-        self.phase: Phase = "before"
-        self._executed = 0
-        self._spent = 0  # executed, less what interruptions made the run repeat: a run without any has the same
-        self._spent_at_start = 0  # at A
-        self._index = 0  # steps taken in the arm under way
-        self._start = 0  # A's step
-        self._base = 1.0  # A's scale
-        self._factor = settings.alpha
-        self._races = 0  # races decided
-        self._has_fallback = False  # whether a lost restart race goes back to B, not to A
-        self._only_fallback = False  # whether the control under way is to make B anew for an interrupted restart race
-        self._accounted = 0  # discarded steps that decisions have told of
-        self._slots = {"start": "first", "control": "second", "winner": "third"}  # snapshots A and B, and a restart's
-        self._opening: list[float | None] = []  # losses of the kept steps up to the search's start
-        self._control: list[float | None] = []
-        self._trial: list[float | None] = []
-        self._set_scale(1.0)
 
     @property
     def undecided(self) -> bool:
@@ -103,13 +78,14 @@ class RobustController:
         usable = loss if applied and finite else None
         if self.phase == "before":
             self._opening.append(usable)
-            return self._first_race() if self.step == self.plan.search_start else self._keep
+            is_due = self.step in (self.plan.climb_start, self.plan.search_start)
+            return self._first_race() if is_due else self._keep
         self._index += 1
         if self.phase in ("control", "restart-control"):
             self._control.append(usable)
             return self._in_control()
         self._trial.append(usable)
-        return self._in_trial(finite) if self.phase == "trial" else self._in_restart(finite)
+        return self._in_restart(finite) if self.phase == "restart" else self._in_trial(finite)
 
     def interrupt(self) -> Decision:
         """Go back to where the race under way began, so that the run can be saved; `resume` runs it anew."""
@@ -138,59 +114,56 @@ class RobustController:
             return self._tell(Event.CONTROL_STARTED, self._what_follows(), capture=self._slots["start"])
         return self._keep
 
-    def state_dict(self) -> dict[str, Any]:
-        """The whole state and the settings it belongs to; Python's json writes and reads it back exactly."""
-        state = {name.lstrip("_"): copy.copy(getattr(self, name)) for name in _STATE}
-        return {"mode": "robust", "settings": asdict(self.settings), "plan": asdict(self.plan)} | state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state that `state_dict` returned.
-
-        Raises:
-            ValueError: the state is from a run with other settings, or lacks an entry; nothing has changed.
-        """
-        check_same_search(state, self.settings, self.plan, entries=self.state_dict())
-        for name in _STATE:
-            setattr(self, name, copy.copy(state[name.lstrip("_")]))
-        self._set_scale(self.scale)
-
     # The race
 
     def _first_race(self) -> Decision:
         self._begin_race()
-        if self.phase == "ending":
+        if self.phase in ("before", "ending"):
             return self._keep
         return self._tell(Event.CONTROL_STARTED, self._what_follows(), capture=self._slots["start"])
 
-    def _begin_race(self) -> None:
-        """A race from here and the current scale, if one fits in the search; otherwise the search is over."""
+    def _begin_race(self, climb: bool = True) -> None:
+        """A race from here and the current scale, if one fits in; otherwise the climb or the search is over."""
+        self.ahead = self._spent - self.step if self.settings.budget == "total" else 0
+        if self.step < self.plan.search_start:
+            self._has_fallback, self.phase = False, "before"
+            if climb:
+                self._begin_climb()
+            return
         while self.scale * self._factor > self.settings.max_scale and self._factor >= self.settings.finest_factor:
             self._factor = math.sqrt(self._factor)
         self._has_fallback = False
-        self.ahead = self._spent - self.step if self.settings.budget == "total" else 0
         cost = (2 if self.settings.budget == "total" else 1) * self.plan.race_steps
         fits = self.step + self.ahead + cost <= self.plan.search_end
         if fits and self._factor >= self.settings.finest_factor and self._affords(self.plan.race_steps):
-            self._start, self._base, self._spent_at_start = self.step, self.scale, self._spent
-            self._enter("control", self.step, self.scale)
+            self._begin()
         else:
             self.phase = "ending"
+
+    def _begin_climb(self) -> None:
+        fits = self.step + self.plan.climb_steps <= self.plan.search_start
+        may_rise = self.scale * self.settings.alpha <= self.settings.max_scale
+        if fits and may_rise and self._affords(self.plan.climb_steps):
+            self._begin()
+
+    def _begin(self) -> None:
+        self._start, self._base, self._spent_at_start = self.step, self.scale, self._spent
+        self._enter("control", self.step, self.scale)
 
     def _in_control(self) -> Decision:
         if self.phase == "restart-control":
             return self._start_restart() if self._index == self.plan.restart_steps else self._keep
-        if self._index < self.plan.race_steps:
+        if self._index < self._arm_steps:
             return self._keep
         snapshots = {"capture": self._slots["control"], "restore": self._slots["start"]}
         if self._only_fallback:
             self._only_fallback, self._has_fallback = False, True
             self._enter("restart-control", self._start, self._base / self.settings.alpha)
             return self._tell(Event.CONTROL_STARTED, self._what_follows(), self._base, **snapshots)
-        self._enter("trial", self._start, self._base * self._factor)
-        reason = (
-            f"the same {self.plan.race_steps} batches again, from step {self.step}: {self.plan.trial_steps} at scale "
-            f"{self.scale:.4g}, then {self.plan.return_steps} at {self._base:.4g}"
-        )
+        self._enter("trial", self._start, self._base * self._tried_factor)
+        reason = f"the same {self._arm_steps} batches again, from step {self.step}, at scale {self.scale:.4g}"
+        if not self._in_climb:
+            reason += f" for {self.plan.trial_steps} steps, then at {self._base:.4g}"
         return self._tell(Event.TRIAL_STARTED, reason, self._base, **snapshots)
 
     def _in_trial(self, finite: bool) -> Decision:
@@ -199,26 +172,42 @@ class RobustController:
             return self._lost(Event.ABORTED, "a loss of the trial is not finite")
         if behind:
             return self._lost(Event.ABORTED, f"the trial stays behind, by {behind}", behind)
-        if self._index == self.plan.trial_steps:
+        if self._index == self.plan.trial_steps and not self._in_climb:
             self._set_scale(self._base)
-        if self._index < self.plan.race_steps:
+        undone = self._arm_steps
+        if self._index < undone:
             return self._keep
-        judged = self.plan.return_steps - self.plan.skipped_steps
-        gain = paired.gain(self._control, self._trial, judged)
-        gain = replace(gain, threshold=self.settings.confidence * gain.error)
+        gain = self._gain_of_trial()
         against = f"the trial gained {gain} in loss, needed {gain.threshold:.4g}"
         if not gain.mean > gain.threshold:
             return self._lost(Event.FAILED, against, gain)
-        self._races += 1
+        if self._in_climb:
+            self._opening += self._trial
+        else:
+            self._races += 1
         before = self._base
-        self._set_scale(before * self._factor)
-        undone, reason = self.plan.race_steps, f"{against}: scale {before:.4g} -> {self.scale:.4g}"
+        self._set_scale(before * self._tried_factor)
+        reason = f"{against}: scale {before:.4g} -> {self.scale:.4g}"
         self._begin_race()
-        capture = None if self.phase == "ending" else self._slots["start"]
+        capture = None if self.phase in ("before", "ending") else self._slots["start"]
         return self._verdict(Event.ACCEPTED, before, reason + self._then(), gain, undone, capture=capture)
 
+    def _gain_of_trial(self) -> Gain:
+        if self._in_climb:
+            gain = paired.gain(self._control, self._trial, self.plan.climb_judged)
+            least = self.settings.climb_gain * paired.descent(self._opening)
+        else:
+            gain = paired.gain(self._control, self._trial, self.plan.return_steps - self.plan.skipped_steps)
+            least = 0.0
+        return replace(gain, threshold=max(self.settings.confidence * gain.error, least))
+
     def _lost(self, event: Event, why: str, gain: Gain | None = None) -> Decision:
-        undone, tried, is_first = self._index, self._base * self._factor, self._races == 0
+        undone, tried, is_first = self._index, self._base * self._tried_factor, self._races == 0
+        if self._in_climb:
+            # The first full race need not try again what has just been lost.
+            self._factor = math.sqrt(self._factor)
+            self._has_fallback = True
+            return self._go_back(event, tried, why, gain, undone)
         self._races += 1
         self._factor = math.sqrt(self._factor)
         self._set_scale(self._base)
@@ -238,12 +227,14 @@ class RobustController:
         """To B, which is the next race's A; or to A, where there is no B."""
         if self._has_fallback:
             self._swap("start", "control")
-            self.step = self._start + self.plan.race_steps
+            self.step = self._start + self._arm_steps
         else:
             self.step = self._start
         self._set_scale(self._base)
         reason = f"{why}: back to step {self.step}, scale {self.scale:.4g} stays"
-        self._begin_race()
+        if self._in_climb:
+            self._opening += self._control
+        self._begin_race(climb=False)
         return self._verdict(event, tried, reason + self._then(), gain, undone, restore=self._slots["start"])
 
     # The restart race
@@ -293,62 +284,24 @@ class RobustController:
 
     # Bookkeeping
 
-    def _enter(self, phase: Phase, step: int, scale: float) -> None:
-        """Begin an arm: from this kept step, at this scale."""
-        self.phase, self.step, self._index, self._trial = phase, step, 0, []
-        if phase in ("control", "restart-control"):
-            self._control = []
-        self._set_scale(scale)
-
     def _what_follows(self) -> str:
         if self.phase == "restart-control":
             return f"{self.plan.restart_steps} steps at scale {self.scale:.4g}, to compare a new run with"
         if self._only_fallback:
             return f"{self.plan.race_steps} steps at scale {self.scale:.4g}, to go back to"
-        return (
-            f"{self.plan.race_steps} steps at scale {self.scale:.4g}, to race {self.scale * self._factor:.4g} against"
-        )
+        higher = self.scale * self._tried_factor
+        return f"{self._arm_steps} steps at scale {self.scale:.4g}, to race {higher:.4g} against"
 
     def _then(self) -> str:
-        return "" if self.phase == "ending" else f"; next {self._what_follows()}"
+        return "" if self.phase in ("before", "ending") else f"; next {self._what_follows()}"
 
     def _may_restart(self, scale: float) -> bool:
-        """Whether there may be a restart at the next scale below this one."""
+        """Whether there may be a restart at the next scale below this one; one that was raised is not too large."""
         in_budget = self.settings.budget == "kept" or self._spent + self.plan.restart_cost <= self.plan.train_iters
-        in_range = scale / self.settings.alpha >= self.settings.min_scale
-        return in_range and in_budget and self._affords(self.plan.restart_cost)
-
-    def _affords(self, steps: int) -> bool:
-        return self.settings.affords(self._spent - self.step + steps, self.plan.train_iters)
-
-    def _swap(self, one: str, other: str) -> None:
-        self._slots[one], self._slots[other] = self._slots[other], self._slots[one]
+        in_range = self.settings.min_scale <= scale / self.settings.alpha
+        return in_range and scale <= 1 and in_budget and self._affords(self.plan.restart_cost)
 
     def _end(self) -> Decision:
         self.phase = "done"
         self._opening, self._control, self._trial = [], [], []
         return self._tell(Event.SEARCH_ENDED, f"the search ended with scale {self.scale:.4g}")
-
-    def _set_scale(self, scale: float) -> None:
-        self.scale = scale
-        self._keep = Decision(scale_before=scale, scale_after=scale)
-
-    def _tell(self, event: Event, reason: str, scale_before: float | None = None, **rest: Any) -> Decision:
-        before = self.scale if scale_before is None else scale_before
-        return Decision(event=event, step=self.step, scale_before=before, scale_after=self.scale, reason=reason, **rest)
-
-    def _verdict(
-        self,
-        event: Event,
-        before: float,
-        reason: str,
-        gain: Gain | None = None,
-        undone: int | None = None,
-        **snapshots: str | None,
-    ) -> Decision:
-        """A decision that discards steps: `undone` of them, or all that were executed, not kept and not yet told."""
-        if undone is None:
-            undone = self._executed - self.step - self._accounted
-        self._accounted += undone
-        numbers = {"gain": gain.mean, "gain_error": gain.error, "threshold": gain.threshold} if gain else {}
-        return self._tell(event, reason, before, discarded_steps=undone, **numbers, **snapshots)

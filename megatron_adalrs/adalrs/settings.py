@@ -11,7 +11,7 @@ from megatron_adalrs.adalrs.plans import RacePlan, SearchPlan
 
 # The fewest points for which a least-squares slope has a standard error, and for which a mean difference has one once
 # the first steps of a return or a restart are left out.
-_SHORTEST = {"window": 3, "trial_steps": 1, "return_steps": 10, "restart_steps": 12}
+_SHORTEST = {"window": 3, "climb_steps": 8, "trial_steps": 1, "return_steps": 10, "restart_steps": 12}
 _SHORTEST_DEFAULT_WINDOW = 20
 _SHORTEST_OPENING = 16
 _TOTAL_DISCARDED = 0.5
@@ -63,6 +63,14 @@ class AdaLRSSettings:
     snapshot_dir: str | None = None
     """Directory on a local disk of every host to keep snapshots in, where host memory is short. They have no names
     there and are gone when the process ends. Default: host memory."""
+    climb: bool = True
+    """Robust mode: before the first full race, from the end of the warm-up on, raise a rate that is far too small in
+    races without return steps, each of which must gain `climb_gain`."""
+    climb_steps: int | None = None
+    """Robust mode: steps of each arm of the climb's races, at least 8. Default: 0.015 * train_iters, but no fewer than
+    16."""
+    climb_gain: float = 0.1
+    """Robust mode: what a trial of the climb must gain, as a share of what the loss has fallen by so far."""
     trial_steps: int | None = None
     """Robust mode: steps of a trial at the raised rate. Default: 0.015 * train_iters, but no fewer than 20."""
     return_steps: int | None = None
@@ -111,6 +119,7 @@ class AdaLRSSettings:
             _require(is_share, "max_discarded", self.max_discarded, "a number of at least 0")
         _require(self.confidence >= 0, "confidence", self.confidence, "at least 0")
         _require(self.restart_confidence >= 0, "restart_confidence", self.restart_confidence, "at least 0")
+        _require(self.climb_gain >= 0, "climb_gain", self.climb_gain, "at least 0")
         _require(self.finest_factor > 1, "finest_factor", self.finest_factor, "above 1")
         _require(0 <= self.search_start <= 1, "search_start", self.search_start, "between 0 and 1")
         _require(
@@ -150,7 +159,10 @@ class AdaLRSSettings:
         return_steps = self.return_steps or max(20, round(0.015 * train_iters))
         restart_steps = self.restart_steps or max(24, round(0.012 * train_iters))
         start, end = round(self.search_start * train_iters), round(self.search_end * train_iters)
+        climb_steps = self.climb_steps or max(16, round(0.015 * train_iters))
         plan = RacePlan(
+            min(start, max(warmup_iters, climb_steps)) if self.climb else start,
+            climb_steps,
             start,
             end,
             trial_steps,

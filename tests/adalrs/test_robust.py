@@ -124,7 +124,7 @@ def test_a_rate_that_did_damage_is_lowered_from_the_first_step_on() -> None:
 
 def test_races_are_judged_at_equal_rates_on_equal_batches() -> None:
     """While it lasts a lower rate looks better here, and yet no rate is lowered."""
-    run = start(best=1.0)
+    run = start(best=1.0, climb=False)
     arms: dict[str, list[tuple[int, float]]] = {"control": [], "trial": []}
 
     def told(weights: Weights, scale: float) -> float:
@@ -141,9 +141,54 @@ def test_races_are_judged_at_equal_rates_on_equal_batches() -> None:
 
 def test_the_factor_shrinks_with_every_race_that_is_lost() -> None:
     run = start(best=1.0).train()
-    tried = [decision.scale_before for decision in run.decisions if decision.event in (Event.FAILED, Event.ABORTED)]
-    up = [scale for scale in tried if scale > 1]
+    lost = [decision for decision in run.decisions if decision.event in (Event.FAILED, Event.ABORTED)]
+    up = [decision.scale_before for decision in lost if decision.scale_before > 1]
     assert up == pytest.approx([3.0, math.sqrt(3.0)])
+    plain = start(best=1.0, climb=False).train()
+    lost = [decision for decision in plain.decisions if decision.event in (Event.FAILED, Event.ABORTED)]
+    assert [d.scale_before for d in lost if d.scale_before > 1] == pytest.approx([3.0, math.sqrt(3.0)])
+
+
+def far_below(weights: Weights, scale: float) -> float:
+    """A loss that falls as fast as the rate is high, up to 30."""
+    return 5.0 - 0.02 * sum(min(1.0, each / 30.0) for each in weights.path) + 0.001 * NOISE[weights.step]
+
+
+def test_a_rate_far_too_small_is_raised_right_after_the_warm_up() -> None:
+    run = start(30.0, far_below)
+    run.train(lambda run: run.weights.step == run.controller.plan.search_start)
+    climbs = [decision for decision in run.decisions if decision.event is Event.ACCEPTED]
+    assert [decision.scale_after for decision in climbs] == pytest.approx([3.0, 9.0, 27.0])
+    plan = run.controller.plan
+    first, last = plan.climb_start, plan.climb_start + 3 * plan.climb_steps
+    assert [decision.step for decision in climbs] == list(range(first + plan.climb_steps, last + 1, plan.climb_steps))
+    assert run.executed - run.weights.step == 4 * plan.climb_steps  # three controls and the trial that was lost
+    assert run.weights.path[last:] == pytest.approx((27.0,) * (plan.search_start - last))
+    assert all(decision.gain > decision.threshold > 0.1 * 0.02 for decision in climbs)
+
+
+def test_a_climb_leaves_a_rate_that_is_not_far_too_small() -> None:
+    """A trial that is better for sure, but by less than a tenth of what the loss has fallen by, is for a full race."""
+    run = start(30.0, lambda weights, scale: far_below(weights, scale) - 0.1 * weights.step)
+    run.train(lambda run: run.weights.step == run.controller.plan.search_start)
+    lost = next(decision for decision in run.decisions if decision.event is Event.FAILED)
+    assert lost.threshold > lost.gain > 10 * lost.gain_error
+    assert run.weights.path == (1.0,) * run.controller.plan.search_start
+
+
+def test_a_rate_that_was_raised_is_not_restarted_at_a_lower_one() -> None:
+    run = start(30.0, far_below).train(lambda run: run.controller.scale > 1 and run.controller.phase == "control")
+    assert not run.controller.needs_initial
+    run.train()
+    assert not any(decision.restore == "initial" for decision in run.decisions)
+
+
+def test_without_room_before_the_races_there_is_no_climb() -> None:
+    plan = AdaLRSSettings(mode="robust").resolve(2000, 180)
+    assert (plan.most_climbs, plan.climb_start) == (0, 180)
+    assert "climb" not in str(plan) and "climb" not in str(AdaLRSSettings(mode="robust", climb=False).resolve(2000))
+    run = start(30.0, far_below, climb=False).train(lambda run: run.weights.step == 100)
+    assert run.executed == 100
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 80.0])
@@ -191,7 +236,7 @@ def test_no_initial_weights_are_kept_where_no_restart_may_come(values: dict[str,
 
 
 def test_nothing_is_left_to_undo_where_a_checkpoint_may_be_saved() -> None:
-    run = start(best=9.0)
+    run = start(best=9.0, climb=False)
     run.train(lambda run: run.controller.phase == "trial")
     assert run.controller.undecided
     with pytest.raises(RuntimeError, match=r"call interrupt\(\) first"):
@@ -304,9 +349,10 @@ def test_the_memory_of_the_search_is_freed_at_its_end() -> None:
 
 def test_where_the_races_are() -> None:
     settings = AdaLRSSettings(mode="robust")
-    assert settings.resolve(10_000, 500) == RacePlan(1000, 4000, 150, 150, 60, 120, 40, 10_000)
-    assert settings.resolve(400) == RacePlan(40, 160, 20, 20, 8, 24, 8, 400)
+    assert settings.resolve(10_000, 500) == RacePlan(500, 150, 1000, 4000, 150, 150, 60, 120, 40, 10_000)
+    assert settings.resolve(400) == RacePlan(16, 16, 40, 160, 20, 20, 8, 24, 8, 400)
     text = str(settings.resolve(10_000))
+    assert "climbs from step 150 on in races of 150 steps an arm, discarding at most 750 steps (7.5%)" in text
     assert "step 1000 to 4000" in text and "at most 3000 steps (30.0%)" in text
     assert "1840 more (18.4%) for a restart" in text
 

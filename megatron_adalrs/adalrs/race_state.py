@@ -1,0 +1,115 @@
+"""What a controller of races keeps from step to step, how it is saved, and how it says what it decided."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict
+from typing import Any, Literal
+
+from megatron_adalrs.adalrs.decision import Decision, Event
+from megatron_adalrs.adalrs.paired import Gain
+from megatron_adalrs.adalrs.plans import RacePlan
+from megatron_adalrs.adalrs.settings import AdaLRSSettings, check_same_search
+
+Phase = Literal["before", "control", "trial", "restart-control", "restart", "ending", "done"]
+_STATE = (
+    "step", "ahead", "phase", "scale", "_executed", "_spent", "_spent_at_start", "_index", "_start", "_base",
+    "_factor", "_races", "_has_fallback", "_only_fallback", "_accounted", "_slots", "_opening", "_control", "_trial",
+)  # fmt: skip
+
+
+class RaceState:
+    """State and words of `RobustController`, which has the rules."""
+
+    def __init__(self, settings: AdaLRSSettings, plan: RacePlan) -> None:
+        self.settings = settings
+        self.plan = plan
+        self.step = 0
+        self.ahead = 0
+        self.phase: Phase = "before"
+        self._executed = 0
+        self._spent = 0  # executed, less what interruptions made the run repeat: a run without any has the same
+        self._spent_at_start = 0  # at A
+        self._index = 0  # steps taken in the arm under way
+        self._start = 0  # A's step
+        self._base = 1.0  # A's scale
+        self._factor = settings.alpha
+        self._races = 0  # races decided
+        self._has_fallback = False  # whether a lost restart race goes back to B, not to A
+        self._only_fallback = False  # whether the control under way is to make B anew for an interrupted restart race
+        self._accounted = 0  # discarded steps that decisions have told of
+        self._slots = {"start": "first", "control": "second", "winner": "third"}  # snapshots A and B, and a restart's
+        self._opening: list[float | None] = []  # losses of the kept steps up to the search's start
+        self._control: list[float | None] = []
+        self._trial: list[float | None] = []
+        self._set_scale(1.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The whole state and the settings it belongs to; Python's json writes and reads it back exactly."""
+        state = {name.lstrip("_"): copy.copy(getattr(self, name)) for name in _STATE}
+        return {"mode": "robust", "settings": asdict(self.settings), "plan": asdict(self.plan)} | state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state that `state_dict` returned.
+
+        Raises:
+            ValueError: the state is from a run with other settings, or lacks an entry; nothing has changed.
+        """
+        check_same_search(state, self.settings, self.plan, entries=self.state_dict())
+        for name in _STATE:
+            setattr(self, name, copy.copy(state[name.lstrip("_")]))
+        self._set_scale(self.scale)
+
+    @property
+    def _in_climb(self) -> bool:
+        """Whether the race under way is one of the climb."""
+        return self._start < self.plan.search_start
+
+    @property
+    def _arm_steps(self) -> int:
+        return self.plan.climb_steps if self._in_climb else self.plan.race_steps
+
+    @property
+    def _tried_factor(self) -> float:
+        return self.settings.alpha if self._in_climb else self._factor
+
+    # Moves
+
+    def _enter(self, phase: Phase, step: int, scale: float) -> None:
+        """Begin an arm: from this kept step, at this scale."""
+        self.phase, self.step, self._index, self._trial = phase, step, 0, []
+        if phase in ("control", "restart-control"):
+            self._control = []
+        self._set_scale(scale)
+
+    def _affords(self, steps: int) -> bool:
+        return self.settings.affords(self._spent - self.step + steps, self.plan.train_iters)
+
+    def _swap(self, one: str, other: str) -> None:
+        self._slots[one], self._slots[other] = self._slots[other], self._slots[one]
+
+    def _set_scale(self, scale: float) -> None:
+        self.scale = scale
+        self._keep = Decision(scale_before=scale, scale_after=scale)
+
+    # Words
+
+    def _tell(self, event: Event, reason: str, scale_before: float | None = None, **rest: Any) -> Decision:
+        before = self.scale if scale_before is None else scale_before
+        return Decision(event=event, step=self.step, scale_before=before, scale_after=self.scale, reason=reason, **rest)
+
+    def _verdict(
+        self,
+        event: Event,
+        before: float,
+        reason: str,
+        gain: Gain | None = None,
+        undone: int | None = None,
+        **snapshots: str | None,
+    ) -> Decision:
+        """A decision that discards steps: `undone` of them, or all that were executed, not kept and not yet told."""
+        if undone is None:
+            undone = self._executed - self.step - self._accounted
+        self._accounted += undone
+        numbers = {"gain": gain.mean, "gain_error": gain.error, "threshold": gain.threshold} if gain else {}
+        return self._tell(event, reason, before, discarded_steps=undone, **numbers, **snapshots)
