@@ -37,15 +37,18 @@ def gain(control: Losses, trial: Losses, last: int) -> Gain:
     return _gain(control[-last:], trial[-last:])
 
 
-def left_behind(control: Losses, trial: Losses) -> Gain | None:
-    """The gain of a trial whose last losses lie above the control's by more than the control's standard deviation."""
+def spread(control: Losses) -> float:
+    """Standard deviation of an arm's losses; nan where there are fewer than two."""
+    losses = [loss for loss in control if loss is not None]
+    return statistics.stdev(losses) if len(losses) > 1 else math.nan
+
+
+def left_behind(control: Losses, trial: Losses, spread: float) -> Gain | None:
+    """The gain of a trial whose last losses lie above the control's by more than `spread`, which is the control's."""
     if len(trial) < NOISE_WINDOW:
         return None
     recent = slice(len(trial) - NOISE_WINDOW, len(trial))
-    losses = [loss for loss in control if loss is not None]
-    if len(losses) < 2:
-        return None
-    return _below(_gain(control[recent], trial[recent]), -statistics.stdev(losses))
+    return _below(_gain(control[recent], trial[recent]), -spread)
 
 
 def hopeless(opening: Losses, trial: Losses) -> Gain | None:

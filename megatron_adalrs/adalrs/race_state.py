@@ -6,6 +6,7 @@ import copy
 from dataclasses import asdict
 from typing import Any, Literal
 
+from megatron_adalrs.adalrs import paired
 from megatron_adalrs.adalrs.decision import Decision, Event
 from megatron_adalrs.adalrs.paired import Gain
 from megatron_adalrs.adalrs.plans import RacePlan
@@ -41,6 +42,7 @@ class RaceState:
         self._slots = {"start": "first", "control": "second", "winner": "third"}  # snapshots A and B, and a restart's
         self._opening: list[float | None] = []  # losses of the kept steps up to the search's start
         self._control: list[float | None] = []
+        self._spread: float | None = None  # of the control, once a trial has asked for it
         self._trial: list[float | None] = []
         self._set_scale(1.0)
 
@@ -58,6 +60,7 @@ class RaceState:
         check_same_search(state, self.settings, self.plan, entries=self.state_dict())
         for name in _STATE:
             setattr(self, name, copy.copy(state[name.lstrip("_")]))
+        self._spread = None
         self._set_scale(self.scale)
 
     @property
@@ -73,13 +76,18 @@ class RaceState:
     def _tried_factor(self) -> float:
         return self.settings.alpha if self._in_climb else self._factor
 
+    def _spread_of_control(self) -> float:
+        if self._spread is None:
+            self._spread = paired.spread(self._control)
+        return self._spread
+
     # Moves
 
     def _enter(self, phase: Phase, step: int, scale: float) -> None:
         """Begin an arm: from this kept step, at this scale."""
         self.phase, self.step, self._index, self._trial = phase, step, 0, []
         if phase in ("control", "restart-control"):
-            self._control = []
+            self._control, self._spread = [], None
         self._set_scale(scale)
 
     def _affords(self, steps: int) -> bool:

@@ -167,7 +167,7 @@ class RobustController(RaceState):
         return self._tell(Event.TRIAL_STARTED, reason, self._base, **snapshots)
 
     def _in_trial(self, finite: bool) -> Decision:
-        behind = paired.left_behind(self._control, self._trial)
+        behind = paired.left_behind(self._control, self._trial, self._spread_of_control())
         if not finite:
             return self._lost(Event.ABORTED, "a loss of the trial is not finite")
         if behind:
@@ -275,6 +275,7 @@ class RobustController(RaceState):
         self._spent_at_start = self._spent
         self._set_scale(tried)
         self._base = tried
+        self._factor = math.sqrt(self.settings.alpha)  # the steps down are coarse, and the last may be one too many
         reason = f"{against}: scale {before:.4g} -> {self.scale:.4g} from the first step on"
         if self._may_restart(tried):
             self._enter("restart-control", lead, tried / self.settings.alpha)
