@@ -10,6 +10,7 @@ from datetime import timedelta
 import psutil
 import torch.distributed as dist
 
+from megatron_adalrs.engine.build_lock import remove_abandoned_locks
 from megatron_adalrs.parallel.topology import Grid
 
 # DeepSpeed's banner at import and its use of collectives that torch has renamed tell a user nothing.
@@ -40,6 +41,7 @@ def init_distributed(grid: Grid, timeout_minutes: float = 10.0) -> None:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     else:
         dist.init_process_group(backend, timeout=timeout)
+    remove_abandoned_locks(tell=lambda text: print(text, flush=True))
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
 
 
