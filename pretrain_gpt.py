@@ -16,7 +16,7 @@ SECONDS_FOR_THE_FIRST_RANK = 20.0
 def main() -> int:
     """Exit code: 0 the run is complete, 2 it was asked for something impossible, 143 it was interrupted and saved.
 
-    With --check-ranks-every also 3: ranks have come apart.
+    With --check-ranks-every also 3: ranks have come apart. 4: another rank was lost.
     """
     adopt_launch_environment()
     is_first_rank = os.environ.get("RANK", "0") == "0"
@@ -31,6 +31,7 @@ def main() -> int:
             print(dry_run(config), flush=True)
             return 0
         from megatron_adalrs.build import build_trainer, end_distributed
+        from megatron_adalrs.heartbeat import watched
         from megatron_adalrs.rank_check import RanksDiffer
     except (ValueError, OSError) as error:
         return refuse(error, is_first_rank)
@@ -43,7 +44,9 @@ def main() -> int:
             trainer = build_trainer(config)
         except (ValueError, OSError) as error:
             return refuse(error, is_first_rank)
-        return trainer.train()
+        rank, world_size = trainer.grid.rank, trainer.grid.world_size
+        with watched(rank, world_size, config.run.heartbeat_timeout, lambda: trainer.state.step):
+            return trainer.train()
     except RanksDiffer as error:
         return refuse(error, is_first_rank, 3)
     finally:

@@ -56,7 +56,7 @@ def build_trainer(config: Config) -> Trainer:
     global_batch_size = config.global_batch_size(grid.data.size)
     deepspeed_settings(config, grid.data.size)
     require_supported(config.training.precision)
-    init_distributed(grid)
+    init_distributed(grid, config.run.distributed_timeout_minutes)
     grid = grid.with_groups()
     config = on_first_rank(lambda: with_run_dir(config))
     resumed = on_first_rank(lambda: checkpoint_to_resume(config.run))

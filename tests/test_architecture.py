@@ -23,6 +23,7 @@ LAYERS = [  # a module imports only from its own line and the lines below
         "metrics",
         "random_state",
         "stop_signal",
+        "heartbeat",
         "launch_environment",
         "data",
         "report",

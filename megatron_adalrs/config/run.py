@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from megatron_adalrs.config.base import Group, require
 
@@ -50,6 +50,10 @@ class RunConfig(Group):
     """With --dry-run: number of ranks to plan for. Default: the launcher's."""
     check_ranks_every: NonNegativeInt = 0
     """Debugging: every so many steps, compare what all ranks must agree on and stop where they do not. 0: never."""
+    distributed_timeout_minutes: PositiveFloat = 10.0
+    """Minutes after which a rank gives up waiting for the others in a collective."""
+    heartbeat_timeout: NonNegativeFloat = 60.0
+    """Seconds of silence after which the other ranks take one for lost and leave, with exit code 4. 0: none watches."""
     local_rank: int | None = None
     """Passed by the DeepSpeed launcher; the environment decides."""
 

@@ -1,0 +1,230 @@
+"""Ranks that watch each other: when one dies or stands still, the others leave within a bounded time and name it.
+
+Collectives alone wait for a lost rank until their own timeout, and then cannot say which one it was. Here every rank
+has a thread that writes a beat into the key-value store of torch.distributed and reads that of the next rank: two keys
+a rank and interval, whatever the number of ranks. Who finds its neighbour silent writes a verdict, which all read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch.distributed as dist
+
+LOST = 4
+"""Exit code of a rank that leaves because another one was lost."""
+ROUNDS = 6
+"""Intervals without a new beat after which a rank counts as silent."""
+PACKAGE = Path(__file__).resolve().parent
+
+
+class Store(Protocol):
+    """What is used of torch's key-value stores."""
+
+    def set(self, key: str, value: str) -> None: ...
+
+    def get(self, key: str) -> bytes: ...
+
+    def check(self, keys: list[str]) -> bool: ...
+
+
+class Heartbeat:
+    """This rank's beat, and its eye on the next rank.
+
+    Silence is counted in this rank's own rounds, not by a clock, so that a job that was suspended as a whole goes on.
+
+    Args:
+        rank, world_size: of this process in the whole job.
+        timeout: seconds of silence after which a rank counts as lost.
+        progress: this rank's kept steps completed.
+        store: a connection of its own to the job's store: a thread that waits in one would hold up the others.
+        leave: what ends the process; the main thread may be inside a collective that never returns.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        timeout: float,
+        progress: Callable[[], int],
+        store: Store,
+        leave: Callable[[int], Any] = os._exit,
+    ) -> None:
+        self.rank, self.world_size, self.timeout = rank, world_size, timeout
+        self._progress, self._store, self._leave = progress, store, leave
+        self._prefix = f"heartbeat/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        self._main_thread = threading.main_thread().ident
+        self._ended = threading.Event()
+        self._rounds = 0
+        self._silent = 0
+        self._last: bytes | None = None
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """The run ends in an orderly way: the neighbours must not take the silence for a loss."""
+        if not self._ended.is_set():
+            self._ended.set()
+            try:
+                self._store.set(self._key(self.rank), json.dumps({"ended": True}))
+            except RuntimeError:  # the store's rank has ended first
+                return
+
+    def explain(self, error: BaseException) -> str:
+        """Who is lost, after a collective has failed on this rank; waits until silence tells, at most `timeout`.
+
+        Returns:
+            One sentence; about all ranks' places where none is silent, such as when one is stuck.
+        """
+        first = self._first_line(error)
+        before = self._beats()
+        self._ended.wait(self.timeout)
+        after = self._beats()
+        if after is None:
+            return f"{self._here()}: {first}; {self._store_is_gone()}"
+        silent = [rank for rank in after if not _ended(after[rank]) and after[rank] == (before or {}).get(rank)]
+        silent = [rank for rank in silent if rank != self.rank]
+        if silent:
+            return f"{self._here()}: {first}; lost: {'; '.join(_told(rank, after[rank]) for rank in silent)}"
+        places = "; ".join(_told(rank, beat, with_place=True) for rank, beat in after.items() if not _ended(beat))
+        return f"{self._here()}: {first}; no rank is silent. {places}"
+
+    def _run(self) -> None:
+        interval = self.timeout / ROUNDS
+        failures = 0
+        while not self._ended.wait(interval):
+            try:
+                self._beat()
+                verdict = self._look()
+                failures = 0
+            except RuntimeError:  # of torch.distributed: the store does not answer
+                failures += 1
+                verdict = self._store_is_gone() if failures >= ROUNDS // 2 else None
+            if verdict and not self._ended.is_set():
+                print(f"error: {self._here()}: {verdict}", file=sys.stderr, flush=True)
+                self._leave(LOST)
+                return
+
+    def _beat(self) -> None:
+        self._rounds += 1
+        beat = {
+            "round": self._rounds, "host": socket.gethostname(), "pid": os.getpid(), "step": self._progress(),
+            "place": place_of(sys._current_frames().get(self._main_thread)),
+        }  # fmt: skip
+        self._store.set(self._key(self.rank), json.dumps(beat))
+
+    def _look(self) -> str | None:
+        """The verdict on who is lost: another rank's, or this one's on its neighbour."""
+        verdict = f"{self._prefix}/lost"
+        if self._store.check([verdict]):
+            return self._store.get(verdict).decode()
+        neighbour = (self.rank + 1) % self.world_size
+        key = self._key(neighbour)
+        beat = self._store.get(key) if self._store.check([key]) else None
+        self._silent = self._silent + 1 if beat == self._last and not _ended(beat) else 0
+        self._last = beat
+        if self._silent < ROUNDS:
+            return None
+        found = f"nothing was heard for {self.timeout:g} s from {_told(neighbour, beat)}"
+        self._store.set(verdict, found)
+        return found
+
+    def _beats(self) -> dict[int, bytes] | None:
+        """The last beat of every rank that has beaten; None: the store does not answer."""
+        try:
+            keys = {rank: self._key(rank) for rank in range(self.world_size)}
+            return {rank: self._store.get(key) for rank, key in keys.items() if self._store.check([key])}
+        except RuntimeError:
+            return None
+
+    def _key(self, rank: int) -> str:
+        return f"{self._prefix}/{rank}"
+
+    def _here(self) -> str:
+        return f"rank {self.rank} on {socket.gethostname()} leaves at step {self._progress()}"
+
+    def _store_is_gone(self) -> str:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        return f"rank 0 or its host is lost: the store at {where} does not answer"
+
+    @staticmethod
+    def _first_line(error: BaseException) -> str:
+        lines = str(error).strip().splitlines()
+        return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def watched(rank: int, world_size: int, timeout: float, progress: Callable[[], int]) -> Iterator[None]:
+    """Train under a heartbeat. Nothing is watched where there is one rank, or where `timeout` is 0.
+
+    When a collective fails, what is known about the other ranks is printed, and the process ends with `LOST`.
+    """
+    if world_size == 1 or not timeout:
+        yield
+        return
+    heartbeat = Heartbeat(rank, world_size, timeout, progress, connect(timeout))
+    heartbeat.start()
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_failed_collective(error):
+            raise
+        print(f"error: {heartbeat.explain(error)}", file=sys.stderr, flush=True)
+        # Not through the interpreter's end: destructors of the process group would wait for the lost rank.
+        os._exit(LOST)
+    finally:
+        heartbeat.stop()
+
+
+def is_failed_collective(error: RuntimeError) -> bool:
+    """Whether it is the process group that failed: torch's own types, or gloo's words."""
+    text = str(error)
+    return isinstance(error, dist.DistError) or "gloo" in text or "Connection closed by peer" in text
+
+
+def connect(timeout: float) -> dist.TCPStore:
+    """A connection of its own to the store that the launcher or rank 0 serves.
+
+    Raises:
+        RuntimeError: of torch.distributed, when nothing answers within `timeout` seconds.
+    """
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=timeout))
+
+
+def place_of(frame: FrameType | None) -> str:
+    """Where a thread stands: its innermost function, and the innermost one of this package that led there."""
+    inner = None
+    while frame is not None:
+        code = frame.f_code
+        file = Path(code.co_filename)
+        here = f"{code.co_name} ({file.name}:{frame.f_lineno})"
+        inner = inner or here
+        if PACKAGE in file.parents:
+            return here if here == inner else f"{inner}, called from {here}"
+        frame = frame.f_back
+    return inner or "an unknown place"
+
+
+def _ended(beat: bytes | None) -> bool:
+    return beat is not None and bool(json.loads(beat).get("ended"))
+
+
+def _told(rank: int, beat: bytes | None, with_place: bool = False) -> str:
+    if beat is None:
+        return f"rank {rank}, which never came up"
+    told = json.loads(beat)
+    place = f", in {told['place']}" if with_place else ""
+    return f"rank {rank} on {told['host']} (process {told['pid']}, step {told['step']}{place})"

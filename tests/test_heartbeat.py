@@ -1,0 +1,190 @@
+"""Ranks that watch each other: a rank that dies or stands still is named by the others within a bounded time."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+import torch.distributed as dist
+
+from megatron_adalrs.heartbeat import LOST, ROUNDS, Heartbeat, is_failed_collective, place_of
+from tests.data.corpora import counting_corpus
+
+ROOT = Path(__file__).parent.parent
+TIMEOUT = 0.6
+
+
+class Job:
+    """Heartbeats of several ranks in one process, on one store."""
+
+    def __init__(self, ranks: int) -> None:
+        patience = timedelta(seconds=10)
+        self.server = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=patience, wait_for_workers=False)
+        self.left: dict[int, int] = {}
+        self.beats = [self.beat(rank, ranks) for rank in range(ranks)]
+
+    def beat(self, rank: int, ranks: int) -> Heartbeat:
+        store = dist.TCPStore("127.0.0.1", self.server.port, is_master=False, timeout=timedelta(seconds=10))
+        return Heartbeat(rank, ranks, TIMEOUT, lambda: 7, store, lambda code: self.left.update({rank: code}))
+
+    def freeze(self, rank: int) -> None:
+        """As if its process had stopped: no more beats, no orderly end."""
+        self.beats[rank]._ended.set()
+
+
+@pytest.fixture
+def job() -> Iterator[Job]:
+    job = Job(3)
+    yield job
+    for beat in job.beats:
+        beat.stop()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def waited(condition: Callable[[], bool], seconds: float = 10 * TIMEOUT) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+def test_the_others_leave_when_a_rank_falls_silent(job: Job, capfd: pytest.CaptureFixture[str]) -> None:
+    for beat in job.beats:
+        beat.start()
+    assert not waited(lambda: bool(job.left), 2 * TIMEOUT)
+    job.freeze(1)
+    assert waited(lambda: set(job.left) == {0, 2})
+    assert set(job.left.values()) == {LOST}
+    told = capfd.readouterr().err
+    assert re.search(r"rank 0 on \S+ leaves at step 7: nothing was heard for 0.6 s from rank 1 on \S+ \(process", told)
+    assert re.search(r"rank 2 on \S+ leaves at step 7: .* from rank 1 on ", told)
+
+
+def test_a_rank_that_ends_in_order_is_not_missed(job: Job) -> None:
+    for beat in job.beats:
+        beat.start()
+    time.sleep(TIMEOUT)
+    for beat in job.beats[1:]:
+        beat.stop()
+    assert not waited(lambda: bool(job.left), 3 * TIMEOUT)
+
+
+def test_a_rank_that_never_came_up_is_named(job: Job, capfd: pytest.CaptureFixture[str]) -> None:
+    job.beats[0].start()
+    assert waited(lambda: job.left == {0: LOST})
+    assert "rank 1, which never came up" in capfd.readouterr().err
+
+
+def test_a_lost_store_is_a_lost_first_rank(job: Job, capfd: pytest.CaptureFixture[str]) -> None:
+    class Gone:
+        def check(self, *_: str) -> bool:
+            raise dist.DistNetworkError("connection reset")
+
+        set = get = check
+
+    job.beats[2]._store = Gone()
+    job.beats[2].start()
+    assert waited(lambda: job.left == {2: LOST})
+    assert "rank 0 or its host is lost" in capfd.readouterr().err
+
+
+def test_after_a_failed_collective_who_is_silent_is_named_and_otherwise_where_all_are(job: Job) -> None:
+    for beat in job.beats:
+        beat.start()
+    time.sleep(TIMEOUT)
+    error = RuntimeError("Timed out waiting 600000ms for recv operation to complete")
+    told = job.beats[0].explain(error)
+    assert told.startswith("rank 0 on ") and "Timed out waiting" in told and "no rank is silent" in told
+    assert all(re.search(rf"rank {rank} on \S+ \(process \d+, step 7, in \w+ \(", told) for rank in range(3))
+    job.freeze(2)
+    assert waited(lambda: not job.beats[2]._thread.is_alive())
+    assert re.search(r"; lost: rank 2 on \S+ \(process \d+, step 7\)$", job.beats[0].explain(error))
+
+
+def test_silence_is_counted_in_own_rounds(job: Job) -> None:
+    """A job that was suspended as a whole goes on, however long it slept."""
+    watcher = job.beats[0]
+    for _ in range(ROUNDS - 1):
+        watcher._beat()
+        assert watcher._look() is None
+    watcher._beat()
+    assert "rank 1" in (watcher._look() or "")
+
+
+def test_only_failures_of_the_process_group_are_about_other_ranks() -> None:
+    assert is_failed_collective(dist.DistBackendError("NCCL error"))
+    assert is_failed_collective(RuntimeError("[gloo/transport/tcp/pair.cc:549] Connection closed by peer"))
+    assert not is_failed_collective(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_a_place_is_the_innermost_function_and_the_one_of_ours_that_led_there() -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def stuck() -> None:
+        entered.set()
+        leave.wait()
+
+    thread = threading.Thread(target=stuck)
+    thread.start()
+    entered.wait()
+    place = place_of(sys._current_frames()[thread.ident])
+    leave.set()
+    thread.join()
+    assert re.match(r"wait \(threading.py:\d+\)", place)
+    assert place_of(None) == "an unknown place"
+
+
+@pytest.mark.parametrize("signal_sent", [signal.SIGSTOP, signal.SIGKILL], ids=lambda s: s.name)
+def test_a_real_rank_that_stops_or_dies_is_named_by_the_other(tmp_path: Path, signal_sent: signal.Signals) -> None:
+    """Without a launcher that would notice, as when the rank is on another node."""
+    data = counting_corpus(tmp_path / "counting")
+    flags = {
+        "preset": "llama-tiny", "num_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "seq_length": 16,
+        "vocab_size": 50, "data_path": data, "split": "8,1,1", "lr": 1e-3, "micro_batch_size": 1,
+        "train_iters": 100_000, "log_interval": 10, "run_dir": tmp_path / "run", "heartbeat_timeout": 3,
+    }  # fmt: skip
+    command = [sys.executable, str(ROOT / "pretrain_gpt.py")]
+    command += [text for name, value in flags.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    environment = os.environ | {
+        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1",
+        "LOCAL_SIZE": "2",
+    }  # fmt: skip
+    ranks = [
+        subprocess.Popen(
+            command, env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, cwd=ROOT, text=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        steps = tmp_path / "run" / "metrics.jsonl"
+        assert waited(lambda: steps.exists() and steps.read_text().count('"train"') > 20, 120)
+        pid = ranks[1].pid
+        ranks[1].send_signal(signal_sent)
+        started = time.monotonic()
+        _, told = ranks[0].communicate(timeout=60)
+        assert time.monotonic() - started < 30
+        assert ranks[0].returncode == LOST
+        assert re.search(rf"rank 0 on \S+ leaves at step \d+: .*rank 1 on \S+ \(process {pid}, step \d+", told)
+        assert "Traceback" not in told
+    finally:
+        for process in ranks:
+            if psutil.pid_exists(process.pid):
+                process.kill()
+            process.wait()
