@@ -58,9 +58,7 @@ def open_weights(checkpoint: Path, config: ModelConfig, vocab_size: int) -> tupl
             raise ValueError(f"{FINETUNE_FROM}: {checkpoint} has {name} {theirs[name]!r}, this run has {value!r}")
     pipe, tensor = (saved.get(f"{axis}_model_parallel_size", 1) for axis in ("pipeline", "tensor"))
     try:
-        weights = SavedWeights(
-            checkpoint / ENGINE, model, theirs["vocab_size"], saved["zero_stage"], pipe, tensor
-        )  # fmt: skip
+        weights = SavedWeights(checkpoint / ENGINE, model, theirs["vocab_size"], saved["zero_stage"], pipe, tensor)
     except ValueError as error:
         raise ValueError(f"{FINETUNE_FROM}: {error}") from None
     return weights, int(state["progress"]["step"])

@@ -16,7 +16,6 @@ MODEL = {
     "preset": "qwen2-tiny", "num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_query_groups": 2,
     "untie_embeddings_and_output_weights": False, "make_vocab_size_divisible_by": 3,
 }  # fmt: skip
-# Of two ranks, of four, of one
 SAVED = {
     "zero1": {"zero_stage": 1},
     "zero3": {"zero_stage": 3},
@@ -24,8 +23,10 @@ SAVED = {
     "tensor": {TENSOR: 2, "sequence_parallel": True},
     "pipe": {PIPE: 2},
 }
-SAVED_BY_FOUR = {"tensor x zero3": {TENSOR: 2, "zero_stage": 3}, "tensor x pipe": {TENSOR: 2, PIPE: 2, "bf16": True,
-    "zero_stage": 1}}  # fmt: skip
+SAVED_BY_FOUR = {
+    "tensor x zero3": {TENSOR: 2, "zero_stage": 3},
+    "tensor x pipe": {TENSOR: 2, PIPE: 2, "bf16": True, "zero_stage": 1},
+}
 READ = [
     ("tensor", {"zero_stage": 3}),
     ("zero3", {TENSOR: 2}),
@@ -54,9 +55,8 @@ def read(values: dict[str, Any], saved: dict[str, Any], folder: str) -> tuple[fl
     config = runs.tiny_config(**MODEL | values | {"make_vocab_size_divisible_by": 8, "seed": 5})
     grid = runs.grid_of(config)
     theirs = runs.tiny_config(**MODEL | saved)
-    weights = SavedWeights(
-        Path(folder), theirs.model, runs.VOCABULARY, saved.get("zero_stage", 0), saved.get(PIPE, 1), saved.get(TENSOR, 1)
-    )
+    axes = saved.get(PIPE, 1), saved.get(TENSOR, 1)
+    weights = SavedWeights(Path(folder), theirs.model, runs.VOCABULARY, theirs.training.zero_stage, *axes)
     engine = build_engine(config, runs.VOCABULARY, grid, weights)
     loss = loss_of(engine, config, grid)
     engine.tensors_written()
