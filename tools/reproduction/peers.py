@@ -110,7 +110,7 @@ def range_test(
     """
     from deepspeed.runtime.lr_schedules import LRRangeTest
 
-    steps = max(50, config.training.train_iters // 10)
+    steps = min(config.training.train_iters, max(50, config.training.train_iters // 10))
     optimizer = build_optimizer(model, config.optimizer)
     lowest = RANGE * config.optimizer.lr
     ramp = LRRangeTest(optimizer, lr_range_test_min_lr=lowest, lr_range_test_step_size=1)
