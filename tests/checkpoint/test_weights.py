@@ -54,6 +54,17 @@ def test_a_run_begins_afresh_with_the_weights_of_another(
         assert found.loss[0] < drawn.loss[0] - 1, "these are not trained weights"
 
 
+def test_two_ranks_under_zero_3_begin_with_the_weights_that_one_rank_left(
+    one_rank: Ranks, two_ranks: Ranks, data: Path, source: Path, tmp_path: Path
+) -> None:
+    config = values(data, tmp_path / "one", finetune_from=str(source), train_iters=3, hidden_dropout=0.0)
+    assert one_rank.run(trained, config) == [0]
+    other = config | {"run_dir": str(tmp_path / "two"), "micro_batch_size": 2, "zero_stage": 3}
+    assert two_ranks.run(trained, other) == [0, 0]
+    expected = read_run(tmp_path / "one").train.loss.tolist()
+    assert read_run(tmp_path / "two").train.loss.tolist() == pytest.approx(expected, rel=1e-5)
+
+
 def test_resumed_it_goes_on_from_its_own_checkpoint_and_may_still_go_back_to_those_weights(
     one_rank: Ranks, data: Path, source: Path, tmp_path: Path
 ) -> None:
