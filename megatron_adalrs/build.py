@@ -16,7 +16,7 @@ import yaml
 from megatron_adalrs import checkpoint
 from megatron_adalrs.adalrs.controller import build_controller
 from megatron_adalrs.adalrs.host_buffers import require_room
-from megatron_adalrs.config import Config, RunConfig
+from megatron_adalrs.config import Config
 from megatron_adalrs.data.gpt_dataset import GPTDataset, build_gpt_datasets, check_vocabulary
 from megatron_adalrs.data.indexed_dataset import IndexedDataset
 from megatron_adalrs.data.loader import BatchLoader
@@ -59,8 +59,10 @@ def build_trainer(config: Config) -> Trainer:
     init_distributed(grid, config.run.distributed_timeout_minutes)
     grid = grid.with_groups()
     config = on_first_rank(lambda: with_run_dir(config))
-    resumed = on_first_rank(lambda: checkpoint_to_resume(config.run))
+    resumed = on_first_rank(lambda: checkpoint.checkpoint_to_resume(config.run))
     saved = on_first_rank(lambda: checkpoint.read_state(resumed)) if resumed else None
+    source = on_first_rank(lambda: checkpoint.source_of_weights(config.run, saved))
+    config = with_source(config, source)
     vocab_size = on_first_rank(lambda: resolve_vocab_size(config))
     if resumed and saved:
         checkpoint.require_fitting(resumed, saved, config, grid)
@@ -78,6 +80,10 @@ def build_trainer(config: Config) -> Trainer:
         checkpoint.require_identity(resumed, saved, identity(saved["progress"]["consumed_samples"]))
         state = TrainState(**saved["progress"])
         controller.load_state_dict(saved["controller"])
+    # A search under way may still go back to the weights that the run began with.
+    weights = weights_step = None
+    if source and (not resumed or controller.needs_initial):
+        weights, weights_step = on_every_rank(lambda: checkpoint.open_weights(source, config.model, vocab_size))
     plan = plan_run(config, vocab_size, grid.shape, computes_on_cpu())
     snapshot_bytes = plan.stages[grid.pipe.rank].snapshot
     directory = config.adalrs.snapshot_dir if config.adalrs.enabled else None
@@ -86,12 +92,15 @@ def build_trainer(config: Config) -> Trainer:
     on_first_rank(lambda: write_config(config))
 
     parameters = count_parameters(config.model, vocab_size)
+    origin = f"resumed from {resumed} at step {state.step}" if resumed else None
+    if source and not resumed:
+        origin = f"weights of {source}, step {weights_step}"
     announce(
-        f"{opening(config, grid, parameters, snapshot_bytes, data_order, resumed, state)}\n{describe(plan)}",
+        f"{opening(config, grid, parameters, snapshot_bytes, data_order, origin)}\n{describe(plan)}",
         grid.is_first,
     )
     seed_everything(config.training.seed, grid.tensor_group)
-    engine = build_engine(config, vocab_size, grid)
+    engine = build_engine(config, vocab_size, grid, weights)
     initial = None
     if resumed:
         if controller.needs_initial:
@@ -127,6 +136,8 @@ def build_trainer(config: Config) -> Trainer:
             "vocab_size": vocab_size,
             "data_order": data_order,
             "snapshot_bytes": snapshot_bytes,
+            "weights_from": str(source) if source else None,
+            "weights_step": weights_step,
         },
     )
     return Trainer(
@@ -145,14 +156,9 @@ def build_trainer(config: Config) -> Trainer:
     )
 
 
-def checkpoint_to_resume(run: RunConfig) -> Path | None:
-    """The checkpoint that `--load` or `--auto-resume` means; None to start afresh.
-
-    Raises:
-        ValueError: there is none that can be loaded, although one is asked for, or one was there.
-    """
-    load = run.load or (run.save if run.auto_resume and checkpoint.has_checkpoint(run.save) else None)
-    return checkpoint.find_checkpoint(load, run.strict_load, run.verify_checkpoint) if load else None
+def with_source(config: Config, source: Path | None) -> Config:
+    """The configuration with the very checkpoint that its weights come from: a folder may get newer ones."""
+    return config.model_copy(update={"run": config.run.model_copy(update={"finetune_from": source})})
 
 
 def ranks_on_this_host() -> int:
@@ -256,10 +262,9 @@ def opening(
     parameters: int,
     snapshot_bytes: int,
     data_order: str,
-    resumed: Path | None,
-    state: TrainState,
+    origin: str | None,
 ) -> str:
-    """What a person reads before the first step."""
+    """What a person reads before the first step. `origin`: what the run begins with, unless with weights drawn."""
     training = config.training
     tokens = config.global_batch_size(grid.data.size) * config.model.seq_length
     axes = [f"{getattr(grid.shape, name)} {name}" for name in AXES if getattr(grid.shape, name) > 1]
@@ -273,8 +278,8 @@ def opening(
         f"{training.precision}; {training.train_iters} steps of {tokens} tokens{counted}",
         f"data order {data_order}",
     ]
-    if resumed:
-        lines.append(f"resumed from {resumed} at step {state.step}")
+    if origin:
+        lines.append(origin)
     if config.adalrs.enabled:
         lines.append(about_the_search(config, snapshot_bytes))
     return "\n".join(lines)

@@ -68,6 +68,9 @@ class RunEvent:
     data_order: str | None = None
     snapshot_bytes: int | None = None
     snapshot_seconds: float | None = None
+    weights_from: str | None = None
+    """Checkpoint whose weights the run began with."""
+    weights_step: int | None = None
     message: str | None = None
 
 

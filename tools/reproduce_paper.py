@@ -26,10 +26,10 @@ from collections.abc import Sequence
 
 from reproduction.cluster import CLUSTER_SCALES
 from reproduction.options import check, chosen_scale, parse
-from reproduction.plan import EXPERIMENTS, PEERS, Scale
+from reproduction.plan import EXPERIMENTS, Scale
 
 DEFAULT_EXPERIMENTS = tuple(name for name in EXPERIMENTS if name not in ("second-corpus", "larger-model"))
-_PEER_MODULES = {"prodigy": "prodigyopt", "schedulefree": "schedulefree"}
+_PEER_MODULES = ("prodigyopt", "schedulefree")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,15 +99,17 @@ def reproduce(options: argparse.Namespace, scale: Scale, command: str) -> int:
         prepare_corpora(output / "data", {study.corpus for study, _ in studies}, scale.corpus_mb)
         corpora = {study.name: output / "data" / study.corpus for study, _ in studies}
         runner = Runner(output, scale, corpora, options.jobs, held)
-        grid = [run for study, names in studies for run in plan.grid_runs(study, names, scale, seeds)]
-        results = Results(runner.execute(grid, tell))
-        best = {
-            (study.name, schedule): results.best_rate(study.name, schedule, scale.rates)
-            for study, schedules in studies
-            for schedule in schedules
-        }
-        for (study, schedule), rate in best.items():
-            tell(f"best fixed rate of {study}, {schedule}: {rate:g}")
+        best: dict[tuple[str, str], float] = {}
+        results = Results([])
+        # What goes on from checkpoints waits for the runs that leave them.
+        for is_continual in (False, True):
+            chosen = [(study, names) for study, names in studies if (study == plan.CONTINUAL) == is_continual]
+            source = best[plan.MAIN.name, scale.schedules[0]] if is_continual and chosen else None
+            grid = [run for study, names in chosen for run in plan.grid_runs(study, names, scale, seeds, source)]
+            results = Results([*results.all, *(runner.execute(grid, tell) if grid else ())])
+            for study, schedule in ((study.name, schedule) for study, names in chosen for schedule in names):
+                best[study, schedule] = results.best_rate(study, schedule)
+                tell(f"best fixed rate of {study}, {schedule}: {best[study, schedule]:g}")
         rest = plan.runs_after_grid(experiments, scale, seeds, best)
         results = Results({result.name: result for result in [*results.all, *runner.execute(rest, tell)]}.values())
         about = [
@@ -134,7 +136,7 @@ def possible_experiments(asked: Sequence[str] | None) -> list[str]:
         ValueError: a package that one of those asked for needs is missing.
     """
     experiments = list(asked or DEFAULT_EXPERIMENTS)
-    missing = [_PEER_MODULES[name] for name in PEERS if importlib.util.find_spec(_PEER_MODULES[name]) is None]
+    missing = [name for name in _PEER_MODULES if importlib.util.find_spec(name) is None]
     if "peers" in experiments and missing:
         message = f"peers needs {' and '.join(missing)}: pip install 'megatron-adalrs[peers]'"
         if asked:

@@ -13,23 +13,27 @@ instant leaves the previous ones untouched.
 save.py      writing and publishing one, removing old ones
 manifest.py  what a checkpoint consists of, and what is wrong with it
 load.py      finding the one to resume from, and loading it
+weights.py   a new run's initial weights from one
 fitting.py   whether it is of this run's model, grid and data
 """
 
 from __future__ import annotations
 
 from megatron_adalrs.checkpoint.fitting import require_fitting, require_identity
-from megatron_adalrs.checkpoint.load import find_checkpoint, has_checkpoint, load_checkpoint, read_state
+from megatron_adalrs.checkpoint.load import checkpoint_to_resume, find_checkpoint, load_checkpoint, read_state
 from megatron_adalrs.checkpoint.manifest import find_damage
 from megatron_adalrs.checkpoint.save import save_checkpoint
+from megatron_adalrs.checkpoint.weights import open_weights, source_of_weights
 
 __all__ = [
+    "checkpoint_to_resume",
     "find_checkpoint",
     "find_damage",
-    "has_checkpoint",
     "load_checkpoint",
+    "open_weights",
     "read_state",
     "require_fitting",
     "require_identity",
     "save_checkpoint",
+    "source_of_weights",
 ]

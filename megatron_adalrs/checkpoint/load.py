@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_adalrs.checkpoint.manifest import ENGINE, MANIFEST, STATE, find_damage, random_name, read_json
+from megatron_adalrs.config import RunConfig
 from megatron_adalrs.engine import Engine
 from megatron_adalrs.parallel.collectives import on_every_rank
 from megatron_adalrs.parallel.topology import Grid
@@ -31,19 +32,20 @@ def has_checkpoint(load: Path) -> bool:
     return any(checkpoints_in(folder) for folder in _folders(load))
 
 
-def find_checkpoint(load: Path, strict: bool = False, verify: bool = False) -> Path:
+def find_checkpoint(load: Path, strict: bool = False, verify: bool = False, flag: str = "--load") -> Path:
     """The checkpoint that `--load` means: `load` itself, or the newest complete one in it or in its `checkpoints`.
 
     Args:
         strict: refuse a damaged newest one, instead of passing over it with a warning.
         verify: compare hashes, and not presence and sizes alone.
+        flag: what `load` was given with, for messages.
 
     Raises:
         ValueError: there is none; damaged ones are named.
     """
     if (load / STATE).exists() or (load / MANIFEST).exists():
         if damage := find_damage(load, verify):
-            raise ValueError(f"--load: {load} is damaged: {damage}")
+            raise ValueError(f"{flag}: {load} is damaged: {damage}")
         return load
     candidates = sorted((path for folder in _folders(load) for path in checkpoints_in(folder)), key=step_of)
     damaged: list[str] = []
@@ -56,13 +58,23 @@ def find_checkpoint(load: Path, strict: bool = False, verify: bool = False) -> P
         damaged.append(f"{candidate}: {damage}")
         if strict:
             raise ValueError(
-                f"--load: the newest checkpoint is damaged: {damaged[0]}; without --strict-load an older one is taken"
+                f"{flag}: the newest checkpoint is damaged: {damaged[0]}; without --strict-load an older one is taken"
             )
     found = f"; damaged: {'; '.join(damaged)}" if damaged else ""
-    raise ValueError(f"--load: no checkpoint in {load}: expected {load}/iter_NNNNNNN with its {MANIFEST}{found}")
+    raise ValueError(f"{flag}: no checkpoint in {load}: expected {load}/iter_NNNNNNN with its {MANIFEST}{found}")
 
 
-def read_state(checkpoint: Path) -> dict[str, Any]:
+def checkpoint_to_resume(run: RunConfig) -> Path | None:
+    """The checkpoint that `--load` or `--auto-resume` means; None to start afresh.
+
+    Raises:
+        ValueError: there is none that can be loaded, although one is asked for, or one was there.
+    """
+    load = run.load or (run.save if run.auto_resume and has_checkpoint(run.save) else None)
+    return find_checkpoint(load, run.strict_load, run.verify_checkpoint) if load else None
+
+
+def read_state(checkpoint: Path, flag: str = "--load") -> dict[str, Any]:
     """What `save_checkpoint` was given, plus `world_size`.
 
     Raises:
@@ -71,7 +83,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     try:
         return read_json(checkpoint / STATE)
     except (OSError, ValueError) as error:
-        raise ValueError(f"--load: cannot read {checkpoint / STATE}: {error}") from None
+        raise ValueError(f"{flag}: cannot read {checkpoint / STATE}: {error}") from None
 
 
 def load_checkpoint(engine: Engine, grid: Grid, checkpoint: Path) -> None:

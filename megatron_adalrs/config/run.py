@@ -20,6 +20,10 @@ class RunConfig(Group):
     """Folder of checkpoints. Default: <run_dir>/checkpoints."""
     load: Path | None = None
     """Resume from the newest checkpoint in this folder (or run directory), or from this very checkpoint."""
+    finetune_from: Path | None = None
+    """Begin a new run with the weights alone of the newest checkpoint in this folder (or run directory), or of this
+    very checkpoint: step, optimizer, schedule, data order and search are fresh. On any grid, precision and ZeRO stage.
+    A run that was begun so and is resumed goes on from its own checkpoint."""
     auto_resume: bool = False
     """Resume from the newest complete checkpoint in save, if there is one; for jobs that are put back in a queue."""
     strict_load: bool = False

@@ -4,6 +4,7 @@ build_lock.py           locks of DeepSpeed's compiled operators that a killed pr
 process.py              the import, the process group, memory
 data_parallel.py        Engine: DeepSpeed's own engine, ZeRO 0-3, and everything that both engines share
 pipeline.py             PipelineParallelEngine: DeepSpeed's PipelineEngine, ZeRO 0-1
+saved_weights.py        weights alone, from what an engine of any grid saved
 masters.py              weights made anew from the optimizer's masters
 model_parallel_unit.py  the grid in DeepSpeed's words
 """
@@ -21,11 +22,14 @@ from megatron_adalrs.engine.process import (
     memory_bytes,
     require_supported,
 )
+from megatron_adalrs.engine.saved_weights import SavedWeights
+from megatron_adalrs.model.gpt import WeightSource
 from megatron_adalrs.parallel.topology import Grid
 
 __all__ = [
     "Engine",
     "PipelineParallelEngine",
+    "SavedWeights",
     "StepResult",
     "build_engine",
     "computes_on_cpu",
@@ -39,7 +43,12 @@ __all__ = [
 ]
 
 
-def build_engine(config: Config, vocab_size: int, grid: Grid) -> Engine:
-    """The engine that the grid calls for, with initial weights. `vocab_size`: before padding. Collective."""
+def build_engine(config: Config, vocab_size: int, grid: Grid, weights: WeightSource | None = None) -> Engine:
+    """The engine that the grid calls for, with initial weights. Collective.
+
+    Args:
+        vocab_size: before padding.
+        weights: where initial weights come from; None: they are drawn.
+    """
     kind = PipelineParallelEngine if grid.pipe.size > 1 else Engine
-    return kind(config, vocab_size, grid)
+    return kind(config, vocab_size, grid, weights)

@@ -17,7 +17,7 @@ from megatron_adalrs.deepspeed_config import deepspeed_settings
 from megatron_adalrs.engine.masters import weights_from_masters
 from megatron_adalrs.engine.model_parallel_unit import ModelParallelUnit
 from megatron_adalrs.engine.process import computes_on_cpu, deepspeed, get_accelerator
-from megatron_adalrs.model.gpt import GPT, initialise
+from megatron_adalrs.model.gpt import GPT, WeightSource, initialise, write_weights
 from megatron_adalrs.optim import build_optimizer
 from megatron_adalrs.parallel.collectives import gather_numbers
 from megatron_adalrs.parallel.layers import shard_of
@@ -47,10 +47,11 @@ class Engine:
     Args:
         vocab_size: before padding.
         grid: with its groups (`Grid.with_groups`) where it has a tensor axis.
+        weights: where they come from at the start; None: they are drawn.
     """
 
-    def __init__(self, config: Config, vocab_size: int, grid: Grid) -> None:
-        self._grid = grid
+    def __init__(self, config: Config, vocab_size: int, grid: Grid, weights: WeightSource | None = None) -> None:
+        self._grid, self._weights = grid, weights
         self._layout = Layout.of(config, grid.tensor, grid.context)
         self._mpu = self._model_parallel_unit()
         # DeepSpeed keeps the last engine's mpu in a global, and never puts it back to none.
@@ -92,8 +93,15 @@ class Engine:
             mpu=self._mpu,
         ):
             model = GPT(config.model, vocab_size, self._layout)
-        initialise(model, config.model, config.training.seed, whole=_whole if sharded else nullcontext)
+        self._set_initial_weights(model, config, whole=_whole if sharded else nullcontext)
         return model
+
+    def _set_initial_weights(self, model: nn.Module, config: Config, whole: Callable[..., Any] = nullcontext) -> None:
+        """Before DeepSpeed sees the model: it rounds weights and makes masters of them as it always does."""
+        if self._weights is None:
+            initialise(model, config.model, config.training.seed, whole)
+        else:
+            write_weights(model, self._weights, whole)
 
     @property
     def module(self) -> nn.Module:

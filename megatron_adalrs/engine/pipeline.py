@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from megatron_adalrs.config import Config
 from megatron_adalrs.engine.data_parallel import Engine, StepResult
-from megatron_adalrs.model.gpt import initialise
+from megatron_adalrs.model.gpt import WeightSource
 from megatron_adalrs.model.pipeline import PipelineLayer, arranged_as_gpt, pipeline_layers
 from megatron_adalrs.parallel.collectives import gather_numbers
 from megatron_adalrs.parallel.layers import shard_of
@@ -29,8 +29,8 @@ TIE = "token_embedding"
 class PipelineParallelEngine(Engine):
     """A model cut into stages. Every rank is given its pipeline's micro-batches; the first and last stage use them."""
 
-    def __init__(self, config: Config, vocab_size: int, grid: Grid) -> None:
-        super().__init__(config, vocab_size, grid)
+    def __init__(self, config: Config, vocab_size: int, grid: Grid, weights: WeightSource | None = None) -> None:
+        super().__init__(config, vocab_size, grid, weights)
         self._shape: tuple[int, ...] | None = None
         self._norm: float | None = None
         if self._is_plain:
@@ -56,7 +56,7 @@ class PipelineParallelEngine(Engine):
         start, stop = model.parts[self._grid.pipe.rank : self._grid.pipe.rank + 2]
         mine = dict(zip((layer.name for layer in layers[start:stop]), model.forward_funcs, strict=True))
         self._as_gpt = arranged_as_gpt(mine, vocab_size)
-        initialise(self._as_gpt, config.model, config.training.seed)
+        self._set_initial_weights(self._as_gpt, config)
         if self._grid.pipe.is_last:
             model.loss_fn = model.forward_funcs[-1].loss
         return model

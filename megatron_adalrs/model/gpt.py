@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -236,7 +236,6 @@ def norm(config: ModelConfig, layout: Layout = ONE_PROCESS_LAYOUT) -> nn.Module:
     return (nn.RMSNorm if is_rms else nn.LayerNorm)(*arguments)
 
 
-@torch.no_grad()
 def initialise(
     model: nn.Module,
     config: ModelConfig,
@@ -245,26 +244,48 @@ def initialise(
 ) -> None:
     """GPT-2's initial weights: normal(0, std), residual projections normal(0, std / sqrt(2 layers)), biases 0, norms 1.
 
-    Every parameter draws from a generator of its own, seeded by (seed, name), and a rank takes its part of the whole:
-    the weights depend neither on the grid nor on which other parameters a process holds. Padding rows are 0.
+    Every parameter draws from a generator of its own, seeded by (seed, name): the weights depend neither on the grid
+    nor on which other parameters a process holds. For `model` and `whole` see `write_weights`.
+    """
+    residual_std = config.init_method_std / math.sqrt(2 * config.num_layers)
+
+    def draw(name: str, shape: Sequence[int]) -> Tensor:
+        if len(shape) == 1:
+            return torch.full(shape, 0.0 if name.endswith("bias") else 1.0)
+        is_residual = name.endswith(("attention.output.weight", "mlp.output.weight"))
+        digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+        generator = torch.Generator(device="cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        std = residual_std if is_residual else config.init_method_std
+        return torch.empty(shape).normal_(0.0, std, generator=generator)
+
+    write_weights(model, draw, whole)
+
+
+WeightSource = Callable[[str, Sequence[int]], Tensor]
+"""The whole parameter of a name and a shape, padding rows of the vocabulary left out."""
+
+
+@torch.no_grad()
+def write_weights(
+    model: nn.Module,
+    source: WeightSource,
+    whole: Callable[[nn.Parameter], AbstractContextManager[object]] = nullcontext,
+) -> None:
+    """Give every parameter its value; a rank takes its part of the whole. Padding rows are 0.
 
     Args:
         model: a GPT, or a stage's layers arranged as one, with its `vocab_size`.
         whole: context in which a parameter has its full shape and can be written; ZeRO-3 gathers it there.
     """
-    residual_std = config.init_method_std / math.sqrt(2 * config.num_layers)
     for name, parameter in model.named_parameters():
         with whole(parameter):
-            if parameter.dim() == 1:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-                continue
-            is_residual = name.endswith(("attention.output.weight", "mlp.output.weight"))
-            digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-            generator = torch.Generator(device="cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
             shard = shard_of(parameter)
-            values = torch.zeros(shard.whole_shape(parameter.shape) if shard else parameter.shape)
-            drawn = values[: model.vocab_size] if name in VOCABULARY_TABLES else values
-            drawn.normal_(0.0, residual_std if is_residual else config.init_method_std, generator=generator)
+            shape = shard.whole_shape(parameter.shape) if shard else tuple(parameter.shape)
+            if name in VOCABULARY_TABLES:
+                values = torch.zeros(shape)
+                values[: model.vocab_size] = source(name, (model.vocab_size, *shape[1:]))
+            else:
+                values = source(name, shape)
             parameter.copy_(shard.of(values) if shard else values)
 
 

@@ -41,6 +41,12 @@ class Shard:
         parts = [block.chunk(self.count, self.dim)[self.index] for block in whole.split(self.blocks, self.dim)]
         return torch.cat(parts, self.dim)
 
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """The whole parameter, from every rank's part in their order: what `of` takes apart."""
+        sizes = [block // self.count for block in self.blocks]
+        cut = [part.split(sizes, self.dim) for part in parts]
+        return torch.cat([piece for block in zip(*cut, strict=True) for piece in block], self.dim)
+
 
 def mark_shard(parameter: nn.Parameter | None, axis: Axis, dim: int, blocks: Sequence[int]) -> None:
     """Note on a parameter which part of the whole it is: `shard_of` reads it, and DeepSpeed `tensor_model_parallel`."""

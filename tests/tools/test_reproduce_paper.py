@@ -29,6 +29,7 @@ PROGRAM = [sys.executable, str(ROOT / "tools" / "reproduce_paper.py")]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 TINY, SMOKE = SCALES["tiny"], SCALES["smoke"]
 BEST = {("code", "cosine"): 3e-3, ("code", "WSD"): 5e-3, ("prose", "cosine"): 3e-3, ("wide", "cosine"): 3e-3}
+BEST |= {("continual", "cosine"): 1e-3}
 
 
 def reproduce(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -65,8 +66,8 @@ def test_every_experiment_has_runs_with_possible_configurations() -> None:
         runs = plan.runs_after_grid(plan.EXPERIMENTS, scale, [10, 11], BEST)
         for run in runs:
             config_from_values(plan.run_values(run, scale) | {"data_path": "none"})
-        assert {run.study for run in runs} == {"code", "prose", "wide"}
-        assert {run.method for run in runs} == {"fixed", "paper", "robust", "prodigy", "schedulefree"}
+        assert {run.study for run in runs} == {"code", "prose", "wide", "continual"}
+        assert {run.method for run in runs} == {"fixed", "paper", "robust", *plan.PEERS}
         assert any(dict(run.settings).get("backtrack") is False for run in runs)
 
 
@@ -78,9 +79,28 @@ def test_another_setting_is_another_run() -> None:
     assert len(names) == 5
 
 
+def test_a_continual_run_begins_with_the_weights_of_the_best_fixed_run_of_its_seed() -> None:
+    sources = plan.grid_runs(MAIN, ("cosine",), TINY, [10, 11])
+    grid = plan.grid_runs(plan.CONTINUAL, ("cosine",), TINY, [10, 11], source_lr=3e-3)
+    rest = plan.runs_after_grid(["continual"], TINY, [10, 11], BEST)
+    assert len(grid) == 2 * 4
+    assert len(set(rest)) == 2 * 3 * 3 and {run.lr for run in rest} == {1e-4, 1e-3, 1e-2}
+    assert len(set(rest) & set(grid)) == 2 * 2  # at 1e-3 and 1e-2
+    names = {plan.run_name(run, plan.run_values(run, TINY)): run for run in sources}
+    for run in [*grid, *rest]:
+        values = plan.run_values(run, TINY)
+        assert names[values["finetune_from"]] == Run("code", "cosine", "fixed", 3e-3, run.seed)
+        assert values["train_iters"] == 700
+    of_another = replace(grid[0], source_lr=1e-3)
+    assert plan.run_name(of_another, plan.run_values(of_another, TINY)) not in {
+        plan.run_name(run, plan.run_values(run, TINY)) for run in grid
+    }
+
+
 def test_only_what_the_experiments_build_on_gets_a_grid() -> None:
     assert plan.studies_of(["second-corpus"], TINY) == [(plan.STUDIES["second-corpus"], ("cosine",))]
     assert plan.studies_of(["factors"], TINY) == [(MAIN, ("cosine",))]
+    assert plan.studies_of(["continual"], TINY) == [(MAIN, ("cosine",)), (plan.CONTINUAL, ("cosine",))]
     assert plan.studies_of(["search", "larger-model"], TINY)[0] == (MAIN, ("cosine", "WSD"))
 
 
@@ -152,20 +172,29 @@ def test_a_search_that_never_gets_there_and_one_that_diverges_are_told_as_such()
 
 def test_the_report_has_a_section_for_every_experiment() -> None:
     seeds, runs = (10,), []
-    for run in plan.grid_runs(MAIN, ("cosine", "WSD"), TINY, seeds) + plan.runs_after_grid(
-        plan.EXPERIMENTS[:5], TINY, seeds, {("code", "cosine"): 3e-3, ("code", "WSD"): 3e-3}
-    ):
+    grid = plan.grid_runs(MAIN, ("cosine", "WSD"), TINY, seeds)
+    grid += plan.grid_runs(plan.CONTINUAL, ("cosine",), TINY, seeds, 3e-3)
+    best = BEST | {("code", "WSD"): 3e-3, ("continual", "cosine"): 3e-3}
+    for run in [*grid, *plan.runs_after_grid(plan.EXPERIMENTS[:-2], TINY, seeds, best)]:
         valid = 2.0 + abs(math.log10(run.lr / 3e-3))
-        runs.append(replace(result(run.method, run.lr, run.seed, valid), run=run))
-    made = sections.sections_of(Results(runs), plan.EXPERIMENTS[:5], TINY)
+        ramp = {"scale": 0.02, "discarded_steps": 100} if run.method in plan.RANGE_TESTS else {}
+        runs.append(replace(result(run.method, run.lr, run.seed, valid, **ramp), run=run))
+    made = sections.sections_of(Results(runs), plan.EXPERIMENTS[:-2], TINY)
     titles = [section.table.title for section in made]
     assert titles == [
-        "Fixed rates: code, cosine", "Fixed rates: code, WSD", "Searches: code, cosine, 1 seed",
+        "Fixed rates: code, cosine", "Fixed rates: code, WSD", "Fixed rates: continual, cosine",
+        "Searches: code, cosine, 1 seed",
         "What a search costs: code, cosine", "Searches: code, WSD, 1 seed", "What a search costs: code, WSD",
-        "With and without backtracking", "Factors", "Windows and decay of the factors", "Peers: code",
+        "With and without backtracking", "Factors", "Windows and decay of the factors",
+        "Searches: continual, cosine, 1 seed", "What a search costs: continual, cosine", "Peers: code",
     ]  # fmt: skip
-    assert "backtrack off" in made[6].table.markdown()
-    assert "alpha 2, beta 1.67" in made[7].table.markdown()
+    assert "backtrack off" in made[7].table.markdown()
+    assert "alpha 2, beta 1.67" in made[8].table.markdown()
+    assert "700 steps on prose from the weights that 2000 steps on code at the best fixed rate (0.003," in (
+        made[10].table.markdown()
+    )
+    assert "| lr-range-test-tenth | cosine | found: 0.02 | +2.523 [+2.523] | 10.0% |" in made[12].table.markdown()
+    assert "| schedulefree | constant | 0.003 |" in made[12].table.markdown()
     drawn = [trace.name for trace in made[0].figure.data if trace.name]
     assert drawn == [
         "final validation loss", "its optimum: 0.003", "velocity in the search window", "its optimum: 0.0001",
@@ -176,7 +205,8 @@ def test_the_report_has_a_section_for_every_experiment() -> None:
 
 
 def test_smoke_killed_and_called_again_runs_only_what_is_missing(tmp_path: Path) -> None:
-    arguments = ["--scale", "smoke", "--rates", "3e-3", "--initial-rates", "1", "--experiments", "search"]
+    arguments = ["--scale", "smoke", "--rates", "3e-3", "--initial-rates", "1"]
+    arguments += ["--experiments", "search", "continual"]
     arguments += ["--jobs", "2", "--output", str(tmp_path / "out")]
     with subprocess.Popen([*PROGRAM, *arguments], env=ENVIRONMENT, cwd=ROOT, start_new_session=True) as first:
         deadline = time.monotonic() + 300
@@ -192,8 +222,11 @@ def test_smoke_killed_and_called_again_runs_only_what_is_missing(tmp_path: Path)
     assert "| fixed, mean | +0.000 |" in again.stdout
 
     found = [results.load(file) for file in sorted(tmp_path.glob("out/runs/*/result.json"))]
-    assert sorted(each.run.method for each in found) == ["fixed", "paper", "robust", "robust"]
-    by_method = {each.run.method: each for each in found if not each.run.settings}
+    methods = [(each.run.study, each.run.method) for each in found]
+    assert methods == [("code", name) for name in ("fixed", "paper", "robust", "robust")] + [
+        ("continual", name) for name in ("fixed", "fixed", "paper", "robust")
+    ]
+    by_method = {each.run.method: each for each in found if not each.run.settings and not each.run.source}
     assert by_method["robust"].discarded_steps > 0
     assert by_method["fixed"].discarded_steps == 0
     assert len(by_method["fixed"].curve) == 20
@@ -205,7 +238,10 @@ def test_smoke_killed_and_called_again_runs_only_what_is_missing(tmp_path: Path)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Searches: code, cosine, 1 seed" in page
     assert "pretrain_gpt.py --config" in page
-    assert reproduce(*arguments).stdout.count("4 runs, 4 of them complete") == 1
+    weights = {json.loads(file.read_text().splitlines()[0])["weights_from"] for file in
+               tmp_path.glob("out/runs/continual-*/metrics.jsonl")}  # fmt: skip
+    assert weights == {str(tmp_path / "out" / "runs" / by_method["fixed"].name / "checkpoints" / "iter_0000200")}
+    assert reproduce(*arguments).stdout.count("7 runs, 7 of them complete") == 1
 
 
 def test_adamw_in_the_plain_loop_gives_the_trainers_losses(one_rank: Ranks, tmp_path: Path) -> None:
@@ -229,6 +265,45 @@ def losses_of_both(folder: str) -> tuple[list[float], list[float]]:
         return [r["loss"] for r in records if r["kind"] == "train" or (r["kind"] == "eval" and r["split"] == "valid")]
 
     return losses("ours"), losses("plain")
+
+
+@pytest.mark.parametrize("kind", plan.RANGE_TESTS)
+def test_what_a_range_test_finds_is_read_off_its_losses(kind: str) -> None:
+    from tools.reproduction import peers
+
+    rates = [1e-6 * 10 ** (n / 10) for n in range(60)]  # to 1, ten a decade
+    losses = [5.0 - 2 / (1 + math.exp(30 - n)) + 0.01 * abs(n - 45) for n in range(60)]  # fall at 1e-3, rise from 3e-2
+    expected = {"lr-range-test-steepest": 1e-3, "lr-range-test-tenth": 3e-3}[kind]
+    for ending in ([], [math.inf, math.nan, 1.0]):
+        found = peers.found_rate(kind, [*rates, 1, 1, 1][: 60 + len(ending)], losses + ending, 3)
+        assert expected / 1.6 < found < 1.6 * expected
+    with pytest.raises(ValueError, match=r"blew up after 7 steps, at a rate of 4e-06"):
+        peers.found_rate(kind, rates, [*losses[:7], math.nan, *losses[7:]], 3)
+
+
+def test_a_range_test_is_thrown_away_and_its_steps_are_counted(one_rank: Ranks, tmp_path: Path) -> None:
+    log = one_rank.run(after_a_range_test, str(tmp_path))[0]
+    lr, loss, scale, kept, discarded = log
+    assert (kept, discarded) == ([False] * 50 + [True] * 60, 50)
+    assert lr[0] == pytest.approx(0.5e-6) and lr[49] == pytest.approx(0.5)
+    assert lr[10] / lr[9] == pytest.approx(lr[49] / lr[48])
+    assert loss[50] == loss[0] != loss[1], "the run does not begin with the weights and the batch of the test"
+    assert max(lr[50:]) == pytest.approx(0.5 * scale) and lr[0] < 0.5 * scale < lr[49]
+
+
+def after_a_range_test(folder: str) -> tuple[list[float], list[float], float, list[bool], int]:
+    """Rates and losses, the factor that was found, which steps were kept, and how many were not."""
+    from megatron_adalrs.run_log import read_run
+    from tools.reproduction import peers
+
+    corpus.prepare_corpora(Path(folder), {"code"}, limit_mb=0.3)
+    scale = replace(SMOKE, train_iters=60, eval_iters=2)
+    values = plan.run_values(Run("code", "cosine", "lr-range-test-tenth", 0.5, 10), scale)
+    values |= {"data_path": f"{folder}/code", "run_dir": f"{folder}/run", "lr_warmup_iters": 0}
+    peers.train(config_from_values(values), "lr-range-test-tenth")
+    log = read_run(Path(folder, "run"))
+    train = log.train
+    return train.lr.tolist(), train.loss.tolist(), log.scale, train.kept.tolist(), log.totals.discarded_steps
 
 
 def test_a_folder_is_worked_in_by_one_process_at_a_time(tmp_path: Path) -> None:

@@ -26,8 +26,6 @@ _LIMITS = {
     "local": (
         "Small models, small batches and short runs: nothing here confirms or refutes the paper at its scale, and "
         "losses are noisier here than there.",
-        "Not included: continual pretraining from a checkpoint (there is no flag that takes weights alone from one), "
-        "and DeepSpeed's learning-rate range test.",
     ),
     "cluster": (
         "The initial rates are choices of this project unless --rates gave them; the best fixed rate is the best of "

@@ -72,6 +72,8 @@ class Runner:
         values = run_values(run, self.scale)
         folder = self.output / "runs" / run_name(run, values)
         values["data_path"] = str(self.corpora[run.study])
+        if "finetune_from" in values:
+            values["finetune_from"] = str(self.output / "runs" / values["finetune_from"])
         if run.method in PEERS:
             program = [str(Path("tools", "reproduction", "peers.py")), "--optimizer", run.method]
         else:

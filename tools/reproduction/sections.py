@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from . import plan
 from .figures import grid_figure, search_figure
 from .page import Section
-from .plan import MAIN, STUDIES, Scale, Study, scaled
+from .plan import CONTINUAL, MAIN, STUDIES, Scale, Study, scaled
 from .tables import Results, cost_table, grid_table, peers_table, search_table, variants_table
 
 
@@ -17,7 +18,7 @@ def sections_of(results: Results, experiments: Sequence[str], scale: Scale) -> l
     for study, schedules in plan.studies_of(experiments, scale):
         for schedule in schedules:
             key = f"{study.name}-{schedule}"
-            best = results.best_rate(study.name, schedule, scale.rates)
+            best = results.best_rate(study.name, schedule, plan.rates_of(study, scale))
             table = grid_table(results, study, schedule, best)
             sections.append(Section(table, grid_figure(results, study, schedule), f"grid-{key}"))
     searched = [(MAIN, schedule) for schedule in scale.schedules if "search" in experiments]
@@ -28,6 +29,8 @@ def sections_of(results: Results, experiments: Sequence[str], scale: Scale) -> l
         best = results.best_rate(study.name, schedule, scale.rates)
         sections += _searches(results, study, schedule, scale.ratios, best)
     sections += _variants(results, experiments, scale)
+    if "continual" in experiments:
+        sections += _continual(results, scale)
     if "peers" in experiments:
         best = results.best_rate(MAIN.name, scale.schedules[0], scale.rates)
         sections.append(Section(peers_table(results, MAIN, scale.schedules[0], best)))
@@ -52,6 +55,20 @@ def _searches(results: Results, study: Study, schedule: str, ratios: Sequence[fl
     table = search_table(results, study, schedule, ratios, best)
     key = f"search-{study.name}-{schedule}".replace(".", "-")
     return [Section(table, figure, key), Section(cost_table(results, study, schedule, ratios, best))]
+
+
+def _continual(results: Results, scale: Scale) -> list[Section]:
+    schedule = scale.schedules[0]
+    source = results.best_rate(MAIN.name, schedule, scale.rates)
+    best = results.best_rate(CONTINUAL.name, schedule, scale.continual_rates)
+    search, cost = _searches(results, CONTINUAL, schedule, plan.continual_ratios(scale), best)
+    words = (
+        f"Continual pretraining: {scale.continual_iters} steps on {CONTINUAL.corpus} from the weights that "
+        f"{scale.train_iters} steps on {MAIN.corpus} at the best fixed rate ({source:g}, {schedule}, the same seed) "
+        f"ended with, with a fresh optimizer, warm-up, schedule and search. The goals in brackets are those of runs "
+        "that begin afresh."
+    )
+    return [replace(search, table=replace(search.table, caption=f"{words} {search.table.caption}")), cost]
 
 
 def _variants(results: Results, experiments: Sequence[str], scale: Scale) -> list[Section]:

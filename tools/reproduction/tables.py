@@ -238,14 +238,19 @@ def peers_table(results: Results, study: Study, schedule: str, best: float) -> T
     for method in PEERS:
         for kind in (schedule, "constant"):
             for lr in results.rates(study.name, kind, method):
-                cell = _mean_worst(differences(results.of(study.name, kind, method, lr), at_best))
-                rows.append((method, kind, f"{lr:g}", cell))
+                runs = results.of(study.name, kind, method, lr)
+                found = _geometric([result.scale for result in runs.values()])
+                rate = f"{lr:g}" if found == 1 else f"found: {lr * found:.2g}"
+                discarded = fmean(result.discarded for result in runs.values())
+                rows.append((method, kind, rate, _mean_worst(differences(runs, at_best)), f"{discarded:.1%}"))
     return Table(
         f"Peers: {study.name}",
-        ("optimizer", "schedule", "rate", "above the best fixed rate"),
+        ("peer", "schedule", "rate", "above the best fixed rate", "discarded"),
         tuple(rows),
         "The same model, data, initial weights and order of batches in a plain PyTorch loop: final validation loss "
-        f"above that of AdamW at the best fixed rate ({best:g}, {schedule}), mean [worst seed].",
+        f"above that of AdamW at the best fixed rate ({best:g}, {schedule}), mean [worst seed]. lr-range-test: AdamW "
+        "at a rate read off DeepSpeed's LRRangeTest, whose steps are discarded: where the loss falls most steeply, or "
+        "a tenth of where it is lowest.",
     )
 
 

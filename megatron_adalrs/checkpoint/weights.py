@@ -1,0 +1,82 @@
+"""`--finetune-from`: a new run's initial weights from a checkpoint of another, whatever its grid and ZeRO stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from megatron_adalrs.checkpoint.load import find_checkpoint, read_state
+from megatron_adalrs.checkpoint.manifest import ENGINE
+from megatron_adalrs.config import ModelConfig, RunConfig
+from megatron_adalrs.engine import SavedWeights
+
+FINETUNE_FROM = "--finetune-from"
+
+
+def source_of_weights(run: RunConfig, saved: dict[str, Any] | None) -> Path | None:
+    """The checkpoint that this run's initial weights come from, an absolute path; None: they are drawn.
+
+    Args:
+        saved: state of the checkpoint that is resumed, if one is: it notes where its run's weights came from.
+
+    Raises:
+        ValueError: there is no complete checkpoint, or the run that is resumed began with other weights.
+    """
+    asked = run.finetune_from
+    if saved is None:
+        if asked is None:
+            return None
+        return find_checkpoint(asked, run.strict_load, run.verify_checkpoint, FINETUNE_FROM).resolve()
+    noted = saved["config"].get("finetune_from")
+    source = Path(noted) if noted else None
+    if asked is not None and (source is None or asked.resolve() not in (source, *source.parents)):
+        began = f"the weights of {source}" if source else "weights of its own"
+        raise ValueError(
+            f"{FINETUNE_FROM}: {asked}: the run that --load or --auto-resume goes on with began with {began}; "
+            "leave it out, or begin a new run without them"
+        )
+    return source
+
+
+def open_weights(checkpoint: Path, config: ModelConfig, vocab_size: int) -> tuple[SavedWeights, int]:
+    """A checkpoint's weights, to be read parameter by parameter, and the step that they are of.
+
+    Args:
+        config, vocab_size: of the model that they are meant for.
+
+    Raises:
+        ValueError: it cannot be read, or its model is another: the message names the first field that differs.
+    """
+    state = read_state(checkpoint, FINETUNE_FROM)
+    saved = state["config"]
+    fields = ModelConfig.model_fields
+    model = ModelConfig(**{name: saved[name] for name in fields if name in saved})
+    theirs, mine = dict(_shape(model, state["identity"]["vocab_size"])), dict(_shape(config, vocab_size))
+    for name, value in mine.items():
+        if theirs[name] != value:
+            raise ValueError(f"{FINETUNE_FROM}: {checkpoint} has {name} {theirs[name]!r}, this run has {value!r}")
+    pipe, tensor = (saved.get(f"{axis}_model_parallel_size", 1) for axis in ("pipeline", "tensor"))
+    try:
+        weights = SavedWeights(checkpoint / ENGINE, model, theirs["vocab_size"], saved["zero_stage"], pipe, tensor)
+    except ValueError as error:
+        raise ValueError(f"{FINETUNE_FROM}: {error}") from None
+    return weights, int(state["progress"]["step"])
+
+
+def _shape(model: ModelConfig, vocab_size: int) -> Iterator[tuple[str, Any]]:
+    """What two models must share for the weights of one to be the other's, by the names of its fields."""
+    yield "vocab_size", vocab_size
+    for name in ("hidden_size", "num_layers", "num_attention_heads"):
+        yield name, getattr(model, name)
+    yield "num_query_groups", model.num_key_value_heads
+    yield "kv_channels", model.head_dim
+    yield "ffn_hidden_size", model.mlp_size
+    for name in ("swiglu", "normalization", "norm_epsilon", "position_embedding_type"):
+        yield name, getattr(model, name)
+    is_learned = model.position_embedding_type == "learned_absolute"
+    yield "max_position_embeddings", model.max_positions if is_learned else None
+    yield "rotary_base", None if is_learned else model.rotary_base
+    yield "add_bias_linear", model.add_bias_linear
+    yield "add_qkv_bias", model.has_qkv_bias
+    yield "untie_embeddings_and_output_weights", model.untie_embeddings_and_output_weights
