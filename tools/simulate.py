@@ -26,8 +26,9 @@ from megatron_adalrs.arguments import adalrs_flags
 
 _TEXTS = {
     "train_iters": "Steps of a run.",
-    "schedule": "Warm-up over 3 % of the run, then cosine to a tenth of the rate, or WSD: level, and linearly to a tenth "
-    "over the last fifth.",
+    "block": "Steps that are simulated as one, by their mean. Default: as many as leave 2000 or fewer of them.",
+    "schedule": "Warm-up over 3 % of the run, then cosine to a tenth of the rate; or WSD: level, then linearly to a "
+    "tenth over the last fifth.",
     "like": "A recorded loss (as for tools/replay.py) to take noise and descent from.",
     "like_ratio": "The recorded run's base rate in parts of the rate of fastest descent, which its record cannot tell.",
     "column": "Column or key of the recorded loss.",
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         surface = surface_of(flags.like, flags.column, flags.tag, flags.schedule, flags.like_ratio)
         noises = flags.noise or [surface.noise / 4, surface.noise, surface.noise * 4]
         started = time.perf_counter()
-        study = Study(surface, flags.schedule, flags.train_iters)
+        study = Study(surface, flags.schedule, flags.train_iters, flags.block or -(-flags.train_iters // 2000))
         seeds = range(flags.first_seed, flags.first_seed + flags.runs)
         cells = [cell for one in settings for cell in study.cells(one, noises, flags.lengths, flags.initial, seeds)]
         seconds = time.perf_counter() - started
@@ -80,8 +81,8 @@ def check(flags: Any) -> None:
             least = "at least 0" if name == "noise" else "above 0"
             if not (value > 0 or (name == "noise" and value == 0)):
                 raise ValueError(f"--{name}={value}: must be {least}")
-    for name in ("train_iters", "runs", "like_ratio"):
-        if not getattr(flags, name) > 0:
+    for name in ("train_iters", "runs", "like_ratio", "block"):
+        if getattr(flags, name) is not None and not getattr(flags, name) > 0:
             raise ValueError(f"--{name.replace('_', '-')}={getattr(flags, name)}: must be above 0")
     if flags.plot and not flags.plot.parent.is_dir():
         raise ValueError(f"--plot={flags.plot}: the folder {flags.plot.parent} does not exist")
@@ -92,6 +93,7 @@ def _flags() -> type:
     enabled = FieldInfo(annotation=bool, default=True, description="False: fixed rates.")
     kinds: dict[str, tuple[Any, Any]] = {
         "train_iters": (int, 2000),
+        "block": (int | None, None),
         "schedule": (Literal["cosine", "WSD"], "cosine"),
         "like": (Path | None, None),
         "like_ratio": (float, 1.0),

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
+_EXPONENTS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 
 
 def deviation(losses: ArrayLike, stretch: int = 40) -> float:
@@ -64,7 +65,7 @@ def fit_descent(losses: ArrayLike, progress: ArrayLike, warmth: ArrayLike) -> De
         raise ValueError(f"{len(values)} losses are too few to fit a descent to")
     best: tuple[float, Descent] | None = None
     for pace in np.geomspace(1.0, max(2.0, 3 * float(u[-1])), 40):
-        for exponent in (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0):
+        for exponent in _EXPONENTS:
             curve = (1 + u / pace) ** -exponent
             for columns in ((np.ones_like(y), curve, h), (np.ones_like(y), curve), (curve,)):
                 matrix = np.stack(columns, axis=1)

@@ -35,6 +35,7 @@ from megatron_adalrs.adalrs.rehearsal import carry_out
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
 
 _RATIOS = np.geomspace(1e-3, 1e3, 241)  # 5.9 % apart
+_CLIFF = 0.03
 
 
 class State(NamedTuple):
@@ -87,6 +88,16 @@ class Surface:
             progress + self.descent(ratio),
             heat + self.cooling * (math.sqrt(ratio) - heat),
             harm + self.harmed(ratio),
+        )
+
+    def in_blocks(self, steps: int) -> Surface:
+        """The same surface for blocks of so many steps: each has the mean of their losses and the rate of the first."""
+        return replace(
+            self,
+            pace=self.pace / steps,
+            cooling=1 - (1 - self.cooling) ** steps,
+            harm=self.harm * steps,
+            noise=self.noise / math.sqrt(steps),
         )
 
     def at_the_end(self, state: State, ratios: NDArray[np.float64]) -> float:
@@ -172,10 +183,11 @@ class Simulation:
         )
 
 
-def surface_like(
-    losses: ArrayLike, schedule: Sequence[float], ratio: float = 1.0, start: Surface | None = None
-) -> Surface:
-    """A surface whose noise and descent are those of a recorded loss, one value a step; the rest is `start`'s.
+def surface_like(losses: ArrayLike, schedule: Sequence[float], ratio: float = 1.0) -> Surface:
+    """A surface whose noise and descent are those of a recorded loss, one value a step; the rest is the default's.
+
+    The first 3 % of the record are left out: a loss falls off a cliff there, which is no part of the power law that is
+    to say what comes later. How low it can get at all is not on record; the fit says little of much longer runs.
 
     Args:
         losses: the record, not finite where there is none.
@@ -185,13 +197,13 @@ def surface_like(
     Raises:
         ValueError: the record is too short, or does not fall.
     """
-    surface, values = start or Surface(), np.asarray(losses, dtype=np.float64)
+    surface, values = Surface(), np.array(losses, dtype=np.float64)
     ratios = ratio * np.asarray(schedule, dtype=np.float64)
     progress = np.cumsum(surface.descent(ratios)) - surface.descent(ratios)
     state, warmth = State(), []
     for one in ratios.tolist():
         warmth.append(state.heat)
         state = surface.stepped(state, one)
-    return replace(
-        surface, **fit_descent(values, progress, warmth)._asdict(), noise=deviation(values[len(values) // 10 :])
-    )
+    values[: round(_CLIFF * len(values))] = math.nan
+    noise = deviation(values[len(values) // 10 :])
+    return replace(surface, **fit_descent(values, progress, warmth)._asdict(), noise=noise)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, geometric_mean
 
-import numpy as np
-
+from megatron_adalrs.adalrs.plans import RacePlan, SearchPlan
 from megatron_adalrs.adalrs.rehearsal import lengths_in_steps, with_lengths
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
 from megatron_adalrs.adalrs.simulate import Outcome, Simulation, Surface, surface_like
@@ -68,19 +68,24 @@ def surface_of(like: Path | None, column: str | None, tag: str | None, schedule_
     if like is None:
         return Surface()
     log = read_loss_log(like, column, tag)
-    losses = np.repeat(log.losses, log.interval)
-    surface = surface_like(losses, schedule(schedule_name, len(losses)), ratio)
-    if log.interval > 1:  # noise between points, not within them
-        return replace(surface, noise=surface_like(log.losses, np.ones(len(log.losses)).tolist()).noise)
-    return surface
+    # One value a point: the fit is in points, and a point is as good as a mean over its steps.
+    fitted = surface_like(log.losses, schedule(schedule_name, len(log.losses)), ratio)
+    default = Surface()
+    return replace(
+        fitted, pace=fitted.pace * log.interval, noise=fitted.noise * math.sqrt(log.interval), cooling=default.cooling
+    )
 
 
 class Study:
-    """Runs of one length and schedule on one surface with different noise."""
+    """Runs of one length and schedule on one surface with different noise.
 
-    def __init__(self, surface: Surface, schedule_name: str, train_iters: int) -> None:
-        self.surface, self.schedule_name, self.train_iters = surface, schedule_name, train_iters
-        self._factors = schedule(schedule_name, train_iters)
+    Args:
+        block: steps that are simulated as one. Noise, descent and lengths are those of the steps.
+    """
+
+    def __init__(self, surface: Surface, schedule_name: str, train_iters: int, block: int) -> None:
+        self.surface, self.schedule_name, self.train_iters, self.block = surface, schedule_name, train_iters, block
+        self._factors = schedule(schedule_name, train_iters)[::block]
 
     def cells(
         self,
@@ -95,23 +100,28 @@ class Study:
         Raises:
             ValueError: the search does not fit in the run whatever the lengths.
         """
-        warmup = warmup_iters(self.train_iters)
+        warmup, points = warmup_iters(self.train_iters), len(self._factors)
         plan = settings.resolve(self.train_iters, warmup)
         for noise in noises:
-            simulation = Simulation(replace(self.surface, noise=noise), self._factors, warmup)
+            surface = replace(self.surface, noise=noise).in_blocks(self.block)
+            simulation = Simulation(surface, self._factors, warmup // self.block)
             for factor in lengths:
                 steps = [round(factor * length) for length in lengths_in_steps(settings, plan).values()]
                 cell = Cell(settings.mode, noise, factor, "+".join(map(str, steps)), 0.0)
                 try:
-                    # At its default length a search is left as it is: some follow from others.
-                    scaled = settings if factor == 1 else with_lengths(settings, plan, factor)
-                    scaled.resolve(self.train_iters, warmup)
+                    scaled = self._scaled(settings, plan, factor)
+                    scaled.resolve(points, warmup // self.block)
                 except ValueError:
                     yield from (replace(cell, initial=ratio) for ratio in initial)
                     continue
                 for ratio in initial:
                     outcomes = [simulation.run(scaled, ratio, seed) for seed in seeds]
                     yield _mean(replace(cell, initial=ratio), outcomes)
+
+    def _scaled(self, settings: AdaLRSSettings, plan: SearchPlan | RacePlan, factor: float) -> AdaLRSSettings:
+        if factor == self.block == 1:
+            return settings
+        return with_lengths(settings, plan, factor / self.block)
 
 
 def _mean(cell: Cell, outcomes: Sequence[Outcome]) -> Cell:

@@ -16,8 +16,9 @@ def print_study(study: Study, cells: Sequence[Cell], runs: int, seconds: float) 
     if not console.is_terminal:
         console = Console(highlight=False, width=120)
     surface = study.surface
+    blocks = f" in blocks of {study.block}" if study.block > 1 else ""
     console.print(
-        f"{study.train_iters} steps, {study.schedule_name}; loss {surface.floor:.3g} + {surface.drop:.3g} "
+        f"{study.train_iters} steps{blocks}, {study.schedule_name}; loss {surface.floor:.3g} + {surface.drop:.3g} "
         f"(1 + u / {surface.pace:.3g})^-{surface.exponent:g} + {surface.heat:.2g} h, noise {surface.noise:.3g} nats"
     )
     initial = list(dict.fromkeys(cell.initial for cell in cells))
@@ -44,7 +45,7 @@ def _cell(cell: Cell) -> str:
 
 
 def plot(path: Path, cells: Sequence[Cell]) -> None:
-    """Write the probability of ending within a factor of 2 over the noise, a line for each mode, length and initial rate."""
+    """Write the probability of ending within a factor of 2 over the noise: a line a mode, length and initial rate."""
     from megatron_adalrs.report.drawing import RUN_COLORS, new_figure
 
     figure = new_figure("noise of one loss, nats", "probability of ending within a factor 2 of the best rate", 480)
