@@ -63,7 +63,9 @@ def fit_descent(losses: ArrayLike, progress: ArrayLike, warmth: ArrayLike) -> De
     y, u, h = y[known], u[known], h[known]
     if len(y) < 8:
         raise ValueError(f"{len(values)} losses are too few to fit a descent to")
-    best: tuple[float, Descent] | None = None
+    if y[: len(y) // 4].mean() <= y[-(len(y) // 4) :].mean():
+        raise ValueError("the loss does not fall: there is no descent to fit")
+    best = (math.inf, Descent(0.0, 0.0, 1.0, 1.0, 0.0))
     for pace in np.geomspace(1.0, max(2.0, 3 * float(u[-1])), 40):
         for exponent in _EXPONENTS:
             curve = (1 + u / pace) ** -exponent
@@ -73,12 +75,10 @@ def fit_descent(losses: ArrayLike, progress: ArrayLike, warmth: ArrayLike) -> De
                 if (weights < 0).any():
                     continue
                 misfit = float(((matrix @ weights - y) ** 2).sum())
-                if best is None or misfit < best[0]:
+                if misfit < best[0]:
                     floor, drop, heat = (0.0, weights[0], 0.0) if len(weights) == 1 else (*weights, 0.0)[:3]
                     best = misfit, Descent(float(floor), float(drop), float(pace), exponent, float(heat))
                 break
-    if best is None or best[1].drop <= 0:
-        raise ValueError("the loss does not fall: there is no descent to fit")
     return best[1]
 
 

@@ -199,7 +199,7 @@ class _Record:
 
     def noise_before(self, decision: Decision) -> float:
         last = decision.step or 0
-        return deviation(self._losses[max(0, last - _NOISE_STEPS) : last])
+        return deviation(self._losses[max(0, last - _NOISE_STEPS) : last], _NOISE_STEPS // 4)
 
     def _beyond(self, step: int) -> float:
         """What a race's trial or a new run has above the recorded loss."""
