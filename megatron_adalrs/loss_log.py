@@ -52,14 +52,17 @@ def read_loss_log(path: Path, column: str | None = None, tag: str | None = None)
         OSError: there is no such file.
         ValueError: it holds no loss, the loss cannot be told among the columns, or a value is no number; one sentence.
     """
-    if path.name == "metrics.jsonl" or (path / "metrics.jsonl").is_file():
+    is_run = path.name == "metrics.jsonl" or (path / "metrics.jsonl").is_file()
+    if column is not None and (is_run or path.is_dir()):
+        raise ValueError(f"--column={column}: is for a CSV or JSON-lines file, which {path} is not")
+    if tag is not None and (is_run or path.is_file()):
+        raise ValueError(f"--tag={tag}: is for a folder with nothing but TensorBoard files, which {path} is not")
+    if is_run:
         return _read_run(path if path.is_dir() else path.parent)
     if path.is_dir():
         return _on_grid(*_read_tensorboard(path, tag))
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
-    if tag is not None:
-        raise ValueError(f"--tag={tag}: is for a TensorBoard folder, {path} is a file: give --column")
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     if not text.strip():
         raise ValueError(f"{path}: is empty")

@@ -53,9 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 settings = AdaLRSSettings(**vars(flags.adalrs) | {"mode": mode})
                 reports[mode] = report(settings, train_iters, log, warmup, flags.unpaired)
             except ValueError as error:
-                refused.append(f"{mode} mode: {error}" if flags.adalrs.mode is None else str(error))
+                refused.append(f"{mode} mode: {error}")
         if not reports:
-            raise ValueError("; ".join(refused))
+            reasons = dict.fromkeys(reason.partition(" mode: ")[2] for reason in refused)
+            raise ValueError("; ".join(refused) if len(reasons) > 1 else refused[0].partition(" mode: ")[2])
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
