@@ -38,7 +38,7 @@ class Arms(str, Enum):
     """The recorded loss of its steps. In a race, give or take the noise of a pair, half of it above and half below: the
     gain is 0, and the verdict tells what it would have had to be. A new run is run to its end and is not as good."""
     BETTER = "better"
-    """A race's trial gains just what it needs, and more."""
+    """A race's trial gains as much as the loss has fallen by, which is more than any needs."""
     WORSE = "worse"
     """A race's trial, and a new run, are far above the recorded loss: they end as early as they can."""
 
@@ -206,7 +206,11 @@ class _Record:
         if self._arms is Arms.WORSE or self._caught_up:
             return self._far
         pair = self._pair if step % 2 else -self._pair
-        return pair - 2 * self._settings.confidence * self._pair if self._arms is Arms.BETTER else pair
+        if self._arms is Arms.EQUAL:
+            return pair
+        seen = self._losses[: step + 1]
+        fallen = float(np.ptp(seen[np.isfinite(seen)])) if np.isfinite(seen).any() else 0.0
+        return pair - max(fallen, 2 * self._settings.confidence * self._pair)
 
 
 def _positive(noise: float) -> float:
@@ -227,7 +231,8 @@ def unpaired_share(executed: Sequence[Executed]) -> float:
     for control, trial in pairwise(arms):
         if (control[0].phase, trial[0].phase) != ("control", "trial") or control[0].step != trial[0].step:
             continue
-        if len(control) == len(trial) >= 16:
+        # Only arms that end at the same rate differ by noise alone.
+        if len(control) == len(trial) >= 16 and control[-1].scale == trial[-1].scale:
             losses = np.array([[row.loss for row in arm] for arm in (control, trial)])
             late = losses[:, -(len(control) * 3 // 10) :]
             noise = deviation(losses[0], len(control))

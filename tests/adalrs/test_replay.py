@@ -106,7 +106,7 @@ def test_nothing_is_recorded_any_more_once_a_verdict_has_changed_the_rate() -> N
 
 
 def test_equal_arms_tell_where_races_are_and_what_they_could_tell() -> None:
-    again = replay(ROBUST, N, RECORD, unpaired=0.2)
+    again = replay(replace(ROBUST, climb=False), N, RECORD, unpaired=0.2)
     races = [one for one in again.of(Event.FAILED) if one.decision.threshold > 0]
     assert races and again.scale == 1.0 and again.finished
     for one in races:
@@ -123,7 +123,7 @@ def test_noise_of_the_record_and_of_a_pair_is_noise_of_the_verdict() -> None:
     descent = 2 + 3 / (1 + STEPS / 50)
     loud = descent + 5 * (RECORD - descent)
     errors = [
-        replay(ROBUST, N, losses, unpaired=unpaired).of(Event.FAILED)[0].decision.gain_error
+        replay(replace(ROBUST, climb=False), N, losses, unpaired=unpaired).of(Event.FAILED)[0].decision.gain_error
         for losses, unpaired in ((RECORD, 0.1), (loud, 0.1), (RECORD, 0.5))
     ]
     assert errors[1] == pytest.approx(5 * errors[0], rel=0.15)

@@ -30,6 +30,9 @@ def searches(draw) -> tuple[AdaLRSSettings, int]:
         max_scale=draw(st.sampled_from([1e4, 1e4, 20.0, 1.0])),
         max_discarded=draw(st.sampled_from([None, None, None, 0.8, 0.4, 0.1, 0.0])),
         budget=draw(st.sampled_from(["kept", "total"])),
+        climb=draw(st.booleans()),
+        climb_gain=draw(st.sampled_from([0.1, 0.0, 1e-3])),
+        climb_steps=draw(st.integers(8, 12)) if short else None,
         trial_steps=draw(st.integers(1, 12)) if short else None,
         return_steps=draw(st.integers(10, 14)) if short else None,
         restart_steps=draw(st.integers(12, 20)) if short else None,
@@ -107,7 +110,7 @@ class Trainer:
 
 
 @given(searches(), landscapes)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_every_sequence_of_decisions_is_legal(search, losses):
     options, steps = search
     trainer = Trainer(build_controller(options, steps), losses)
@@ -130,7 +133,7 @@ def test_every_sequence_of_decisions_is_legal(search, losses):
 
 
 @given(searches(), landscapes, st.frozensets(st.integers(1, 900), max_size=6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_saving_and_loading_at_any_step_changes_nothing_that_follows(search, losses, saved_at):
     options, steps = search
     straight = Trainer(build_controller(options, steps), losses)

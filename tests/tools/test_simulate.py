@@ -50,7 +50,7 @@ def test_cells_as_json(simulate: Callable[..., Done]) -> None:
     assert [(cell["noise"], cell["length"]) for cell in cells] == [(0.1, 1.0), (0.1, 40.0), (0.2, 1.0), (0.2, 40.0)]
     fitting, too_long = cells[0], cells[1]
     assert fitting["within_two"] == 1.0 and fitting["gained"] > 0.1 and 0 < fitting["discarded"] < 0.4
-    assert fitting["steps"] == "30+30+24" and too_long["within_two"] is None
+    assert "30+30+24" in fitting["steps"] and too_long["within_two"] is None
 
 
 def test_noise_and_descent_of_a_recorded_loss(simulate: Callable[..., Done], tmp_path: Path) -> None:

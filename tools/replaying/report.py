@@ -250,9 +250,13 @@ class _Measured:
         return Lengths(steps, len(speeds), trials, signal, least)
 
     def races(self, steps: Mapping[str, int]) -> Lengths:
-        verdicts = [one.decision for one in self._run.of(Event.FAILED, Event.ACCEPTED)]
-        gains = [one.threshold for one in verdicts if one.threshold is not None and one.threshold > 0]
-        trials = len(self._run.of(Event.TRIAL_STARTED))
+        """Of full races: what those before them must gain is no matter of noise."""
+        gains, trials, began_at = [], 0, 0
+        for decision in (one.decision for one in self._run.decisions):
+            if decision.event is Event.TRIAL_STARTED:
+                trials, began_at = trials + 1, decision.step or 0
+            elif decision.event in (Event.FAILED, Event.ACCEPTED) and began_at >= self._run.plan.search_start:
+                gains += [decision.threshold] if decision.threshold is not None else []
         return Lengths(steps, len(gains), trials, None, median(gains) if gains else None)
 
 
