@@ -14,7 +14,7 @@ from .study import Cell, Study
 def print_study(study: Study, cells: Sequence[Cell], runs: int, seconds: float) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=120)
+        console = Console(highlight=False, width=140)
     surface = study.surface
     blocks = f" in blocks of {study.block}" if study.block > 1 else ""
     console.print(
