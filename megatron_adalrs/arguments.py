@@ -115,10 +115,14 @@ def _flags(values: Mapping[str, Any]) -> type:
     groups = [
         (name, _flag_group(name, group.model_fields, values, group.__doc__), name, "") for name, group in GROUPS.items()
     ]
-    adalrs = _flag_group("adalrs", ADALRS_FIELDS, values.get("adalrs", {}), "AdaLRS learning-rate search.")
-    groups.append(("adalrs", adalrs, "adalrs", "adalrs"))
+    groups.append(("adalrs", adalrs_flags(values.get("adalrs", {})), "adalrs", "adalrs"))
     fields = [(name, Annotated[kind, tyro.conf.arg(name=prefix)]) for name, kind, _, prefix in groups]
     return dataclasses.make_dataclass("Flags", fields, kw_only=True)
+
+
+def adalrs_flags(defaults: Mapping[str, Any], **others: FieldInfo) -> type:
+    """A dataclass for tyro of the settings of AdaLRS with these defaults; `others` replace those of their names."""
+    return _flag_group("adalrs", ADALRS_FIELDS | others, defaults, "AdaLRS learning-rate search.")
 
 
 def _flag_group(name: str, fields: Mapping[str, FieldInfo], values: Mapping[str, Any], title: str | None) -> type:

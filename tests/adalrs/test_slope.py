@@ -55,6 +55,30 @@ def test_agrees_with_numpy():
     assert running.error == pytest.approx(math.sqrt(covariance[0, 0]), rel=1e-9)
 
 
+@given(
+    seed=st.integers(0, 2**32),
+    offset=st.sampled_from([0.0, 1e6, -1e6]),
+    noise=st.sampled_from([1e-2, 0.2, 5.0]),
+    fall=st.floats(-1e-3, 1e-3),
+)
+@settings(max_examples=20, deadline=None)
+def test_a_window_of_10000_steps_equals_numpy_and_the_closed_form_at_any_offset(seed, offset, noise, fall):
+    steps = np.arange(10_000)
+    values = offset - fall * steps + noise * np.random.default_rng(seed).standard_normal(len(steps))
+    running = fit(values)
+    # b = sum(x y) / sum(x x) and e = sqrt(sum((y - b x)^2) / (n - 2) / sum(x x)) about the means; less the offset, with
+    # which sums of squares would lose their digits.
+    x, y = steps - steps.mean(), values - offset
+    y = y - y.mean()
+    slope = (x @ y) / (x @ x)
+    error = math.sqrt(((y - slope * x) ** 2).sum() / (len(x) - 2) / (x @ x))
+    assert running.slope == pytest.approx(slope, rel=1e-9, abs=1e-9 * error)
+    assert running.error == pytest.approx(error, rel=1e-9)
+    coefficients, covariance = np.polyfit(x, values - offset, 1, cov=True)
+    assert running.slope == pytest.approx(coefficients[0], rel=1e-9, abs=1e-9 * error)
+    assert running.error == pytest.approx(math.sqrt(covariance[0, 0]), rel=1e-9)
+
+
 @given(st.lists(losses, min_size=3, max_size=40))
 def test_any_series_agrees_with_exact_arithmetic(values):
     running = fit(values)

@@ -1,0 +1,1 @@
+"""What tools/replay.py tells of a record."""
