@@ -92,7 +92,8 @@ def _context(accelerator: str) -> Any:
         return multiprocessing.get_context("spawn")
     os.environ["DS_ACCELERATOR"] = accelerator  # which DeepSpeed reads when it is imported
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["megatron_adalrs.build"])
+    # torch imports the second, which takes two seconds, when the first optimizer is made.
+    context.set_forkserver_preload(["megatron_adalrs.build", "torch._dynamo"])
     return context
 
 
