@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from megatron_adalrs.adalrs.settings import AdaLRSSettings
 from megatron_adalrs.arguments import config_from_values
 from megatron_adalrs.build import build_trainer
 from megatron_adalrs.run_log import RunLog, read_run
-from megatron_adalrs.adalrs.settings import AdaLRSSettings
 from megatron_adalrs.schedule import build_schedule
 from megatron_adalrs.snapshot import EngineSnapshot
 from tests.data.corpora import counting_corpus
