@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ def test_overhead_compares_a_fixed_rate_with_both_modes_in_every_grid(
     monkeypatch.setattr("sys.argv", ["benchmark.py", "--what", "overhead", *TINY.split()])
     specification = importlib.util.spec_from_file_location("benchmark", TOOLS / "benchmark.py")
     benchmark = importlib.util.module_from_spec(specification)
-    monkeypatch.setitem(__import__("sys").modules, "benchmark", benchmark)
+    monkeypatch.setitem(sys.modules, "benchmark", benchmark)
     specification.loader.exec_module(benchmark)
     assert benchmark.main() == 0
     output, errors = capsys.readouterr()
