@@ -8,10 +8,6 @@ prepare_environment() {
         echo "error: Python 3.10 or newer is required, $("$python" --version 2>&1) found; set PYTHON to another one" >&2
         exit 2
     }
-    command -v "${CXX:-c++}" >/dev/null || {
-        echo "error: a C++ compiler is required (DeepSpeed builds its CPU communication with it), e.g. Debian's g++" >&2
-        exit 2
-    }
     venv="${VIRTUAL_ENV:-$PWD/.venv}"
     [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
     export VIRTUAL_ENV="$venv" PATH="$venv/bin:$PATH"
@@ -22,7 +18,7 @@ prepare_environment() {
         python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
         touch "$stamp"
     fi
-    # DeepSpeed builds its CPU communication once for each environment; a shared cache is rebuilt whenever they alternate.
+    # DeepSpeed builds extensions once for each environment; a shared cache is rebuilt whenever they alternate.
     export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$venv/torch_extensions}"
     # One thread a rank: ranks share the cores.
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a fresh machine to a trained model whose learning rate found itself. Needs Python 3.10+ and a C++ compiler.
+# From a fresh machine to a trained model whose learning rate found itself. Needs Python 3.10+.
 # Every step is skipped when its output is there and valid. Output goes to data/quickstart and runs/quickstart.
 set -euo pipefail
 cd "$(dirname "$0")/.."

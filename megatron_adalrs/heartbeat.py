@@ -71,6 +71,7 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
+        self._beat()
         self._thread.start()
 
     def stop(self) -> None:
@@ -94,8 +95,8 @@ class Heartbeat:
         after = self._beats()
         if after is None:
             return f"{self._here()}: {first}; {self._store_is_gone()}"
-        silent = [rank for rank in after if not _ended(after[rank]) and after[rank] == (before or {}).get(rank)]
-        silent = [rank for rank in silent if rank != self.rank]
+        others = [rank for rank in range(self.world_size) if rank != self.rank]
+        silent = [rank for rank in others if not _ended(after[rank]) and after[rank] == (before or after)[rank]]
         if silent:
             return f"{self._here()}: {first}; lost: {'; '.join(_told(rank, after[rank]) for rank in silent)}"
         places = "; ".join(_told(rank, beat, with_place=True) for rank, beat in after.items() if not _ended(beat))
@@ -133,7 +134,9 @@ class Heartbeat:
         neighbour = (self.rank + 1) % self.world_size
         key = self._key(neighbour)
         beat = self._store.get(key) if self._store.check([key]) else None
-        self._silent = self._silent + 1 if beat == self._last and not _ended(beat) else 0
+        # One that has not begun yet may be loading for long; the time-out of collectives is for that.
+        is_silent = beat is not None and beat == self._last and not _ended(beat)
+        self._silent = self._silent + 1 if is_silent else 0
         self._last = beat
         if self._silent < ROUNDS:
             return None
@@ -141,11 +144,11 @@ class Heartbeat:
         self._store.set(verdict, found)
         return found
 
-    def _beats(self) -> dict[int, bytes] | None:
-        """The last beat of every rank that has beaten; None: the store does not answer."""
+    def _beats(self) -> dict[int, bytes | None] | None:
+        """The last beat of every rank, None for one that never came up; None: the store does not answer."""
         try:
             keys = {rank: self._key(rank) for rank in range(self.world_size)}
-            return {rank: self._store.get(key) for rank, key in keys.items() if self._store.check([key])}
+            return {rank: self._store.get(key) if self._store.check([key]) else None for rank, key in keys.items()}
         except RuntimeError:
             return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -35,8 +36,8 @@ def values(data: Path, **changes: Any) -> dict[str, Any]:
     return {
         "preset": "llama-tiny", "num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 16,
         "vocab_size": 50, "data_path": str(data), "split": "8,1,1", "micro_batch_size": 2, "global_batch_size": 8,
-        "train_iters": 120, "lr": 1e-3, "eval_iters": 3, "log_interval": 1,
-        "adalrs": {"enabled": True, "window": 12, "search_start": 0.25, "search_end": 0.8},
+        "train_iters": 60, "lr": 1e-3, "eval_iters": 3, "log_interval": 1,
+        "adalrs": {"enabled": True, "window": 6, "search_start": 0.25, "search_end": 0.8},
     } | changes  # fmt: skip
 
 
@@ -46,7 +47,9 @@ def launch(
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "config.yaml"
     file.write_text(yaml.safe_dump(config))
-    port = 20000 + os.getpid() % 20000
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     return subprocess.Popen(
         [*LAUNCHER, "--master_port", str(port), program, "--config", str(file), *flags],
         cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
@@ -93,23 +96,27 @@ def signal_command(process: subprocess.Popen[str]) -> None:
 
 @pytest.mark.parametrize(("zero_stage", "terminate"), [(0, signal_group), (3, signal_command)])
 def test_a_run_terminated_in_a_trial_and_resumed_equals_one_that_was_not(
-    tmp_path: Path, data: Path, zero_stage: int, terminate: Callable[[subprocess.Popen[str]], None]
+    two_ranks: Ranks,
+    tmp_path: Path,
+    data: Path,
+    zero_stage: int,
+    terminate: Callable[[subprocess.Popen[str]], None],
 ) -> None:
-    config = values(data, zero_stage=zero_stage, save_interval=50, eval_interval=40)
+    config = values(data, zero_stage=zero_stage, save_interval=10, eval_interval=20)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    output = finished(launch(config, tmp_path / "a", "--run-dir", str(whole)))
-    assert "AdaLRS took the base learning rate from 0.001 to" in output
-    process = launch(config, tmp_path / "b", "--run-dir", str(killed))
+    process = launch(config, tmp_path / "launched", "--run-dir", str(killed))
     wait_for(killed, "trial_started", process)
     terminate(process)
     process.communicate(timeout=300)
     assert process.returncode != 0
     assert read_run(killed).events[-1].event == "interrupted"
     assert (killed / "checkpoints" / "latest").exists()
-    resumed = launch(config, tmp_path / "b", "--run-dir", str(killed), "--load", str(killed))
-    assert "resumed from" in finished(resumed)
+    output = finished(launch(config, tmp_path / "launched", "--run-dir", str(killed), "--load", str(killed)))
+    assert "resumed from" in output
+    assert "AdaLRS took the base learning rate from 0.001 to" in output
+    assert two_ranks.run(trained, config | {"run_dir": str(whole)}) == [0, 0]
     assert kept_losses(killed) == kept_losses(whole)
-    assert list(kept_losses(whole)) == list(range(1, 121))
+    assert list(kept_losses(whole)) == list(range(1, 61))
     expected, got = verdicts(whole), verdicts(killed)
     assert [v for v in got if v[0] != "trial_started"] == [v for v in expected if v[0] != "trial_started"]
     assert {"accepted", "failed", "neutral", "aborted"} & {event for event, _, _ in expected}
@@ -184,8 +191,11 @@ def test_through_the_launcher_a_mistake_is_told_once_with_exit_code_2(tmp_path: 
         "nothing.idx": ["--data-path", str(tmp_path / "nothing")],
         "= 4: 2 = 0 x 4 + 2": ["--num-query-groups", "4", "--tensor-model-parallel-size", "4"],
     }
-    for message, flags in mistakes.items():
-        process = launch(values(data), tmp_path, "--run-dir", str(tmp_path / "run"), *flags)
+    processes = {
+        message: launch(values(data), tmp_path / str(place), "--run-dir", str(tmp_path / "run"), *flags)
+        for place, (message, flags) in enumerate(mistakes.items())
+    }
+    for message, process in processes.items():
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 2, output
         assert output.count("error: ") == 1

@@ -5,6 +5,7 @@
     python tools/benchmark.py --what watching   # a step with AdaLRS watching against the same step without
     python tools/benchmark.py --what snapshot   # capture and restore against a bare copy; bytes against the estimate
     python tools/benchmark.py --what parallel   # dp2, tp2 and pp2 against one rank; bytes against the plan
+    python tools/benchmark.py --what overhead   # a fixed rate against AdaLRS, both modes, at dp 1 and 2 and ZeRO 0-3
 
 Two sides take turns, step by step, in one process; the ratio is taken pair by pair and its median is quoted, so that a
 machine whose speed drifts does not favour either side.
@@ -26,28 +27,30 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
+from benchmarks.overhead import measure_overhead, table, write_random_tokens
 from benchmarks.parallel import measure_parallel
 
 from megatron_adalrs.adalrs.controller import FixedRate
 from megatron_adalrs.arguments import config_from_values
 from megatron_adalrs.build import build_trainer, end_distributed
-from megatron_adalrs.data.indexed_dataset import IndexedDatasetBuilder
 from megatron_adalrs.model.gpt import GPT, count_parameters, initialise
 from megatron_adalrs.optim import build_optimizer
 from megatron_adalrs.snapshot import EngineSnapshot, estimate_snapshot_bytes
 from megatron_adalrs.trainer import Trainer
 
 VOCABULARY = 8192
+SHAPE = ("preset", "num_layers", "hidden_size", "num_attention_heads", "seq_length", "micro_batch_size", "bf16")
 
 
 @dataclass(frozen=True)
 class Arguments:
-    what: Literal["all", "step", "watching", "snapshot", "parallel"] = "all"
-    """What to measure. "parallel" has a model of its own, one thread a rank, and takes about three minutes."""
+    what: Literal["all", "step", "watching", "snapshot", "parallel", "overhead"] = "all"
+    """What to measure. "all": the first three. "parallel" has a model of its own, one thread a rank, and takes about
+    three minutes. "overhead": 12 x pairs steps of two micro-batches, one thread a rank, in each of eight grids."""
     pairs: int = 60
     """Pairs that count; a tenth more are run first and left out. "parallel": a fifth as many blocks of all grids."""
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """ZeRO stage of the engine."""
+    """ZeRO stage of the engine. "overhead": all of them."""
     bf16: bool = False
     """bfloat16 in place of fp32 (the hand-written loop then runs under autocast)."""
     preset: Literal["gpt2-tiny", "llama-tiny", "qwen2-tiny"] = "gpt2-tiny"
@@ -65,6 +68,13 @@ def main() -> int:
     arguments = tyro.cli(Arguments, description=__doc__)
     if arguments.what == "parallel":
         results = measure_parallel(arguments.zero_stage, arguments.bf16, blocks=max(3, arguments.pairs // 5))
+        print(json.dumps(results, indent=2))
+        return 0
+    if arguments.what == "overhead":
+        shape = {name: getattr(arguments, name) for name in SHAPE}
+        with tempfile.TemporaryDirectory() as folder:
+            results = measure_overhead(shape, arguments.pairs, Path(folder))
+        print(table(results), file=sys.stderr)
         print(json.dumps(results, indent=2))
         return 0
     torch.set_num_threads(arguments.threads)
@@ -85,25 +95,12 @@ def main() -> int:
 
 def build(arguments: Arguments, folder: Path) -> Trainer:
     """A real trainer, on random tokens, whose search watches for the whole run and never starts a trial."""
-    shape = (
-        "preset",
-        "num_layers",
-        "hidden_size",
-        "num_attention_heads",
-        "seq_length",
-        "micro_batch_size",
-        "zero_stage",
-        "bf16",
-    )
     train_iters = 20 * (arguments.pairs + 100)
-    tokens = np.random.default_rng(0).integers(0, VOCABULARY, 4 * arguments.seq_length * arguments.micro_batch_size)
-    with IndexedDatasetBuilder(folder / "random", np.uint16) as builder:
-        for document in np.array_split(tokens, 16):
-            builder.add_document(document)
-        builder.finalize()
+    write_random_tokens(folder / "random", VOCABULARY, 4 * arguments.seq_length * arguments.micro_batch_size)
     config = config_from_values(
-        {name: getattr(arguments, name) for name in shape}
+        {name: getattr(arguments, name) for name in SHAPE}
         | {
+            "zero_stage": arguments.zero_stage,
             "vocab_size": VOCABULARY, "data_path": str(folder / "random"), "split": "1,0,0", "train_iters": train_iters,
             "lr": 1e-3, "run_dir": folder / "run", "log_interval": 1_000_000,
             "adalrs": {"enabled": True, "search_start": 0.9, "search_end": 1.0, "window": round(0.05 * train_iters)},

@@ -18,6 +18,7 @@ logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", message=r"`torch\.distributed\.", category=FutureWarning)
 
 import deepspeed  # noqa: E402
+import deepspeed.ops  # noqa: E402
 from deepspeed.accelerator import get_accelerator  # noqa: E402
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -42,6 +43,8 @@ def init_distributed(grid: Grid, timeout_minutes: float = 10.0) -> None:
     else:
         dist.init_process_group(backend, timeout=timeout)
     remove_abandoned_locks(tell=lambda text: print(text, flush=True))
+    # On processors DeepSpeed compiles, for half a minute, an all-reduce that only its inference calls.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
 
 

@@ -33,6 +33,15 @@ def test_evaluation_is_the_same_on_any_number_of_ranks_and_leaves_no_trace(one_r
         assert loss == pytest.approx(expected, rel=1e-6)
 
 
+def has_compiled_reduction() -> bool:
+    return hasattr(torch.ops.deepspeed, "inference_all_reduce_")
+
+
+def test_training_waits_for_no_compiler(two_ranks: Ranks) -> None:
+    """DeepSpeed would compile, for half a minute at the first start, a reduction that no training calls."""
+    assert two_ranks.run(has_compiled_reduction) == [False, False]
+
+
 def counters_of_an_optimizer_with_numbers() -> list[list[dict[str, int]]]:
     """State that is no tensor, as the step of DeepSpeed's optimizer on the processor, before and after it went back."""
     config, grid = tiny_config(), Grid.from_environment()

@@ -39,7 +39,8 @@ TWO_RANKS = [
     ("qwen2", {"recompute_granularity": "full", TENSOR: 2, "sequence_parallel": True}),
 ]
 FOUR_RANKS = [
-    ("gpt2", {TENSOR: 4}),  # with 50 tokens padded to 512, three of the ranks hold nothing but padding
+    # With 50 tokens padded to 512, three of the ranks hold nothing but padding.
+    ("gpt2", {TENSOR: 4, "micro_batch_size": 8}),
     ("deep", {PIPE: 4, "pipeline_partition": "uniform"}),
     ("qwen2", {PIPE: 2}),
     ("qwen2", {TENSOR: 2, "sequence_parallel": True, "zero_stage": 1}),

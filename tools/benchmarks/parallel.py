@@ -8,22 +8,19 @@ do with each other is measured beside it, and tells what the machine had to give
 Memory is counted over the building of the engine and two steps before any time is taken: all tensors alive, each
 storage once (live_memory.py), the most at once. Where there is a GPU, its allocator's own count is taken instead.
 
-What limits two ranks on two cores: DeepSpeed's reductions on a processor spin while they wait, gradients are summed in
-memory that both share, and a pipeline is as fast as its slower stage, here the one with the loss.
+What limits two ranks on two cores: every message between them takes both of them processor time, gradients are summed
+in memory that both share, and a pipeline is as fast as its slower stage, here the one with the loss.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import socket
 import time
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
+from benchmarks.ranks import THREADS, Cell
 
-THREADS = 1
 VOCABULARY = 512
 MODEL = {
     "preset": "gpt2-tiny", "num_layers": 6, "hidden_size": 256, "num_attention_heads": 8, "seq_length": 256,
@@ -46,8 +43,8 @@ def measure_parallel(zero_stage: int, bf16: bool, blocks: int) -> dict[str, Any]
         blocks: that count; one more is run first and left out.
     """
     values = MODEL | {"zero_stage": zero_stage, "bf16": bf16}
-    cells = {name: Cell(1 if name == ONE else 2, values | sizes) for name, sizes in GRIDS.items()}
-    stranger = Cell(1, values)
+    cells = {name: Cell(1 if name == ONE else 2, serve, values | sizes) for name, sizes in GRIDS.items()}
+    stranger = Cell(1, serve, values)
     try:
         memory = {name: cell.ask("memory") for name, cell in cells.items()}
         stranger.ask("memory")
@@ -97,49 +94,8 @@ def predicted_pipeline(measured: float, given: float, ranks: list[dict[str, Any]
     }
 
 
-class Cell:
-    """The processes of one grid: they do nothing but what they are asked."""
-
-    def __init__(self, ranks: int, values: dict[str, Any]) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        context = multiprocessing.get_context("spawn")
-        self._pipes, self._processes = [], []
-        for rank in range(ranks):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(rank, ranks, port, values, theirs), daemon=True)
-            process.start()
-            theirs.close()
-            self._pipes.append(ours)
-            self._processes.append(process)
-
-    def ask(self, question: str) -> list[Any]:
-        """Every rank's answer: "memory" or "step" (seconds)."""
-        self.begin(question)
-        return self.end()
-
-    def begin(self, question: str) -> None:
-        for pipe in self._pipes:
-            pipe.send(question)
-
-    def end(self) -> list[Any]:
-        return [pipe.recv() for pipe in self._pipes]
-
-    def close(self) -> None:
-        for pipe in self._pipes:
-            pipe.close()
-        for process in self._processes:
-            process.join(10)
-            process.kill()
-
-
-def serve(rank: int, ranks: int, port: int, values: dict[str, Any], pipe: Connection) -> None:
+def serve(pipe: Connection, values: dict[str, Any]) -> None:
     """A rank: build, count memory, then take a step whenever asked."""
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": str(THREADS),
-    }  # fmt: skip
     import torch
 
     from megatron_adalrs.arguments import config_from_values
@@ -148,7 +104,6 @@ def serve(rank: int, ranks: int, port: int, values: dict[str, Any], pipe: Connec
     from megatron_adalrs.parallel.topology import Grid
     from megatron_adalrs.random_state import seed_everything
 
-    torch.set_num_threads(THREADS)
     config = config_from_values(values)
     grid = Grid.from_environment(**config.parallel.sizes)
     init_distributed(grid)
