@@ -53,9 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def on_cluster(options: argparse.Namespace, command: str) -> int:
     from reproduction.cluster import collect_cluster, write_launch
+    from reproduction.comparison import Results
     from reproduction.page import write_report
     from reproduction.sections import cluster_sections
-    from reproduction.tables import Results
 
     scale = CLUSTER_SCALES[options.scale]
     changes = {
@@ -84,11 +84,11 @@ def on_cluster(options: argparse.Namespace, command: str) -> int:
 
 def reproduce(options: argparse.Namespace, scale: Scale, command: str) -> int:
     from reproduction import plan
+    from reproduction.comparison import Results
     from reproduction.corpus import prepare_corpora
     from reproduction.page import write_report
     from reproduction.runner import Runner, lock
     from reproduction.sections import sections_of
-    from reproduction.tables import Results
 
     experiments = possible_experiments(options.experiments)
     seeds = range(options.first_seed, options.first_seed + options.seeds)

@@ -19,10 +19,10 @@ import pytest
 from megatron_adalrs.arguments import config_from_values
 from megatron_adalrs.build import build_trainer
 from tests.distributed.ranks import Ranks
-from tools.reproduction import cluster, corpus, plan, results, runner, sections, tables
+from tools.reproduction import cluster, comparison, corpus, goals, plan, results, runner, sections, tables
+from tools.reproduction.comparison import Results
 from tools.reproduction.plan import MAIN, SCALES, Run
 from tools.reproduction.results import Result
-from tools.reproduction.tables import Results
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = [sys.executable, str(ROOT / "tools" / "reproduce_paper.py")]
@@ -126,15 +126,15 @@ def test_the_best_rate_is_the_lowest_mean_over_seeds_and_never_a_diverged_one() 
 
 
 def test_differences_are_between_runs_of_one_seed() -> None:
-    assert tables.differences({1: result("paper", 1, 1, 2.5), 2: result("paper", 1, 2, 9.0)}, {}) == []
+    assert comparison.differences({1: result("paper", 1, 1, 2.5), 2: result("paper", 1, 2, 9.0)}, {}) == []
     references = {1: result("fixed", 1, 1, 2.0), 3: result("fixed", 1, 3, 1.0)}
-    assert tables.differences({1: result("paper", 1, 1, 2.5)}, references) == [0.5]
+    assert comparison.differences({1: result("paper", 1, 1, 2.5)}, references) == [0.5]
 
 
 @pytest.mark.parametrize(("loss", "steps"), [(5.0, 100.0), (3.5, 250.0), (3.0, 300.0), (2.0, None)])
 def test_steps_to_reach_a_loss_are_read_off_the_validation_curve(loss: float, steps: float | None) -> None:
     run = result("robust", 1, 0, 3.5, curve=((100, 5.0), (200, 4.0), (300, 3.0), (400, 3.5)))
-    assert tables.steps_to_reach(run, loss) == steps
+    assert comparison.steps_to_reach(run, loss) == steps
 
 
 def test_the_search_table_has_mean_worst_discarded_and_goals() -> None:
@@ -155,11 +155,17 @@ def test_the_search_table_has_mean_worst_discarded_and_goals() -> None:
     assert rows["robust, discarded"] == ("20.0% [≤ 15%]*", "–")
     assert rows["robust, rate found"] == ("0.60", "–")
     # 0.5 at once, and 500 + 800 x 0.4 / 0.79 = 905 of 1000 steps
-    assert rows["robust, steps to the fixed rate's loss"] == ("70%", "–")
+    assert rows["robust, steps to the fixed rate's loss"] == ("70% [≤ 50%]*", "–")
     assert rows["paper, steps to the fixed rate's loss"] == ("100%", "–")
     assert rows["robust, equal compute"] == ("+0.040 [≤ 0.05]", "–")
     assert rows["paper, improvement"] == ("+0.050 [≥ 0.05]", "–")
     assert "| robust, mean | +0.060 [≤ 0.02]* | – |" in table.markdown()
+    caption = table.caption.split("missed. ")[1]
+    told = "{} mode ended above the initial rate held fixed in {}; it discarded {} of train_iters on average."
+    assert caption == f"{told.format('Paper', '0 of 2 runs', '0%')} {told.format('Robust', '0 of 2 runs', '20%')}"
+    worse = Results([*runs[:4], result("robust", 3e-4, 0, 2.6)])
+    harmed = goals.findings(worse, MAIN, "cosine", (1 / 10,), 3e-3)
+    assert harmed == told.format("Robust", "1 of 1 runs, by up to 0.100 (from 1/10)", "0%")
 
 
 def test_a_search_that_never_gets_there_and_one_that_diverges_are_told_as_such() -> None:

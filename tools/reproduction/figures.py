@@ -9,8 +9,8 @@ import plotly.graph_objects as go
 
 from megatron_adalrs.report.drawing import RUN_COLORS, new_figure
 
+from .comparison import Results, differences
 from .plan import Study, scaled
-from .tables import Results, differences
 
 _COLORS = {"fixed": RUN_COLORS[0], "paper": RUN_COLORS[1], "robust": RUN_COLORS[2]}
 

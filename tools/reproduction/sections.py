@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from . import plan
+from .comparison import Results
 from .figures import grid_figure, search_figure
 from .page import Section
 from .plan import CONTINUAL, MAIN, STUDIES, Scale, Study, scaled
-from .tables import Results, cost_table, grid_table, peers_table, search_table, variants_table
+from .tables import cost_table, grid_table, peers_table, search_table, variants_table
 
 
 def sections_of(results: Results, experiments: Sequence[str], scale: Scale) -> list[Section]:

@@ -7,18 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from .comparison import Results, differences, ratio_name, steps_to_reach
+from .goals import STEPS_TO_REACH, findings, goal_text
 from .plan import EQUAL_COMPUTE, PEERS, Settings, Study, scaled
 from .results import Result
 
 NOTHING = "–"
-GOALS = {
-    "robust, mean": {1 / 30: 0.03, 1 / 10: 0.02, 1: 0.005, 10: 0.08, 100: 0.15},
-    "robust, worst": {1 / 30: 0.06, 1 / 10: 0.05, 1: 0.02, 10: 0.20},
-    "robust, discarded": {1 / 30: 0.18, 1 / 10: 0.15, 1: 0.15, 10: 0.45, 100: 0.65},
-    "robust, equal compute": {1 / 10: 0.05, 1: 0.08, 10: 0.20},
-    "paper, improvement": {1 / 10: 0.05},
-}
-"""What is aimed at, by initial rate over the best fixed one: losses and shares at most, the improvement at least."""
 
 
 @dataclass(frozen=True)
@@ -32,65 +26,6 @@ class Table:
         lines = [f"### {self.title}", "", _line(self.head), _line(["---"] * len(self.head))]
         lines += [_line(row) for row in self.rows]
         return "\n".join([*lines, "", self.caption] if self.caption else lines)
-
-
-class Results:
-    """All results, to be asked for."""
-
-    def __init__(self, results: Iterable[Result]) -> None:
-        self.all = list(results)
-
-    def of(
-        self, study: str, schedule: str, method: str, lr: float | None = None, settings: Settings = ()
-    ) -> dict[int, Result]:
-        """By seed."""
-        return {
-            result.run.seed: result
-            for result in self.all
-            if (result.run.study, result.run.schedule, result.run.method) == (study, schedule, method)
-            and (lr is None or result.run.lr == lr)
-            and result.run.settings == settings
-        }
-
-    def rates(self, study: str, schedule: str, method: str = "fixed") -> list[float]:
-        runs = [result.run for result in self.all]
-        return sorted({run.lr for run in runs if (run.study, run.schedule, run.method) == (study, schedule, method)})
-
-    def best_rate(self, study: str, schedule: str, among: Sequence[float] | None = None) -> float:
-        """The fixed rate with the lowest mean of the final validation losses.
-
-        Raises:
-            ValueError: no fixed rate ended with a finite loss.
-        """
-        losses = {
-            lr: fmean(result.valid for result in self.of(study, schedule, "fixed", lr).values())
-            for lr in (among or self.rates(study, schedule))
-            if self.of(study, schedule, "fixed", lr)
-        }
-        finite = {lr: loss for lr, loss in losses.items() if math.isfinite(loss)}
-        if not finite:
-            raise ValueError(f"{study}, {schedule}: no run at a fixed rate ended with a finite loss to compare with")
-        return min(finite, key=finite.__getitem__)
-
-
-def differences(results: dict[int, Result], references: dict[int, Result]) -> list[float]:
-    """Final validation losses minus those of the references of the same seeds."""
-    return [result.valid - references[seed].valid for seed, result in results.items() if seed in references]
-
-
-def steps_to_reach(result: Result, loss: float) -> float | None:
-    """Executed steps, discarded ones included, after which the validation loss is first at or below `loss`.
-
-    Between two evaluations it is taken to fall along a line. None: never.
-    """
-    before: tuple[int, float] | None = None
-    for steps, value in result.curve:
-        if value <= loss:
-            if before is None or not math.isfinite(before[1]):
-                return float(steps)
-            return before[0] + (steps - before[0]) * (before[1] - loss) / (before[1] - value)
-        before = steps, value
-    return None
 
 
 def grid_table(results: Results, study: Study, schedule: str, best: float) -> Table:
@@ -129,7 +64,7 @@ def search_table(results: Results, study: Study, schedule: str, ratios: Sequence
         cells = []
         for ratio in ratios:
             made = cell(ratio)
-            cells.append(NOTHING if made is None else made[1] + _goal(label, ratio, made[0]))
+            cells.append(NOTHING if made is None else made[1] + goal_text(study, label, ratio, made[0]))
         return (label, *cells)
 
     def above(method: str, of: Callable[[list[float]], float]) -> Callable[[float], tuple[float, str] | None]:
@@ -156,7 +91,7 @@ def search_table(results: Results, study: Study, schedule: str, ratios: Sequence
     for method in ("paper", "robust"):
         rows += [row(f"{method}, mean", above(method, fmean)), row(f"{method}, worst", above(method, max))]
         rows += [row(f"{method}, discarded", discarded(method)), row(f"{method}, rate found", found(method))]
-        rows += [row(f"{method}, steps to the fixed rate's loss", reach(method))]
+        rows += [row(f"{method}, {STEPS_TO_REACH}", reach(method))]
     if any(runs("robust", ratio, EQUAL_COMPUTE) for ratio in ratios):
         rows.append(row("robust, equal compute", equal_compute))
     rows.append(row("paper, improvement", improvement))
@@ -168,7 +103,8 @@ def search_table(results: Results, study: Study, schedule: str, ratios: Sequence
         "train_iters. Rate found: over the best fixed one, geometric mean. Steps to the fixed rate's loss: executed "
         "steps, discarded ones included, until the validation loss is the final one of the same initial rate held "
         "fixed, as a share of that run's; in parentheses how many seeds got there, where not all did. Equal compute: "
-        "discarded steps count (budget total). In brackets the goal, * where it is missed.",
+        "discarded steps count (budget total). In brackets the goal, * where it is missed. "
+        + findings(results, study, schedule, ratios, best),
     )
 
 
@@ -225,7 +161,7 @@ def cost_table(results: Results, study: Study, schedule: str, ratios: Sequence[f
             )
     return Table(
         f"What a search costs: {study.name}, {schedule}",
-        ("mode", "from", "discarded steps", "snapshots", "time of a step", "steps to the fixed rate's loss"),
+        ("mode", "from", "discarded steps", "snapshots", "time of a step", STEPS_TO_REACH),
         tuple(rows),
         "Snapshots: capture and restore in all, and as a share of the run's time. Time of a step: median, over the "
         "fixed run's; runs share the machine's cores, so that it is noisy: tools/benchmark.py measures it paired.",
@@ -252,11 +188,6 @@ def peers_table(results: Results, study: Study, schedule: str, best: float) -> T
         "at a rate read off DeepSpeed's LRRangeTest, whose steps are discarded: where the loss falls most steeply, or "
         "a tenth of where it is lowest.",
     )
-
-
-def ratio_name(ratio: float) -> str:
-    """1/30, 1 or 10."""
-    return f"{ratio:.3g}" if ratio >= 0.995 else f"1/{1 / ratio:.3g}"
 
 
 def _settings_name(settings: Settings) -> str:
@@ -292,16 +223,6 @@ def _reached(runs: dict[int, Result], fixed: dict[int, Result]) -> tuple[float, 
         return math.inf, f"never (0 of {len(pairs)})"
     some = "" if len(shares) == len(pairs) else f" ({len(shares)} of {len(pairs)})"
     return fmean(shares), f"{fmean(shares):.0%}{some}"
-
-
-def _goal(label: str, ratio: float, value: float) -> str:
-    goal = next((goal for known, goal in GOALS.get(label, {}).items() if math.isclose(known, ratio)), None)
-    if goal is None:
-        return ""
-    is_least = label.endswith("improvement")
-    missed = value < goal if is_least else not value <= goal
-    shown = f"{goal:.0%}" if label.endswith("discarded") else f"{goal:g}"
-    return f" [{'≥' if is_least else '≤'} {shown}]{'*' if missed else ''}"
 
 
 def _loss(value: float) -> str:
