@@ -10,16 +10,8 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from megatron_adalrs.metrics import (
-    JsonLines,
-    Metrics,
-    TensorBoard,
-    Terminal,
-    duration,
-    open_metrics,
-    perplexity,
-    quantity,
-)
+from megatron_adalrs.metrics import JsonLines, Metrics, Terminal, duration, open_metrics, perplexity, quantity
+from megatron_adalrs.metrics.tensorboard import TensorBoard
 
 
 def train(step: int, phase: str = "watch", loss: float = 2.0) -> dict[str, Any]:

@@ -1,0 +1,49 @@
+"""What a run tells: console, TensorBoard, metrics.jsonl and the decision journal. Nobody else writes any of them.
+
+Records are plain mappings; each sink takes what it shows. Only the first rank has sinks: on the others every call is
+a loop over nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_adalrs.metrics.json_lines import JsonLines
+from megatron_adalrs.metrics.sinks import Metrics, Record, Sink
+from megatron_adalrs.metrics.terminal import Terminal
+from megatron_adalrs.metrics.words import duration, perplexity, quantity
+
+__all__ = [
+    "JsonLines", "Metrics", "Record", "Sink", "Terminal", "announce", "duration", "open_metrics", "perplexity",
+    "quantity",
+]  # fmt: skip
+
+
+def open_metrics(
+    run_dir: Path,
+    tensorboard_dir: Path,
+    train_iters: int,
+    log_interval: int,
+    first_step: int,
+    is_first_rank: bool,
+    budget: str = "kept",
+) -> Metrics:
+    """The sinks of a run that begins, or goes on, at `first_step`; `budget` is what `train_iters` counts."""
+    if not is_first_rank:
+        return Metrics([])
+    from megatron_adalrs.metrics.tensorboard import TensorBoard
+
+    return Metrics(
+        [
+            JsonLines(run_dir / "metrics.jsonl", frozenset({"train", "eval", "run"})),
+            JsonLines(run_dir / "decisions.jsonl", frozenset({"decision"})),
+            TensorBoard(tensorboard_dir, log_interval, first_step),
+            Terminal(train_iters, log_interval, first_step, budget),
+        ]
+    )
+
+
+def announce(text: str, is_first_rank: bool) -> None:
+    """Tell the console something before there is a run to record."""
+    if is_first_rank:
+        print(text, flush=True)
