@@ -9,7 +9,7 @@ from typing import Any
 
 from megatron_adalrs.adalrs.controller import Controller, Decision, Event
 from megatron_adalrs.adalrs.robust import INITIAL
-from megatron_adalrs.checkpoint import save_checkpoint
+from megatron_adalrs.checkpoint import Places, save_checkpoint
 from megatron_adalrs.config import Config
 from megatron_adalrs.data.loader import BatchLoader
 from megatron_adalrs.engine import Engine, StepResult, memory_bytes
@@ -225,9 +225,8 @@ class Trainer:
         }
         run = self.config.run
         try:
-            save_checkpoint(
-                self.engine, self.grid, run.save, self.state.step, content, run.keep_last, run.save_retain_interval
-            )
+            places = Places(run.save, run.keep_last, run.save_retain_interval)
+            save_checkpoint(self.engine, self.grid, places, self.state.step, content)
         except ValueError as error:  # raised on all ranks alike; the run itself is sound
             self.record("save_failed", f"no checkpoint at step {self.state.step}: {error}")
             return False

@@ -22,10 +22,12 @@ from __future__ import annotations
 from megatron_adalrs.checkpoint.fitting import require_fitting, require_identity
 from megatron_adalrs.checkpoint.load import checkpoint_to_resume, find_checkpoint, load_checkpoint, read_state
 from megatron_adalrs.checkpoint.manifest import find_damage
-from megatron_adalrs.checkpoint.save import save_checkpoint
+from megatron_adalrs.checkpoint.save import Places, Saving, save_checkpoint
 from megatron_adalrs.checkpoint.weights import open_weights, source_of_weights
 
 __all__ = [
+    "Places",
+    "Saving",
     "checkpoint_to_resume",
     "find_checkpoint",
     "find_damage",

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch.distributed as dist
 
 from megatron_adalrs.checkpoint.load import checkpoints_in, step_of
 from megatron_adalrs.checkpoint.manifest import (
@@ -21,7 +20,7 @@ from megatron_adalrs.checkpoint.manifest import (
     write_manifest,
 )
 from megatron_adalrs.engine import Engine
-from megatron_adalrs.parallel.collectives import from_every_rank, on_every_rank, on_first_rank
+from megatron_adalrs.parallel.collectives import from_every_rank, gather_numbers, on_every_rank, on_first_rank
 from megatron_adalrs.parallel.topology import Grid
 from megatron_adalrs.random_state import random_state
 
@@ -29,41 +28,74 @@ SPARE = 1.05
 """Room that must be there for a checkpoint, in sizes of the last one."""
 
 
-def save_checkpoint(
-    engine: Engine,
-    grid: Grid,
-    save: Path,
-    step: int,
-    state: dict[str, Any],
-    keep_last: int | None = None,
-    retain_interval: int | None = None,
-) -> Path:
-    """Publish a checkpoint under `save`; then remove old ones. Collective.
+@dataclass(frozen=True)
+class Places:
+    """Where checkpoints go, and which stay."""
+
+    save: Path
+    keep_last: int | None = None
+    """Complete ones to keep; None: all of them."""
+    retain_interval: int | None = None
+    """Those of steps that it divides are kept for good."""
+
+
+class Saving:
+    """A checkpoint under way: the draft, written by `engine.files`, and then its publication. Every call is collective.
 
     Args:
         state: plain JSON values; `read_state` hands them back.
-        keep_last: complete checkpoints to keep; None: all of them.
-        retain_interval: those of steps that it divides are kept for good.
+        in_background: only copy what is saved, and have it written beside the training.
 
     Raises:
         ValueError: on every rank, if it cannot be written; the previous checkpoints are untouched.
     """
-    name = f"iter_{step:07d}"
-    target, draft = save / name, save / f".{name}.incomplete"
-    on_first_rank(lambda: _begin(save, draft))
-    on_every_rank(lambda: engine.save(draft / ENGINE))
-    on_every_rank(lambda: write_json(draft / random_name(grid.rank), random_state()))
-    dist.barrier()
-    state = state | {"world_size": grid.world_size}
-    files = on_first_rank(lambda: _complete(draft, state))
-    # Each rank brings a share of the files to disk and hashes it, whoever wrote them.
-    shares = from_every_rank(lambda: {name: _secured(draft / name) for name in files[grid.rank :: grid.world_size]})
-    hashes = {name: digest for share in shares for name, digest in share.items()}
-    facts = {"step": step, "grid": vars(grid.shape)}
-    on_first_rank(lambda: _publish(draft, target, save / LATEST, hashes, facts))
-    if keep_last is not None:
-        on_first_rank(lambda: remove_old(save, keep_last, retain_interval))
-    return target
+
+    def __init__(
+        self, engine: Engine, grid: Grid, places: Places, step: int, state: dict[str, Any], in_background: bool = False
+    ) -> None:
+        self.step = step
+        self._engine, self._grid, self._places = engine, grid, places
+        name = f"iter_{step:07d}"
+        self._target, self._draft = places.save / name, places.save / f".{name}.incomplete"
+        on_first_rank(lambda: _begin(places.save, self._draft))
+        engine.save(self._draft / ENGINE, _secured if in_background else None)
+        try:
+            on_every_rank(lambda: write_json(self._draft / random_name(grid.rank), random_state()))
+            on_first_rank(lambda: write_json(self._draft / STATE, state | {"world_size": grid.world_size}))
+        except ValueError:
+            engine.files.abandon()
+            raise
+
+    @property
+    def is_written(self) -> bool:
+        """Whether no rank writes any more."""
+        engine = self._engine
+        return not gather_numbers([engine.files.is_writing], engine.device).any()
+
+    def publish(self) -> Path:
+        """Wait for what is being written; make it a checkpoint; then remove old ones.
+
+        Raises:
+            ValueError: on every rank, if it cannot be written or published.
+        """
+        written = from_every_rank(self._engine.files.finish)
+        secured = {str(path.relative_to(self._draft)): digest for part in written for path, digest in part.items()}
+        files = on_first_rank(lambda: sorted(set(_files_in(self._draft)) - secured.keys()))
+        # Each rank brings a share of the rest to disk and hashes it, whoever wrote it.
+        mine = files[self._grid.rank :: self._grid.world_size]
+        shares = from_every_rank(lambda: {name: _secured(self._draft / name) for name in mine})
+        hashes = secured | {name: digest for share in shares for name, digest in share.items()}
+        facts = {"step": self.step, "grid": vars(self._grid.shape)}
+        places = self._places
+        on_first_rank(lambda: _publish(self._draft, self._target, places.save / LATEST, hashes, facts))
+        if places.keep_last is not None:
+            on_first_rank(lambda: remove_old(places.save, places.keep_last, places.retain_interval))
+        return self._target
+
+
+def save_checkpoint(engine: Engine, grid: Grid, places: Places, step: int, state: dict[str, Any]) -> Path:
+    """Write and publish a checkpoint before training goes on: see `Saving`."""
+    return Saving(engine, grid, places, step, state).publish()
 
 
 def remove_old(save: Path, keep_last: int, retain_interval: int | None) -> None:
@@ -93,9 +125,8 @@ def _begin(save: Path, draft: Path) -> None:
             raise OSError(f"{save} has {free} bytes free, and a checkpoint takes about {needed}")
 
 
-def _complete(draft: Path, state: dict[str, Any]) -> list[str]:
-    write_json(draft / STATE, state)
-    return sorted(str(path.relative_to(draft)) for path in draft.rglob("*") if path.is_file())
+def _files_in(draft: Path) -> list[str]:
+    return [str(path.relative_to(draft)) for path in draft.rglob("*") if path.is_file()]
 
 
 def _secured(path: Path) -> str:

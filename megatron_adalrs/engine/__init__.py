@@ -1,6 +1,7 @@
 """The training engine. Only the files of this package import deepspeed: what it is like is known here and nowhere else.
 
 build_lock.py           locks of DeepSpeed's compiled operators that a killed process left behind
+checkpoint_files.py     DeepSpeed's checkpoint files, written at once or from a copy in the background
 process.py              the import, the process group, memory
 data_parallel.py        Engine: DeepSpeed's own engine, ZeRO 0-3, and everything that both engines share
 pipeline.py             PipelineParallelEngine: DeepSpeed's PipelineEngine, ZeRO 0-1

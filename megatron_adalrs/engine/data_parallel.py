@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from megatron_adalrs.config import Config
 from megatron_adalrs.deepspeed_config import deepspeed_settings
+from megatron_adalrs.engine.checkpoint_files import CheckpointFiles
 from megatron_adalrs.engine.masters import weights_from_masters
 from megatron_adalrs.engine.model_parallel_unit import ModelParallelUnit
 from megatron_adalrs.engine.process import computes_on_cpu, deepspeed, get_accelerator
@@ -73,6 +74,10 @@ class Engine:
         self.deepspeed, *_ = deepspeed.initialize(
             model=model, optimizer=_optimizer(model, config, settings), config=settings, mpu=self._mpu
         )
+        self.files = CheckpointFiles()
+        """What writes the checkpoint files of this rank."""
+        self.deepspeed.checkpoint_engine = self.files
+        self.deepspeed._copy_recovery_script = self.files.attempt(self.deepspeed._copy_recovery_script)
         # FP16_UnfusedOptimizer, in low precision without ZeRO, looks for the mark of a shard on gradients.
         marks_gradients = training.precision != "fp32" and training.zero_stage == 0
         self._marked = [p for p in self.module.parameters() if shard_of(p)] if marks_gradients else []
@@ -213,16 +218,17 @@ class Engine:
                 if (key := f"{type(owner).__name__}.{name}") in values:
                     setattr(owner, name, values[key])
 
-    def save(self, folder: Path) -> None:
-        """Write DeepSpeed's files of this rank under `folder`. Collective.
+    def save(self, folder: Path, secure: Callable[[Path], str] | None = None) -> None:
+        """Write DeepSpeed's files of this rank under `folder`; with `secure`, copy what is in them and begin to.
 
-        Raises:
-            OSError: they cannot be written.
+        Collective.
+
+        `files.finish()` ends it, and says what could not be written: here an error would part this rank from the rest.
         """
-        try:
-            self.deepspeed.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
-        except RuntimeError as error:  # torch's writer has no better word for a full disk
-            raise OSError(f"cannot write to {folder}: {str(error).splitlines()[0]}") from error
+        self.files.begin(copied=secure is not None)
+        self.deepspeed.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+        if secure is not None:
+            self.files.start(secure)
 
     def load(self, folder: Path) -> None:
         """Load what `save` wrote, into an engine that has not stepped yet. Collective.

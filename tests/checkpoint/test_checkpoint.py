@@ -13,7 +13,7 @@ import pytest
 
 from megatron_adalrs.arguments import config_from_values
 from megatron_adalrs.build import build_trainer
-from megatron_adalrs.checkpoint import find_checkpoint, find_damage, save_checkpoint
+from megatron_adalrs.checkpoint import Places, find_checkpoint, find_damage, save_checkpoint
 from megatron_adalrs.checkpoint.manifest import sha256, write_manifest
 from megatron_adalrs.checkpoint.save import remove_old
 from megatron_adalrs.run_log import read_run
@@ -117,7 +117,7 @@ def saved_twice(folder: str) -> list[list[str]]:
     found = []
     for step in (1, 2, 2):
         engine.train_batch(runs.micro_batches(config, grid, step))
-        save_checkpoint(engine, grid, Path(folder), step, {"config": config.to_flat()}, keep_last=1)
+        save_checkpoint(engine, grid, Places(Path(folder), keep_last=1), step, {"config": config.to_flat()})
         found.append(sorted(path.name for path in Path(folder).iterdir()))
     return found
 

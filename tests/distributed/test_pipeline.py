@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from megatron_adalrs.checkpoint import load_checkpoint, require_fitting, save_checkpoint
+from megatron_adalrs.checkpoint import Places, load_checkpoint, require_fitting, save_checkpoint
 from megatron_adalrs.parallel.topology import Grid
 from tests.distributed.ranks import Ranks
 from tests.distributed.runs import VOCABULARY, micro_batches, start, tiny_config
@@ -52,7 +52,7 @@ def resumed_losses(values: dict[str, Any], folder: Path) -> tuple[list[float], l
     config, grid, engine = start(values)
     for step in range(3):
         engine.train_batch(micro_batches(config, grid, step))
-    checkpoint = save_checkpoint(engine, grid, folder, 3, {"config": config.to_flat()})
+    checkpoint = save_checkpoint(engine, grid, Places(folder), 3, {"config": config.to_flat()})
     expected = [engine.train_batch(micro_batches(config, grid, step)).loss for step in range(3, 8)]
     config, grid, engine = start(values | {"seed": 7})
     load_checkpoint(engine, grid, checkpoint)

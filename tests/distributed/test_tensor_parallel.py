@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megatron_adalrs.checkpoint import load_checkpoint, read_state, require_fitting, save_checkpoint
+from megatron_adalrs.checkpoint import Places, load_checkpoint, read_state, require_fitting, save_checkpoint
 from megatron_adalrs.engine import build_engine
 from megatron_adalrs.model.gpt import GPT, initialise
 from megatron_adalrs.parallel import cross_entropy
@@ -163,7 +163,7 @@ def resume(folder: Path, values: dict[str, Any]) -> tuple[list[float], list[floa
     config, grid, first = start(values)
     for step in range(3):
         first.train_batch(micro_batches(config, grid, step))
-    checkpoint = save_checkpoint(first, grid, folder, 3, {"config": config.to_flat()})
+    checkpoint = save_checkpoint(first, grid, Places(folder), 3, {"config": config.to_flat()})
     expected = [first.train_batch(micro_batches(config, grid, step)).loss for step in range(3, 7)]
     seed_everything(99, grid.tensor_group)
     second = build_engine(config, VOCABULARY, grid)
