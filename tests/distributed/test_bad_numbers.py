@@ -41,7 +41,7 @@ def values(data: Path, run: Path, policy: str, changes: Mapping[str, Any]) -> di
     return {
         "preset": "gpt2-tiny", "num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 16,
         "vocab_size": 50, "data_path": str(data), "split": "8,1,1", "micro_batch_size": 2, "global_batch_size": BATCH,
-        "train_iters": STEPS, "lr": 1e-3, "eval_iters": 1, "run_dir": str(run), "check_ranks_every": 4,
+        "train_iters": STEPS, "lr": 1e-3, "eval_iters": 1, "run_dir": str(run), "check_ranks_every": STEPS,
     } | changes | {"bad_numbers": settings | {"policy": policy}}  # fmt: skip
 
 
@@ -108,8 +108,10 @@ def test_every_policy_does_what_it_says(two_ranks: Ranks, data: Path, tmp_path: 
     assert (code, state.step, state.total_steps, state.bad_steps) == (0, STEPS, STEPS + 3, 3)
     assert state.passed_over == SKIPPED
     assert runs.events("skip") == ["bad_number_skipped"] * 3
-    runs.train("without them", "skip", {}, SKIPPED)
-    assert kept(runs["skip"]) == kept(runs["without them"]) and len(kept(runs["skip"])) == STEPS
+    assert len(kept(runs["skip"])) == STEPS
+    if cell == "zero1":  # that a refused update changes nothing is tested in every cell by itself
+        runs.train("without them", "skip", {}, SKIPPED)
+        assert kept(runs["skip"]) == kept(runs["without them"])
     assert runs["skip"].totals.discarded_steps == 3
     assert runs["skip"].totals.useful_tokens == STEPS * BATCH * 16
 
