@@ -16,7 +16,8 @@ SECONDS_FOR_THE_FIRST_RANK = 20.0
 def main() -> int:
     """Exit code: 0 the run is complete, 2 it was asked for something impossible, 143 it was interrupted and saved.
 
-    With --check-ranks-every also 3: ranks have come apart. 4: another rank was lost.
+    With --check-ranks-every also 3: ranks have come apart. 4: another rank was lost. With --bad-numbers.policy also 5:
+    bad numbers ended it.
     """
     adopt_launch_environment()
     is_first_rank = os.environ.get("RANK", "0") == "0"

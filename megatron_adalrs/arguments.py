@@ -19,11 +19,11 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
-from megatron_adalrs.config import Config
+from megatron_adalrs.config import NESTED, BadNumbersConfig, Config
 from megatron_adalrs.model.presets import PRESETS
 
 GROUPS: dict[str, type[BaseModel]] = {
-    name: field.annotation for name, field in Config.model_fields.items() if name != "adalrs"
+    name: field.annotation for name, field in Config.model_fields.items() if name not in NESTED
 }  # type: ignore[misc]
 
 
@@ -37,7 +37,10 @@ def _adalrs_fields() -> dict[str, FieldInfo]:
     }
 
 
-ADALRS_FIELDS = _adalrs_fields()
+NESTED_FIELDS: dict[str, dict[str, FieldInfo]] = {
+    "bad_numbers": BadNumbersConfig.model_fields,
+    "adalrs": _adalrs_fields(),
+}
 
 
 def parse_arguments(arguments: Sequence[str], print_errors: bool = True) -> Config:
@@ -58,11 +61,11 @@ def parse_arguments(arguments: Sequence[str], print_errors: bool = True) -> Conf
         values = PRESETS[preset] | values
     flags = tyro.cli(_flags(values), args=list(arguments), description=Config.__doc__, console_outputs=print_errors)
     given = {name: value for group in GROUPS for name, value in vars(getattr(flags, group)).items()}
-    return config_from_values(given | {"adalrs": vars(flags.adalrs)})
+    return config_from_values(given | {name: vars(getattr(flags, name)) for name in NESTED})
 
 
 def config_from_values(values: Mapping[str, Any]) -> Config:
-    """Configuration from a flat mapping, as a YAML file holds it (`adalrs` nested); None counts as not given.
+    """Configuration from a flat mapping, as a YAML file holds it (groups in NESTED nested); None counts as not given.
 
     Raises:
         ValueError: one sentence naming the field, its value and what is required.
@@ -72,7 +75,9 @@ def config_from_values(values: Mapping[str, Any]) -> Config:
         name: {key: flat[key] for key in group.model_fields if key in flat} for name, group in GROUPS.items()
     }
     try:
-        return Config(**groups, adalrs=AdaLRSSettings(**flat.get("adalrs", {})))
+        return Config(
+            **groups, bad_numbers=flat.get("bad_numbers", {}), adalrs=AdaLRSSettings(**flat.get("adalrs", {}))
+        )
     except ValidationError as error:
         raise ValueError(describe(error)) from None
 
@@ -103,7 +108,7 @@ def describe(error: ValidationError) -> str:
         return message
     if first["type"] == "missing":
         return f"{names[0]}: is required"
-    return f"{names[0]}: {first['input']!r}: {message[0].lower() + message[1:]}"
+    return f"{'.'.join(names)}: {first['input']!r}: {message[0].lower() + message[1:]}"
 
 
 def _flags(values: Mapping[str, Any]) -> type:
@@ -115,14 +120,18 @@ def _flags(values: Mapping[str, Any]) -> type:
     groups = [
         (name, _flag_group(name, group.model_fields, values, group.__doc__), name, "") for name, group in GROUPS.items()
     ]
-    groups.append(("adalrs", adalrs_flags(values.get("adalrs", {})), "adalrs", "adalrs"))
+    bad_numbers = BadNumbersConfig.model_fields, values.get("bad_numbers", {}), BadNumbersConfig.__doc__
+    groups += [
+        ("bad_numbers", _flag_group("bad_numbers", *bad_numbers), "bad_numbers", "bad_numbers"),
+        ("adalrs", adalrs_flags(values.get("adalrs", {})), "adalrs", "adalrs"),
+    ]
     fields = [(name, Annotated[kind, tyro.conf.arg(name=prefix)]) for name, kind, _, prefix in groups]
     return dataclasses.make_dataclass("Flags", fields, kw_only=True)
 
 
 def adalrs_flags(defaults: Mapping[str, Any], **others: FieldInfo) -> type:
     """A dataclass for tyro of the settings of AdaLRS with these defaults; `others` replace those of their names."""
-    return _flag_group("adalrs", ADALRS_FIELDS | others, defaults, "AdaLRS learning-rate search.")
+    return _flag_group("adalrs", NESTED_FIELDS["adalrs"] | others, defaults, "AdaLRS learning-rate search.")
 
 
 def _flag_group(name: str, fields: Mapping[str, FieldInfo], values: Mapping[str, Any], title: str | None) -> type:
@@ -155,13 +164,13 @@ def _checked(content: Mapping[str, Any], source: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for raw_key, value in content.items():
         key = str(raw_key).replace("-", "_")
-        if key == "adalrs":
+        if key in NESTED_FIELDS:
             if not isinstance(value, Mapping):
-                raise ValueError(f"{source}adalrs: {value!r}: must be a mapping of AdaLRS fields")
+                raise ValueError(f"{source}{key}: {value!r}: must be a mapping of {key}'s fields")
             values[key] = {}
             for raw_name, setting in value.items():
                 name = str(raw_name).replace("-", "_")
-                _add(values[key], ADALRS_FIELDS, name, setting, f"{source}adalrs.")
+                _add(values[key], NESTED_FIELDS[key], name, setting, f"{source}{key}.")
         else:
             _add(values, _all_fields(), key, value, source)
     return values
@@ -169,7 +178,7 @@ def _checked(content: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 def _add(values: dict[str, Any], fields: Mapping[str, FieldInfo], key: str, value: Any, source: str) -> None:
     if key not in fields:
-        near = difflib.get_close_matches(key, [*fields, "adalrs"], n=1)
+        near = difflib.get_close_matches(key, [*fields, *NESTED], n=1)
         raise ValueError(f"{source}{key}: no such field" + (f"; did you mean {near[0]}?" if near else ""))
     if value is None:
         return

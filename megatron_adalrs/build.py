@@ -16,6 +16,8 @@ import yaml
 from megatron_adalrs import checkpoint
 from megatron_adalrs.adalrs.controller import build_controller
 from megatron_adalrs.adalrs.host_buffers import require_room
+from megatron_adalrs.adalrs.robust import INITIAL
+from megatron_adalrs.bad_numbers import BadNumbers, LossMemory
 from megatron_adalrs.config import Config
 from megatron_adalrs.data.gpt_dataset import GPTDataset, build_gpt_datasets, check_vocabulary
 from megatron_adalrs.data.indexed_dataset import IndexedDataset
@@ -34,11 +36,12 @@ from megatron_adalrs.metrics import announce, open_metrics, quantity
 from megatron_adalrs.model.gpt import count_parameters, flops_per_token
 from megatron_adalrs.parallel.collectives import on_every_rank, on_first_rank
 from megatron_adalrs.parallel.topology import AXES, Grid
+from megatron_adalrs.past import Past
 from megatron_adalrs.plan import describe, plan_run
 from megatron_adalrs.random_state import seed_everything
 from megatron_adalrs.schedule import build_schedule
-from megatron_adalrs.snapshot import EngineSnapshot
-from megatron_adalrs.trainer import Evaluation, Trainer, TrainState
+from megatron_adalrs.train_state import TrainState, samples_in
+from megatron_adalrs.trainer import Evaluation, Trainer
 
 ORDER_SAMPLES = 65536  # as many samples stand for the whole order
 
@@ -66,27 +69,30 @@ def build_trainer(config: Config) -> Trainer:
     vocab_size = on_first_rank(lambda: resolve_vocab_size(config))
     if resumed and saved:
         checkpoint.require_fitting(resumed, saved, config, grid)
-    on_first_rank(lambda: build_datasets(config, global_batch_size) and None)
-    datasets = on_every_rank(lambda: build_datasets(config, global_batch_size))
+    state = TrainState(**saved["progress"]) if saved else TrainState()
+    passed_over = samples_in(state.passed_over)
+    on_first_rank(lambda: build_datasets(config, global_batch_size, passed_over) and None)
+    datasets = on_every_rank(lambda: build_datasets(config, global_batch_size, passed_over))
 
     def identity(consumed_samples: int) -> dict[str, Any]:
         """What a run must share with a checkpoint beyond its configuration."""
         return {"vocab_size": vocab_size, "data_order": datasets[0].order_digest(min(consumed_samples, ORDER_SAMPLES))}
 
-    data_order = datasets[0].order_digest()
-    state = TrainState()
+    data_order = datasets[0].order_digest(min(config.training.train_iters * global_batch_size, ORDER_SAMPLES))
+    bad_numbers = BadNumbers(config.bad_numbers, config.training.train_iters, config.training.precision == "fp16")
     controller = build_controller(config.adalrs, config.training.train_iters, config.optimizer.lr_warmup_iters)
     if saved:
         checkpoint.require_identity(resumed, saved, identity(saved["progress"]["consumed_samples"]))
-        state = TrainState(**saved["progress"])
         controller.load_state_dict(saved["controller"])
+        if "bad_numbers" in saved:  # not in a checkpoint of an earlier version: the memory begins anew
+            bad_numbers.load_state_dict(saved["bad_numbers"])
     # A search under way may still go back to the weights that the run began with.
     weights = weights_step = None
     if source and (not resumed or controller.needs_initial):
         weights, weights_step = on_every_rank(lambda: checkpoint.open_weights(source, config.model, vocab_size))
     plan = plan_run(config, vocab_size, grid.shape, computes_on_cpu())
     snapshot_bytes = plan.stages[grid.pipe.rank].snapshot
-    directory = config.adalrs.snapshot_dir if config.adalrs.enabled else None
+    directory = config.adalrs.snapshot_dir if config.live_snapshots else None
     if directory:
         on_every_rank(lambda: require_room(directory, snapshot_bytes, ranks_on_this_host()))
     on_first_rank(lambda: write_config(config))
@@ -101,12 +107,11 @@ def build_trainer(config: Config) -> Trainer:
     )
     seed_everything(config.training.seed, grid.tensor_group)
     engine = build_engine(config, vocab_size, grid, weights)
-    initial = None
+    past = Past(engine, directory)
     if resumed:
         if controller.needs_initial:
             # The engine still is what it was before the first step of the run that goes on.
-            initial = EngineSnapshot(engine, directory)
-            initial.capture()
+            past.capture(INITIAL, TrainState(), LossMemory())
         checkpoint.load_checkpoint(engine, grid, resumed)
 
     def loader(dataset: GPTDataset) -> BatchLoader:
@@ -148,10 +153,11 @@ def build_trainer(config: Config) -> Trainer:
         evaluations=evaluations,
         schedule=build_schedule(config),
         controller=controller,
+        bad_numbers=bad_numbers,
+        past=past,
         metrics=metrics,
         state=state,
         identity=identity,
-        initial=initial,
         flops_per_token=flops_per_token(config.model, parameters, config.model.padded_vocab_size(vocab_size)),
     )
 
@@ -225,15 +231,22 @@ def known_vocab_size(config: Config) -> int:
     return asked or known
 
 
-def build_datasets(config: Config, global_batch_size: int) -> tuple[GPTDataset, GPTDataset | None, GPTDataset | None]:
-    """Train, valid and test datasets; the first process to ask builds the indices, the others open them."""
+def build_datasets(
+    config: Config, global_batch_size: int, passed_over: int = 0
+) -> tuple[GPTDataset, GPTDataset | None, GPTDataset | None]:
+    """Train, valid and test datasets; the first process to ask builds the indices, the others open them.
+
+    The train dataset has as many samples more as may be, or were, passed over for bad numbers: no order changes by it.
+    """
+    train_iters = config.training.train_iters
+    spare = max(config.bad_numbers.most_batches(train_iters) * global_batch_size, passed_over)
     IndexedDataset(config.data.data_path)
     evaluated = config.run.eval_iters * global_batch_size
     train, valid, test = build_gpt_datasets(
         config.data.data_path,
         config.data.split,
         config.model.seq_length,
-        (config.training.train_iters * global_batch_size, evaluated, evaluated),
+        (train_iters * global_batch_size + spare, evaluated, evaluated),
         config.training.seed,
         config.data.data_cache_path,
     )
@@ -281,17 +294,18 @@ def opening(
     if origin:
         lines.append(origin)
     if config.adalrs.enabled:
-        lines.append(about_the_search(config, snapshot_bytes))
+        lines.append(about_the_search(config))
+    if config.live_snapshots:
+        held = "a snapshot takes" if config.live_snapshots == 1 else f"up to {config.live_snapshots} snapshots take"
+        where = f" of {config.adalrs.snapshot_dir}" if config.adalrs.snapshot_dir else ""
+        lines.append(f"{held} {quantity(snapshot_bytes, 'B')}{where} on each rank")
     return "\n".join(lines)
 
 
-def about_the_search(config: Config, snapshot_bytes: int) -> str:
-    """Where it begins and ends, and what it may cost in steps and memory."""
+def about_the_search(config: Config) -> str:
+    """Where it begins and ends, and what it may cost in steps."""
     train_iters = config.training.train_iters
     plan = config.adalrs.resolve(train_iters, config.optimizer.lr_warmup_iters)
     limit = config.adalrs.discarded_limit
     budget = f"; never more than {int(limit * train_iters)} in all" if math.isfinite(limit) else ""
-    held = "a snapshot takes" if plan.live_snapshots == 1 else f"up to {plan.live_snapshots} snapshots take"
-    where = f" of {config.adalrs.snapshot_dir}" if config.adalrs.snapshot_dir else ""
-    memory = f"; {held} {quantity(snapshot_bytes, 'B')}{where} on each rank" if plan.live_snapshots else ""
-    return f"AdaLRS {plan}{budget}{memory}"
+    return f"AdaLRS {plan}{budget}"

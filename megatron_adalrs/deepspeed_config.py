@@ -47,6 +47,11 @@ def deepspeed_settings(config: Config, data_parallel_size: int) -> dict[str, Any
         return ours
     settings = _overlaid(ours, read_deepspeed_overlay(training.deepspeed_config), training.deepspeed_config)
     _require_possible_offload(settings["zero_optimization"], config)
+    if config.bad_numbers.policy != "off" and not settings["zero_optimization"].get("compute_grad_norm", True):
+        raise ValueError(
+            f"--deepspeed-config: {training.deepspeed_config}: zero_optimization.compute_grad_norm = False leaves "
+            f"unknown whether gradients are finite; bad_numbers.policy {config.bad_numbers.policy!r} needs it"
+        )
     return settings
 
 
@@ -80,10 +85,10 @@ def _require_possible_offload(zero: dict[str, Any], config: Config) -> None:
         place = f"--deepspeed-config: {path}: zero_optimization.{name}.device = {device!r}"
         if stage < lowest:
             raise ValueError(f"{place} needs --zero-stage {lowest} or higher, not {stage}")
-        if device != "cpu" and config.adalrs.enabled:
+        if device != "cpu" and config.live_snapshots:
             raise ValueError(
-                f"{place}: a snapshot of AdaLRS copies the optimizer's memory, which must not be swapped to disk; "
-                "use 'cpu', or --adalrs.no-enabled"
+                f"{place}: a snapshot copies the optimizer's memory, which must not be swapped to disk; "
+                "use 'cpu', or --adalrs.no-enabled and no --bad-numbers.policy rewind"
             )
 
 

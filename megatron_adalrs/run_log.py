@@ -28,6 +28,9 @@ from megatron_adalrs.run_records import (
 
 UNDOING_VERDICTS = frozenset({"failed", "neutral", "aborted", "interrupted"})
 """Ends of a trial that restore the snapshot from its start."""
+BAD_NUMBER = "bad_number"
+"""How events begin that are not a search's. The snapshots to rewind to are not in the journal: what was undone are the
+steps that later ones took the place of."""
 RUNNING = "running"
 """Verdict of a trial that has not ended."""
 
@@ -260,7 +263,7 @@ def _kept(step: NDArray[np.int64], total_steps: NDArray[np.int64], decisions: Se
     for decision in decisions:
         if decision.capture is not None:
             captured[decision.capture] = [*history, (since, decision.total_steps)]
-        if decision.restore is not None:
+        if decision.restore is not None and not decision.event.startswith(BAD_NUMBER):
             history, since = captured.get(decision.restore, history), decision.total_steps
     kept = np.zeros(total_steps.shape, dtype=np.bool_)
     for first, last in [*history, (since, np.iinfo(np.int64).max)]:

@@ -98,6 +98,8 @@ class Decision:
     """Name of the snapshot that was taken, before one was restored."""
     restore: str | None = None
     """Name of the snapshot that the run went to."""
+    passed_over: tuple[int, int] | None = None
+    """Samples, first to last - 1 in the order of the data, that no step sees any more: of a bad number."""
     reason: str = ""
     snapshot_seconds: float | None = None
 

@@ -4,55 +4,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from copy import deepcopy
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from megatron_adalrs.adalrs.controller import Controller, Decision, Event
 from megatron_adalrs.adalrs.robust import INITIAL
+from megatron_adalrs.bad_numbers import EVENTS, REWIND, BadNumbers
 from megatron_adalrs.checkpoint import Places, save_checkpoint
 from megatron_adalrs.config import Config
 from megatron_adalrs.data.loader import BatchLoader
 from megatron_adalrs.engine import Engine, StepResult, memory_bytes
-from megatron_adalrs.metrics import Metrics, perplexity, quantity
+from megatron_adalrs.metrics import Metrics, perplexity
 from megatron_adalrs.parallel.topology import Grid
+from megatron_adalrs.past import Past, Point
 from megatron_adalrs.rank_check import RanksDiffer, check_ranks
 from megatron_adalrs.schedule import Schedule
-from megatron_adalrs.snapshot import EngineSnapshot
 from megatron_adalrs.stop_signal import StopSignal
+from megatron_adalrs.summary import summary
+from megatron_adalrs.train_state import TrainState, is_due
 
 INTERRUPTED = 143
 """Exit code of a run that was saved before its end, to be resumed: as a shell reports SIGTERM."""
 UNSAVED = 1
 """Exit code of a run whose last checkpoint could not be written."""
-
-
-@dataclass
-class TrainState:
-    """How far a run is. Only the trainer moves it."""
-
-    step: int = 0
-    """Kept steps completed."""
-    consumed_samples: int = 0
-    """Position in the data: samples that the kept steps have consumed."""
-    total_steps: int = 0
-    """Steps executed, discarded ones included."""
-    evaluated_at: int = 0
-    """Step of the last evaluation."""
-    snapshot_seconds: float = 0.0
-    """Time spent on capturing and restoring snapshots."""
-
-    @property
-    def discarded_steps(self) -> int:
-        return self.total_steps - self.step
-
-    def advance(self, samples: int) -> None:
-        self.step += 1
-        self.total_steps += 1
-        self.consumed_samples += samples
-
-    def go_to(self, past: TrainState) -> None:
-        """To the step and data position of a snapshot. What was executed since stays counted."""
-        self.step, self.consumed_samples = past.step, past.consumed_samples
+STOPPED = 5
+"""Exit code of a run that ended at bad numbers, with the weights from before them saved."""
 
 
 @dataclass(frozen=True)
@@ -80,24 +57,25 @@ class Trainer:
         evaluations: list[Evaluation],
         schedule: Schedule,
         controller: Controller,
+        bad_numbers: BadNumbers,
+        past: Past,
         metrics: Metrics,
         state: TrainState,
         identity: Callable[[int], dict[str, Any]],
         flops_per_token: float,
-        initial: EngineSnapshot | None = None,
     ) -> None:
         self.config, self.grid, self.engine, self.batches = config, grid, engine, batches
         self.evaluations, self.schedule, self.controller = evaluations, schedule, controller
+        self.bad_numbers, self.past = bad_numbers, past
         self.metrics, self.state, self.identity = metrics, state, identity
         self._flops_per_token = flops_per_token
-        self._snapshots: dict[str, tuple[EngineSnapshot, TrainState]] = {}
-        if initial is not None:
-            self._snapshots[INITIAL] = initial, TrainState()
+        self._stopped: Decision | None = None
+        self._point_due = False
         self._saved_at = self._started_at = state.step
         self._started = time.monotonic()
 
     def train(self) -> int:
-        """Train to the end. Returns the exit code: 0, `INTERRUPTED` or `UNSAVED`.
+        """Train to the end. Returns the exit code: 0, `INTERRUPTED`, `STOPPED` or `UNSAVED`.
 
         Raises:
             RanksDiffer: on every rank, with --check-ranks-every.
@@ -108,6 +86,8 @@ class Trainer:
             while not self.finished:
                 stop_requested = self.step(stop.received or self.is_out_of_time).stop_requested
                 self.check_ranks_when_due()
+                if self._stopped:
+                    return self.end_stopped(self._stopped)
                 if stop_requested:
                     return self.interrupt()
                 self.evaluate_and_save_when_due()
@@ -136,45 +116,72 @@ class Trainer:
     def finished(self) -> bool:
         return self.position >= self.config.training.train_iters
 
+    @property
+    def is_on_trial(self) -> bool:
+        """Whether a search tests a rate and may undo these steps: then bad numbers are its own business."""
+        return self.controller.undecided and self.controller.phase in ("trial", "restart")
+
     def step(self, stop: bool = False) -> StepResult:
         """One optimizer step: rate, batch, loss, decision. `stop`: this rank asks all ranks to stop after it."""
         started, phase = time.perf_counter(), self.controller.phase
         lr = self.schedule(self.position) * self.config.optimizer.lr * self.controller.scale
         self.engine.set_lr(lr)
-        result = self.engine.train_batch(self.batches.micro_batches(self.state.consumed_samples), stop)
+        judge = None if self.is_on_trial else self.bad_numbers
+        accept = judge.accepts if judge and judge.refuses_updates else None
+        result = self.engine.train_batch(self.batches.micro_batches(self.state.next_sample), stop, accept)
         self.state.advance(self.batches.global_batch_size)
         self.report_step(result, lr, phase, time.perf_counter() - started)
-        self.carry_out(self.controller.observe(result.loss, result.applied))
+        numbers, batch = (result.loss, result.grad_norm, result.applied), self.batches.global_batch_size
+        bad = judge and judge.observe(numbers, self.state, batch, self.controller.scale, self.past.state_at(REWIND))
+        self.carry_out(bad or self.controller.observe(result.loss, result.applied))
         return result
 
     def carry_out(self, decision: Decision) -> None:
-        """Do what the controller asks for, on every rank alike, and write it in the journal."""
+        """Do what was decided, on every rank alike, and write it in the journal."""
         if decision.event is None:
             return
         started = time.perf_counter()
+        if decision.event in (Event.TRIAL_STARTED, Event.ACCEPTED) and not self.is_on_trial:
+            self.bad_numbers.forget()
         if decision.capture is not None:
-            snapshot, _ = self._snapshots.get(decision.capture, (None, None))
-            snapshot = snapshot or EngineSnapshot(self.engine, self.config.adalrs.snapshot_dir)
-            snapshot.capture()
-            self._snapshots[decision.capture] = snapshot, replace(self.state)
-        if decision.restore is not None:
-            snapshot, past = self._snapshots[decision.restore]
-            snapshot.restore()
-            self.state.go_to(past)
-        self._free_snapshots(decision)
+            self.past.capture(decision.capture, self.state, self.bad_numbers.memory)
+        point = self.past.restore(decision.restore) if decision.restore is not None else None
+        if decision.event in EVENTS:
+            self.state.undo(decision.discarded_steps, self.batches.global_batch_size, decision.passed_over)
+        if point is not None:
+            self.go_to(point)
+        self.past.free(lambda name: name != REWIND and self._is_over(name, decision))
+        self._point_due |= decision.event not in (Event.WINDOW, Event.BAD_NUMBER_REWOUND)
         seconds = time.perf_counter() - started
         self.state.snapshot_seconds += seconds if decision.restore or decision.capture else 0.0
         record = asdict(decision) | {"event": decision.event.value, "total_steps": self.state.total_steps}
         self.metrics.write("decision", record | {"step": self.state.step, "snapshot_seconds": seconds})
+        if decision.event is Event.BAD_NUMBER_STOPPED:
+            self._stopped = decision
+        elif decision.event is Event.BAD_NUMBER_REWOUND:
+            self.carry_out(self.controller.resume())  # as in a new process: snapshots of a search are taken anew
 
-    def _free_snapshots(self, decision: Decision) -> None:
-        """Free those that no decision will ask for again. Until then buffers are reused: allocating them takes long."""
-        ended = decision.event is Event.SEARCH_ENDED
-        for name in [
-            name for name in self._snapshots if ended or (name == INITIAL and not self.controller.needs_initial)
-        ]:
-            snapshot, _ = self._snapshots.pop(name)
-            snapshot.free()
+    def go_to(self, point: Point) -> None:
+        """Follow the engine to a point of the past."""
+        self.state.go_to(point.state)
+        self.bad_numbers.memory = point.memory
+        if point.search is not None:
+            self.controller.load_state_dict(point.search)
+            self.state.evaluated_at = point.state.evaluated_at
+
+    def _is_over(self, name: str, decision: Decision) -> bool:
+        """Whether no decision will ask for a snapshot again. Until then buffers are reused."""
+        return decision.event is Event.SEARCH_ENDED or (name == INITIAL and not self.controller.needs_initial)
+
+    def keep_point_when_due(self) -> None:
+        """Take the snapshot to rewind to: at its interval, and wherever a rewind must not go back behind.
+
+        That is a checkpoint, from which a resumed run could not, and what a search decided, whose snapshots are gone.
+        """
+        every, kept = self.config.bad_numbers.rewind_interval, self.past.state_at(REWIND)
+        if kept is None or self._point_due or is_due(every, self.state.step, kept.step):
+            self.past.capture(REWIND, self.state, self.bad_numbers.memory, deepcopy(self.controller.state_dict()))
+            self._point_due = False
 
     def check_ranks_when_due(self) -> None:
         """Debugging: stop, on all ranks together, where they have come apart."""
@@ -182,15 +189,16 @@ class Trainer:
         if not every or self.state.total_steps % every:
             return
         progress = {name: value for name, value in asdict(self.state).items() if name != "snapshot_seconds"}
-        search = {f"controller.{name}": value for name, value in self.controller.state_dict().items()}
+        parts = {"controller": self.controller, "bad_numbers": self.bad_numbers}
+        states = {f"{part}.{name}": value for part, at in parts.items() for name, value in at.state_dict().items()}
         try:
-            check_ranks(self.engine, self.grid, progress | {"scale": self.controller.scale} | search)
+            check_ranks(self.engine, self.grid, progress | {"scale": self.controller.scale} | states)
         except RanksDiffer:
             self.close("ranks_differ", f"stopped at step {self.state.step}: the ranks have come apart")
             raise
 
     def evaluate_and_save_when_due(self) -> None:
-        """Evaluate and save at their intervals; steps that may still be undone are waited for."""
+        """Evaluate, save and keep a point at their intervals; steps that may still be undone are waited for."""
         run, step = self.config.run, self.state.step
         if self.controller.undecided or self.finished:
             return
@@ -198,6 +206,8 @@ class Trainer:
             self.evaluate(self.evaluations[:1])
         if is_due(run.save_interval, step, self._saved_at):
             self.save()
+        if self.bad_numbers.needs_snapshots:
+            self.keep_point_when_due()
 
     def evaluate(self, evaluations: list[Evaluation]) -> None:
         """Measure and record the loss on parts of the held-out data."""
@@ -216,10 +226,11 @@ class Trainer:
 
         Training goes on without it: the previous checkpoint is untouched, and the next may succeed.
         """
-        self._saved_at = self.state.step
+        self._saved_at, self._point_due = self.state.step, True
         content = {
             "progress": asdict(self.state),
             "controller": self.controller.state_dict(),
+            "bad_numbers": self.bad_numbers.state_dict(),
             "identity": self.identity(self.state.consumed_samples),
             "config": self.config.to_flat(),
         }
@@ -234,18 +245,29 @@ class Trainer:
 
     def interrupt(self) -> int:
         """Undo a trial under way, save, and say how to go on."""
-        self.carry_out(self.controller.interrupt())
-        saved = self.save()
-        how = (
-            f"go on with --load {self.config.run.save}" if saved else "what was done since the last checkpoint is lost"
-        )
+        saved, how = self.leave()
         self.close("interrupted", f"interrupted at step {self.state.step}; {how}")
         return INTERRUPTED if saved else UNSAVED
+
+    def end_stopped(self, decision: Decision) -> int:
+        """The same where bad numbers end a run."""
+        _, how = self.leave()
+        self.close("stopped", f"stopped at step {self.state.step}: {decision.reason}; {how}, and other settings")
+        return STOPPED
+
+    def leave(self) -> tuple[bool, str]:
+        """Undo a trial under way and save. Returns whether it was saved, and how to go on."""
+        self.carry_out(self.controller.interrupt())
+        if self.save():
+            return True, f"go on with --load {self.config.run.save}"
+        return False, "what was done since the last checkpoint is lost"
 
     def finish(self) -> int:
         self.evaluate(self.evaluations)
         saved = self.save()
-        self.close("end", self.summary(saved))
+        self.close(
+            "end", summary(self.config, self.state, self.batches.global_batch_size, self.controller.scale, saved)
+        )
         return 0 if saved else UNSAVED
 
     def close(self, event: str, message: str) -> None:
@@ -265,22 +287,6 @@ class Trainer:
         }
         self.metrics.write("run", {"event": event, **progress, "message": message})
 
-    def summary(self, saved: bool) -> str:
-        """The last lines of a run: what the search found and what it cost."""
-        state, lr = self.state, self.config.optimizer.lr
-        where = f"checkpoint in {self.config.run.save}" if saved else "without a checkpoint of the end"
-        lines = [f"done: {state.step} steps, {where}"]
-        if self.config.adalrs.enabled:
-            tokens = self.batches.global_batch_size * self.config.model.seq_length
-            kept, gone = (quantity(steps * tokens, "token") for steps in (state.step, state.discarded_steps))
-            scale, share = self.controller.scale, state.discarded_steps / state.total_steps
-            lines += [
-                f"AdaLRS took the base learning rate from {lr:g} to {lr * scale:.4g} (x {scale:.4g})",
-                f"it cost {state.discarded_steps} discarded steps ({share:.1%} of all; {gone} beside {kept} kept) "
-                f"and {state.snapshot_seconds:.1f} s of snapshots",
-            ]
-        return "\n".join(lines)
-
     def report_step(self, result: StepResult, lr: float, phase: str, seconds: float) -> None:
         sequence = self.config.model.seq_length
         tokens = self.batches.global_batch_size * sequence
@@ -299,12 +305,7 @@ class Trainer:
                 "flops_per_second": self._flops_per_token * tokens / seconds,
                 "seconds": seconds,
                 "memory_bytes": memory_bytes(),
-                "consumed_tokens": self.state.consumed_samples * sequence,
+                "consumed_tokens": self.state.used_samples * sequence,
                 "discarded_tokens": self.state.discarded_steps * tokens,
             },
         )
-
-
-def is_due(every: int | None, step: int, last: int) -> bool:
-    """Whether a step that `every` divides lies after step `last`, up to and including `step`."""
-    return every is not None and step // every > last // every

@@ -77,6 +77,7 @@ def test_the_effective_configuration_can_be_read_back(tmp_path: Path) -> None:
         ({"num_layer": 3}, "num_layer: no such field; did you mean num_layers?"),
         ({"adalrs": {"alfa": 3}}, "adalrs.alfa: no such field; did you mean alpha?"),
         ({"adalrs": 3}, "adalrs: 3: must be a mapping"),
+        ({"bad_numbers": {"sigmma": 3}}, "bad_numbers.sigmma: no such field; did you mean sigma?"),
         ({"num_layers": "many"}, "num_layers: 'many': input should be a valid integer"),
         ({"lr_decay_style": "step"}, "lr_decay_style: 'step': input should be 'constant', 'linear'"),
         ([1, 2], "must hold a mapping of fields, not a list"),
@@ -118,6 +119,17 @@ def test_a_missing_and_a_broken_file(tmp_path: Path) -> None:
         ),
         ("--adalrs.enabled --adalrs.window 40", "adalrs.search_start"),
         ("--adalrs.enabled --adalrs.alpha 0.5", "adalrs.alpha"),
+        ("--bad-numbers.sigma -1", "bad_numbers.sigma: -1.0: input should be greater than 0"),
+        ("--bad-numbers.sigma inf", "bad_numbers.sigma: inf: input should be a finite number"),
+        (
+            "--bad-numbers.policy rewind --bad-numbers.rewind-interval 18 --bad-numbers.pass-over 3",
+            "bad_numbers.max_passed_over: 0.2 of train_iters 100 are 20 batches, and one event may pass over "
+            "rewind_interval 18 + pass_over 3 = 21",
+        ),
+        (
+            "--bad-numbers.policy skip --bad-numbers.max-passed-over 0.01 --bad-numbers.pass-over 1",
+            "0.01 of train_iters 100 are 1 batches, and one event may pass over 1 + pass_over 1 = 2",
+        ),
         ("--hidden-dropout 1.5", "hidden_dropout: 1.5: input should be less than 1"),
     ],
 )

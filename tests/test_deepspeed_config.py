@@ -65,10 +65,17 @@ def test_contradictions_name_both_sides(tmp_path: Path, overlay: Any, message: s
 
 def test_a_search_needs_the_optimizer_in_memory(tmp_path: Path) -> None:
     overlay = {"zero_optimization": {"offload_optimizer": {"device": "nvme", "nvme_path": "/scratch"}}}
-    with pytest.raises(ValueError, match=r"device = 'nvme': a snapshot of AdaLRS copies .*--adalrs.no-enabled"):
+    with pytest.raises(ValueError, match=r"device = 'nvme': a snapshot copies .*--adalrs.no-enabled"):
         overlaid(tmp_path, overlay, zero_stage=3, adalrs={"enabled": True, "window": 3})
     settings = overlaid(tmp_path, overlay, zero_stage=3)
     assert settings["zero_optimization"] == {"stage": 3} | overlay["zero_optimization"]
+
+
+def test_a_policy_for_bad_numbers_needs_the_gradient_norm(tmp_path: Path) -> None:
+    overlay = {"zero_optimization": {"compute_grad_norm": False}}
+    with pytest.raises(ValueError, match=r"compute_grad_norm = False .* bad_numbers.policy 'skip' needs it"):
+        overlaid(tmp_path, overlay, bad_numbers={"policy": "skip"})
+    assert not overlaid(tmp_path, overlay)["zero_optimization"]["compute_grad_norm"]
 
 
 def test_offloading_to_nowhere_is_no_offloading(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from megatron_adalrs.arguments import config_from_values
 from megatron_adalrs.build import build_trainer
 from megatron_adalrs.run_log import RunLog, read_run
 from megatron_adalrs.schedule import build_schedule
-from megatron_adalrs.snapshot import EngineSnapshot
 from tests.data.corpora import counting_corpus
 from tests.distributed.ranks import Ranks
 
@@ -53,11 +52,10 @@ def trained(config: dict[str, Any], ends_after: int | None = None) -> list[int]:
 
     def carried_out(decision: Any) -> None:
         carry_out(decision)
-        held.append(len(trainer._snapshots))
+        held.append(len(trainer.past))
 
     trainer.controller.observe, trainer.carry_out = observed, carried_out
     trainer.train()
-    assert all(isinstance(snapshot, EngineSnapshot) for snapshot, _ in trainer._snapshots.values())
     return held
 
 

@@ -3,7 +3,7 @@
     SAVE/iter_0000400/            one complete checkpoint
         engine/                   DeepSpeed's own files, every rank's
         random_00000.json ...     random streams, one file a rank
-        state.json                step, data position, controller, configuration
+        state.json                step, data position, controller, memory of losses, configuration
         manifest.json             written last: every file, its size and hash; a folder without it is no checkpoint
     SAVE/latest                   name of the newest one
 

@@ -1,7 +1,8 @@
 """The configuration: frozen models that are the one source of flags, YAML keys, defaults, help texts and checks.
 
-Every field is a command-line flag (`num_layers` -> `--num-layers`) and a YAML key of the same name; the AdaLRS settings
-carry the prefix `adalrs.`. `arguments.py` reads them; everything else only takes what it uses. No torch in here.
+Every field is a command-line flag (`num_layers` -> `--num-layers`) and a YAML key of the same name; those of the groups
+in `NESTED` carry the group's name as a prefix, as in `adalrs.window`. `arguments.py` reads them; everything else only
+takes what it uses. No torch in here.
 
 One file a group of flags; checks within a group are in its file, checks between groups here.
 """
@@ -13,6 +14,7 @@ from typing import Any
 from pydantic import model_validator
 
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
+from megatron_adalrs.config.bad_numbers import BadNumbersConfig
 from megatron_adalrs.config.base import Group, require
 from megatron_adalrs.config.data import DataConfig
 from megatron_adalrs.config.model import ModelConfig
@@ -22,6 +24,8 @@ from megatron_adalrs.config.run import RunConfig
 from megatron_adalrs.config.training import TrainingConfig
 
 __all__ = [
+    "NESTED",
+    "BadNumbersConfig",
     "Config",
     "DataConfig",
     "ModelConfig",
@@ -30,6 +34,9 @@ __all__ = [
     "RunConfig",
     "TrainingConfig",
 ]
+
+NESTED = ("adalrs", "bad_numbers")
+"""Groups whose fields keep the group's name in front of theirs."""
 
 
 class Config(Group):
@@ -41,6 +48,7 @@ class Config(Group):
     training: TrainingConfig
     parallel: ParallelConfig = ParallelConfig()
     run: RunConfig = RunConfig()
+    bad_numbers: BadNumbersConfig = BadNumbersConfig()
     adalrs: AdaLRSSettings = AdaLRSSettings()
 
     @model_validator(mode="after")
@@ -60,6 +68,21 @@ class Config(Group):
         return self
 
     @model_validator(mode="after")
+    def _bad_numbers_may_be_passed_over(self) -> Config:
+        settings, train_iters = self.bad_numbers, self.training.train_iters
+        if settings.policy in ("skip", "rewind"):
+            most = settings.most_batches(train_iters)
+            at_once = settings.most_at_once
+            parts = f"{at_once - settings.pass_over} + pass_over {settings.pass_over}"
+            parts = f"rewind_interval {parts}" if settings.policy == "rewind" else parts
+            require(
+                settings.most_at_once <= most,
+                f"bad_numbers.max_passed_over: {settings.max_passed_over} of train_iters {train_iters} are {most} "
+                f"batches, and one event may pass over {parts} = {at_once}",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _grid_is_possible(self) -> Config:
         require_possible_grid(self.parallel, self.model, self.training)
         return self
@@ -74,10 +97,12 @@ class Config(Group):
 
     @property
     def live_snapshots(self) -> int:
-        """Snapshots that the search holds at a time, at most."""
+        """Snapshots that are held at a time, at most: the search's, and one to rewind to."""
+        to_rewind = int(self.bad_numbers.policy == "rewind")
         if not self.adalrs.enabled:
-            return 0
-        return self.adalrs.resolve(self.training.train_iters, self.optimizer.lr_warmup_iters).live_snapshots
+            return to_rewind
+        plan = self.adalrs.resolve(self.training.train_iters, self.optimizer.lr_warmup_iters)
+        return plan.live_snapshots + to_rewind
 
     def global_batch_size(self, data_parallel_size: int) -> int:
         """Samples in one optimizer step.
@@ -99,10 +124,13 @@ class Config(Group):
         return self.global_batch_size(data_parallel_size) // (self.training.micro_batch_size * data_parallel_size)
 
     def to_flat(self) -> dict[str, Any]:
-        """Flat mapping of plain values, as the YAML file holds it: every group but `adalrs` is merged into the top."""
+        """Flat mapping of plain values, as the YAML file holds it: groups are merged into the top but for `NESTED`."""
         groups = self.model_dump(mode="json")
-        adalrs = groups.pop("adalrs")
+        nested = {name: groups.pop(name) for name in NESTED}
         flat = {name: value for group in groups.values() for name, value in group.items() if value is not None}
         for name in ("config", "local_rank"):
             flat.pop(name, None)
-        return flat | {"adalrs": {name: value for name, value in adalrs.items() if value is not None}}
+        return flat | {
+            group: {name: value for name, value in fields.items() if value is not None}
+            for group, fields in nested.items()
+        }

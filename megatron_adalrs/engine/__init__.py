@@ -6,6 +6,7 @@ process.py              the import, the process group, memory
 data_parallel.py        Engine: DeepSpeed's own engine, ZeRO 0-3, and everything that both engines share
 pipeline.py             PipelineParallelEngine: DeepSpeed's PipelineEngine, ZeRO 0-1
 saved_weights.py        weights alone, from what an engine of any grid saved
+update_gate.py          an update refused before it is made
 masters.py              weights made anew from the optimizer's masters
 model_parallel_unit.py  the grid in DeepSpeed's words
 """

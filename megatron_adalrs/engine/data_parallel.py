@@ -18,6 +18,7 @@ from megatron_adalrs.engine.checkpoint_files import CheckpointFiles
 from megatron_adalrs.engine.masters import weights_from_masters
 from megatron_adalrs.engine.model_parallel_unit import ModelParallelUnit
 from megatron_adalrs.engine.process import computes_on_cpu, deepspeed, get_accelerator
+from megatron_adalrs.engine.update_gate import UpdateGate
 from megatron_adalrs.model.gpt import GPT, WeightSource, initialise, write_weights
 from megatron_adalrs.optim import build_optimizer
 from megatron_adalrs.parallel.collectives import gather_numbers
@@ -26,6 +27,8 @@ from megatron_adalrs.parallel.layout import Layout
 from megatron_adalrs.parallel.topology import Grid
 
 COUNTERS = ("micro_steps", "global_steps", "global_samples", "skipped_steps")
+Accept = Callable[[float, float], bool]
+"""Whether to make an update: asked before it, on every rank with the same loss and gradient norm."""
 LOSS_SCALER_COUNTERS = ("cur_scale", "cur_iter", "last_overflow_iter", "last_rescale_iter", "cur_hysteresis")
 
 
@@ -35,9 +38,9 @@ class StepResult(NamedTuple):
     loss: float
     """Averaged over micro-batches and data-parallel ranks, and over the context-parallel parts of the sequences."""
     grad_norm: float
-    """Global norm before clipping."""
+    """Global norm before clipping; infinite or NaN where a gradient is."""
     applied: bool
-    """False where DeepSpeed skipped the update because a gradient overflowed."""
+    """False where weights and optimizer are as before: a gradient overflowed, or the update was not accepted."""
     stop_requested: bool
     """Whether any rank asked to stop."""
 
@@ -82,12 +85,16 @@ class Engine:
         marks_gradients = training.precision != "fp32" and training.zero_stage == 0
         self._marked = [p for p in self.module.parameters() if shard_of(p)] if marks_gradients else []
         self.device = torch.device(self.deepspeed.device)
+        self._gate = self._make_gate()
         # One rank has nobody to average with, yet DeepSpeed would flatten, reduce and copy back every gradient.
         if self._is_plain and grid.replica.size == 1:
             self.deepspeed.enable_backward_allreduce = False
 
     def _model_parallel_unit(self) -> ModelParallelUnit | None:
         return ModelParallelUnit(self._grid) if self._grid.tensor.size > 1 else None
+
+    def _make_gate(self) -> UpdateGate:
+        return UpdateGate(self._base_optimizer)
 
     def _build_model(self, config: Config, vocab_size: int, settings: dict[str, Any]) -> nn.Module:
         sharded = config.training.zero_stage == 3
@@ -126,12 +133,15 @@ class Engine:
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr
 
-    def train_batch(self, micro_batches: Sequence[np.ndarray], stop: bool = False) -> StepResult:
+    def train_batch(
+        self, micro_batches: Sequence[np.ndarray], stop: bool = False, accept: Accept | None = None
+    ) -> StepResult:
         """One optimizer step.
 
         Args:
             micro_batches: this rank's, each int64 [micro_batch_size, seq_length + 1].
             stop: whether this rank asks all ranks to stop after the step.
+            accept: where it answers False, weights and optimizer state stay as they are.
         """
         self.module.train()
         total = torch.zeros((), dtype=torch.float32, device=self.device)
@@ -144,10 +154,9 @@ class Engine:
         norm = self._clip() if self._is_plain else None
         for parameter in self._marked:
             parameter.grad.tensor_model_parallel = True
+        self._gate.set(accept and (lambda: accept(*self._agree(float(total) / len(micro_batches), norm))))
         self.deepspeed.step()
-        if norm is None:
-            norm = self.deepspeed.get_global_grad_norm()
-        return self._agree(float(total) / len(micro_batches), norm, stop)
+        return self._result(float(total) / len(micro_batches), norm, stop)
 
     @torch.no_grad()
     def evaluate(self, steps: Iterator[Sequence[np.ndarray]]) -> float:
@@ -156,17 +165,26 @@ class Engine:
         losses = [self.deepspeed(self._to_device(batch)).float() for batches in steps for batch in batches]
         return self._mean_loss(gather_numbers([float(torch.stack(losses).mean())], self.device)[:, 0])
 
-    def _agree(self, loss: float, norm: Tensor | float | None, stop: bool) -> StepResult:
+    def _result(self, loss: float, norm: Tensor | float | None, stop: bool) -> StepResult:
         """What all ranks make of what each of them knows of a step. Collective."""
-        applied = bool(self.deepspeed.was_step_applied())
-        mine = [loss, float("nan" if norm is None else norm), applied, stop]
-        everyone = gather_numbers(mine, self.device)
+        applied = bool(self.deepspeed.was_step_applied()) and not self._gate.refused
+        everyone = gather_numbers([loss, self._known_norm(norm), applied, stop], self.device)
         return StepResult(
             loss=self._mean_loss(everyone[:, 0]),
             grad_norm=float(everyone[0, 1]),
             applied=bool(everyone[:, 2].all()),
             stop_requested=bool(everyone[:, 3].any()),
         )
+
+    def _agree(self, loss: float, norm: Tensor | float | None) -> tuple[float, float]:
+        """Loss and gradient norm before an update: to the bit what `_result` makes of the same numbers. Collective."""
+        everyone = gather_numbers([loss, self._known_norm(norm)], self.device)
+        return self._mean_loss(everyone[:, 0]), float(everyone[0, 1])
+
+    def _known_norm(self, norm: Tensor | float | None) -> float:
+        """The norm that is known here, or DeepSpeed's: -1 is its word for one that is not finite."""
+        known = getattr(self.deepspeed.optimizer, "_global_grad_norm", None) if norm is None else norm
+        return float("nan") if known is None or known < 0 else float(known)
 
     def _mean_loss(self, everyone: np.ndarray) -> float:
         """The loss, from every rank's, float64 [world size]: each tensor group has its own samples, or part of them."""

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from megatron_adalrs.config import Config
-from megatron_adalrs.engine.data_parallel import Engine, StepResult
+from megatron_adalrs.engine.data_parallel import Accept, Engine, StepResult
+from megatron_adalrs.engine.update_gate import UpdateGate
 from megatron_adalrs.model.gpt import WeightSource
 from megatron_adalrs.model.pipeline import PipelineLayer, arranged_as_gpt, pipeline_layers
 from megatron_adalrs.parallel.collectives import gather_numbers
@@ -34,9 +35,13 @@ class PipelineParallelEngine(Engine):
         self._shape: tuple[int, ...] | None = None
         self._norm: float | None = None
         if self._is_plain:
+            self.deepspeed.pipeline_enable_backward_allreduce = grid.data.size > 1
+
+    def _make_gate(self) -> UpdateGate:
+        if self._is_plain:
             # DeepSpeed would clip by the norm of the first stage's gradients alone, and not tell it.
             self.deepspeed.optimizer.register_step_pre_hook(self._clip_before_step)
-            self.deepspeed.pipeline_enable_backward_allreduce = grid.data.size > 1
+        return super()._make_gate()  # which asks afterwards, when the norm is known
 
     def _model_parallel_unit(self) -> None:
         """None: PipelineModule makes its own, from the topology."""
@@ -64,11 +69,19 @@ class PipelineParallelEngine(Engine):
     def named_weights(self) -> dict[str, nn.Parameter]:
         return dict(self._as_gpt.named_parameters())
 
-    def train_batch(self, micro_batches: Sequence[np.ndarray], stop: bool = False) -> StepResult:
+    def train_batch(
+        self, micro_batches: Sequence[np.ndarray], stop: bool = False, accept: Accept | None = None
+    ) -> StepResult:
+        self._gate.set(accept and (lambda: accept(*self._agree(self._loss_before_update(), self._norm))))
         # The iterator holds this step's micro-batches and no more: DeepSpeed never rewinds one.
         self.deepspeed.train_batch(self._pairs(micro_batches))
-        norm = self._norm if self._is_plain else self.deepspeed.get_global_grad_norm()
-        return self._agree(float(self.deepspeed.dp_group_loss), norm, stop)
+        return self._result(float(self.deepspeed.dp_group_loss), self._norm, stop)
+
+    def _loss_before_update(self) -> float:
+        """What DeepSpeed will call `dp_group_loss`: on the last stage, whose loss counts. NaN on others."""
+        if not self._grid.pipe.is_last:
+            return float("nan")
+        return float(self.deepspeed.total_loss / self.deepspeed.gradient_accumulation_steps())
 
     @torch.no_grad()
     def evaluate(self, steps: Iterator[Sequence[np.ndarray]]) -> float:

@@ -93,6 +93,8 @@ class TensorBoard:
         self._events.add({f"train/{name}": record[name] for name in self.TRAIN}, record["step"])
 
     def _add_decision(self, record: Record) -> None:
+        if record["event"] == "bad_number_skipped":
+            return  # nothing that waits is decided by it
         values = {"adalrs/scale": record["scale_after"]}
         if record["velocity"] is not None:
             values["adalrs/velocity"] = record["velocity"]

@@ -55,10 +55,11 @@ class Terminal:
                 f"perplexity {record['perplexity']:.2f}"
             )
         elif kind == "decision" and record["event"] != "window":
-            colour = {"accepted": "green", "failed": "red", "aborted": "red", "scaled_down": "red"}.get(
-                record["event"], "cyan"
-            )
-            self._print(f"[{colour}]AdaLRS {record['event'].replace('_', ' ')}[/] | {record['reason']}")
+            event, is_bad = record["event"], record["event"].startswith("bad_number")
+            is_red = is_bad or event in ("failed", "aborted", "scaled_down")
+            colour = "green" if event == "accepted" else "red" if is_red else "cyan"
+            name = ("" if is_bad else "AdaLRS ") + event.replace("_", " ")
+            self._print(f"[{colour}]{name}[/] | {record['reason']}")
         elif kind == "run" and record.get("message"):
             self._print(record["message"])
 

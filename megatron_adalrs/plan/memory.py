@@ -43,7 +43,7 @@ class RankPlan:
     offloaded: int
     """In host memory in place of the device's, with ZeRO-Offload."""
     snapshot: int
-    """Of AdaLRS, in host memory, all that it holds at a time; 0 without a search."""
+    """In host memory, of AdaLRS and to rewind to, all that are held at a time."""
 
 
 @dataclass(frozen=True)

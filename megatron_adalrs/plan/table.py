@@ -41,7 +41,9 @@ def _in_one_line(plan: RunPlan) -> str:
     parts = ("weights", "gradients", "optimizer", "activations", "buffers")
     sizes = ", ".join(f"{name} {quantity(size, 'B')}" for name in parts if (size := getattr(rank, name)))
     host = f", {quantity(rank.offloaded, 'B')} of it on the host" if rank.offloaded else ""
-    return f"memory, estimated for {_devices(plan)}: at most {quantity(rank.peak, 'B')} at once ({sizes}){host}"
+    snapshots = f"; snapshots {quantity(rank.snapshot, 'B')} on the host" if rank.snapshot else ""
+    at_most = f"at most {quantity(rank.peak, 'B')} at once"
+    return f"memory, estimated for {_devices(plan)}: {at_most} ({sizes}){host}{snapshots}"
 
 
 def _table(plan: RunPlan) -> Table:

@@ -34,6 +34,8 @@ _DISCARDED = {
     "aborted": "aborted",
     "interrupted": "interrupted",
     "controls of accepted trials": "accepted",
+    "skipped for bad numbers": "bad_number_skipped",
+    "rewound for bad numbers": "bad_number_rewound",
 }
 """Discarded steps by the event that discarded them."""
 _UNREMARKABLE = {"window", "trial_started", "control_started", "initial_kept", "caught_up"}

@@ -87,6 +87,7 @@ def test_tensorboard_shows_a_trial_as_training_only_once_its_steps_stay(
     board.write("decision", decision("trial_started", 5))
     for step in (10, 12, 15):
         board.write("train", train(step, phase="trial"))
+    board.write("decision", decision("bad_number_skipped", 15))  # which decides nothing about what waits
     board.write("decision", decision(event, 15, restore))
     board.write("eval", {"split": "valid", "step": 15, "loss": 1.5, "perplexity": 4.5})
     board.close()
@@ -102,13 +103,15 @@ def test_the_console_shows_what_a_person_asks_for(capsys: pytest.CaptureFixture[
         terminal.write("train", train(step))
     terminal.write("decision", decision("window", 5))
     terminal.write("decision", decision("trial_started", 5))
+    terminal.write("decision", decision("bad_number_rewound", 5))
     terminal.write("eval", {"split": "valid", "step": 5, "loss": 1.5, "perplexity": 4.4817})
     terminal.close()
-    line, started, evaluated = capsys.readouterr().out.strip().splitlines()
+    line, started, rewound, evaluated = capsys.readouterr().out.strip().splitlines()
     for part in ("step   5/100", "loss 2.0000", "lr 1.00e-03", "scale 3", "watch", "grad norm 0.50", "12.3 ktoken/s",
                  "2.5 TFLOP/s", "3 GB", "48s left"):  # fmt: skip
         assert part in line
     assert "AdaLRS trial started | why trial_started" in started
+    assert rewound == "bad number rewound | why bad_number_rewound"
     assert "valid at step 5 | loss 1.5000 | perplexity 4.48" in evaluated
 
 

@@ -107,9 +107,15 @@ def test_a_reduce_bucket_is_never_larger_than_the_model_unless_asked(tmp_path: P
     assert large == 4 * count_parameters(config().model, VOCABULARY)
 
 
-def test_a_snapshot_is_counted_where_there_is_a_search() -> None:
-    assert plan(GridShape()).stages[0].snapshot == 0
-    assert plan(GridShape(), adalrs={"enabled": True}).stages[0].snapshot > 0
+def test_snapshots_are_counted_where_there_is_a_search_or_something_to_rewind() -> None:
+    def snapshots(**values: Any) -> int:
+        return plan(GridShape(), **values).stages[0].snapshot
+
+    one = snapshots(adalrs={"enabled": True})
+    assert snapshots() == snapshots(bad_numbers={"policy": "skip"}) == 0 < one
+    assert snapshots(bad_numbers={"policy": "rewind"}) == one
+    assert snapshots(bad_numbers={"policy": "rewind"}, adalrs={"enabled": True, "mode": "robust"}) == 5 * one
+    assert "; snapshots 1.49 GB on the host" in describe(plan(GridShape(), bad_numbers={"policy": "rewind"}))
 
 
 def test_a_large_world_is_told_a_row_a_stage() -> None:

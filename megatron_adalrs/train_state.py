@@ -1,0 +1,89 @@
+"""How far a run is: steps, and the position in its data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+Span = tuple[int, int]
+"""Samples first to last - 1 in the order of the data."""
+
+
+@dataclass
+class TrainState:
+    """How far a run is. Only the trainer moves it."""
+
+    step: int = 0
+    """Kept steps completed."""
+    consumed_samples: int = 0
+    """Position in the data: samples that the kept steps have consumed, and those passed over."""
+    total_steps: int = 0
+    """Steps executed, discarded ones included."""
+    evaluated_at: int = 0
+    """Step of the last evaluation."""
+    snapshot_seconds: float = 0.0
+    """Time spent on capturing and restoring snapshots."""
+    bad_steps: int = 0
+    """Steps that were undone for bad numbers: part of those discarded."""
+    passed_over: tuple[Span, ...] = ()
+    """Samples that no step uses: in order, apart from each other. Known for good: going back forgets none."""
+
+    def __post_init__(self) -> None:
+        self.passed_over = tuple((first, last) for first, last in self.passed_over)  # JSON has no tuples
+
+    @property
+    def discarded_steps(self) -> int:
+        return self.total_steps - self.step
+
+    @property
+    def next_sample(self) -> int:
+        """Where the next batch begins."""
+        position = self.consumed_samples
+        for first, last in self.passed_over:
+            if first <= position < last:
+                position = last
+        return position
+
+    @property
+    def used_samples(self) -> int:
+        """Samples that the kept steps have learned from."""
+        here = self.consumed_samples
+        return here - sum(min(last, here) - min(first, here) for first, last in self.passed_over)
+
+    def advance(self, samples: int) -> None:
+        self.consumed_samples = self.next_sample + samples
+        self.step += 1
+        self.total_steps += 1
+
+    def undo(self, steps: int, samples: int, passed_over: Span | None) -> None:
+        """Take back the last step, of so many samples, for a bad number that costs `steps`; pass over samples."""
+        self.step -= 1
+        self.consumed_samples -= samples
+        self.bad_steps += steps
+        if passed_over is not None:
+            self.passed_over = joined(self.passed_over, passed_over)
+
+    def go_to(self, past: TrainState) -> None:
+        """To the step and data position of a snapshot. What was executed since stays counted."""
+        self.step, self.consumed_samples = past.step, past.consumed_samples
+
+
+def joined(spans: Iterable[Span], span: Span) -> tuple[Span, ...]:
+    """`spans`, which are in order and apart from each other, with one more; what touches becomes one."""
+    first, last = span
+    apart = []
+    for one in spans:
+        if one[0] <= last and first <= one[1]:
+            first, last = min(first, one[0]), max(last, one[1])
+        else:
+            apart.append(one)
+    return tuple(sorted([*apart, (first, last)]))
+
+
+def samples_in(spans: Iterable[Span]) -> int:
+    return sum(last - first for first, last in spans)
+
+
+def is_due(every: int | None, step: int, last: int) -> bool:
+    """Whether a step that `every` divides lies after step `last`, up to and including `step`."""
+    return every is not None and step // every > last // every
