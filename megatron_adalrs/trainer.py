@@ -11,7 +11,6 @@ from typing import Any
 from megatron_adalrs.adalrs.controller import Controller, Decision, Event
 from megatron_adalrs.adalrs.robust import INITIAL
 from megatron_adalrs.bad_numbers import EVENTS, REWIND, BadNumbers
-from megatron_adalrs.checkpoint import Places, save_checkpoint
 from megatron_adalrs.config import Config
 from megatron_adalrs.data.loader import BatchLoader
 from megatron_adalrs.engine import Engine, StepResult, memory_bytes
@@ -19,6 +18,7 @@ from megatron_adalrs.metrics import Metrics, perplexity
 from megatron_adalrs.parallel.topology import Grid
 from megatron_adalrs.past import Past, Point
 from megatron_adalrs.rank_check import RanksDiffer, check_ranks
+from megatron_adalrs.saver import Saver, WriterFailed
 from megatron_adalrs.schedule import Schedule
 from megatron_adalrs.stop_signal import StopSignal
 from megatron_adalrs.summary import summary
@@ -69,6 +69,7 @@ class Trainer:
         self.bad_numbers, self.past = bad_numbers, past
         self.metrics, self.state, self.identity = metrics, state, identity
         self._flops_per_token = flops_per_token
+        self._saver = Saver(engine, grid, config.run, self.record)
         self._stopped: Decision | None = None
         self._point_due = False
         self._saved_at = self._started_at = state.step
@@ -80,19 +81,27 @@ class Trainer:
         Raises:
             RanksDiffer: on every rank, with --check-ranks-every.
         """
-        with StopSignal() as stop:
-            self.carry_out(self.controller.resume())
-            self.evaluate_and_save_when_due()  # what an interruption came before
-            while not self.finished:
-                stop_requested = self.step(stop.received or self.is_out_of_time).stop_requested
-                self.check_ranks_when_due()
-                if self._stopped:
-                    return self.end_stopped(self._stopped)
-                if stop_requested:
-                    return self.interrupt()
-                self.evaluate_and_save_when_due()
-                if self.exits_here:
-                    return self.interrupt()
+        try:
+            with StopSignal() as stop:
+                return self.train_until(stop)
+        except WriterFailed as error:
+            self.close("stopped", f"stopped at step {self.state.step}: {error}")
+            return UNSAVED
+
+    def train_until(self, stop: StopSignal) -> int:
+        self.carry_out(self.controller.resume())
+        self.evaluate_and_save_when_due()  # what an interruption came before
+        while not self.finished:
+            stop_requested = self.step(stop.received or self.is_out_of_time).stop_requested
+            self.check_ranks_when_due()
+            if self._stopped:
+                return self.end_stopped(self._stopped)
+            if stop_requested:
+                return self.interrupt()
+            self._saver.publish_when_written()
+            self.evaluate_and_save_when_due()
+            if self.exits_here:
+                return self.interrupt()
         return self.finish()
 
     @property
@@ -205,7 +214,7 @@ class Trainer:
         if is_due(run.eval_interval, step, self.state.evaluated_at):
             self.evaluate(self.evaluations[:1])
         if is_due(run.save_interval, step, self._saved_at):
-            self.save()
+            self.save(beside_training=run.async_save)
         if self.bad_numbers.needs_snapshots:
             self.keep_point_when_due()
 
@@ -221,10 +230,13 @@ class Trainer:
             }
             self.metrics.write("eval", place | {"loss": loss, "perplexity": perplexity(loss)})
 
-    def save(self) -> bool:
-        """Publish a checkpoint that resumes to the same losses, the search included. False: it could not be written.
+    def save(self, beside_training: bool = False) -> bool:
+        """A checkpoint that resumes to the same losses, the search included. False: it could not be written.
 
         Training goes on without it: the previous checkpoint is untouched, and the next may succeed.
+
+        Raises:
+            WriterFailed: one that was being written beside the training could not be.
         """
         self._saved_at, self._point_due = self.state.step, True
         content = {
@@ -234,14 +246,7 @@ class Trainer:
             "identity": self.identity(self.state.consumed_samples),
             "config": self.config.to_flat(),
         }
-        run = self.config.run
-        try:
-            places = Places(run.save, run.keep_last, run.save_retain_interval)
-            save_checkpoint(self.engine, self.grid, places, self.state.step, content)
-        except ValueError as error:  # raised on all ranks alike; the run itself is sound
-            self.record("save_failed", f"no checkpoint at step {self.state.step}: {error}")
-            return False
-        return True
+        return (self._saver.begin if beside_training else self._saver.save)(self.state.step, content)
 
     def interrupt(self) -> int:
         """Undo a trial under way, save, and say how to go on."""

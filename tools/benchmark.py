@@ -4,6 +4,7 @@
     python tools/benchmark.py --what step       # tokens/s of one rank against a hand-written PyTorch loop
     python tools/benchmark.py --what watching   # a step with AdaLRS watching against the same step without
     python tools/benchmark.py --what snapshot   # capture and restore against a bare copy; bytes against the estimate
+    python tools/benchmark.py --what saving     # what --async-save makes the training wait for, against a bare copy
     python tools/benchmark.py --what parallel   # dp2, tp2 and pp2 against one rank; bytes against the plan
     python tools/benchmark.py --what overhead   # a fixed rate against AdaLRS, both modes, at dp 1 and 2 and ZeRO 0-3
 
@@ -20,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +35,7 @@ from benchmarks.parallel import measure_parallel
 from megatron_adalrs.adalrs.controller import FixedRate
 from megatron_adalrs.arguments import config_from_values
 from megatron_adalrs.build import build_trainer, end_distributed
+from megatron_adalrs.checkpoint import Places, Saving
 from megatron_adalrs.model.gpt import GPT, count_parameters, initialise
 from megatron_adalrs.optim import build_optimizer
 from megatron_adalrs.snapshot import EngineSnapshot, estimate_snapshot_bytes
@@ -44,8 +47,8 @@ SHAPE = ("preset", "num_layers", "hidden_size", "num_attention_heads", "seq_leng
 
 @dataclass(frozen=True)
 class Arguments:
-    what: Literal["all", "step", "watching", "snapshot", "parallel", "overhead"] = "all"
-    """What to measure. "all": the first three. "parallel" has a model of its own, one thread a rank, and takes about
+    what: Literal["all", "step", "watching", "snapshot", "saving", "parallel", "overhead"] = "all"
+    """What to measure. "all": the first four. "parallel" has a model of its own, one thread a rank, and takes about
     three minutes. "overhead": 12 x pairs steps of two micro-batches, one thread a rank, in each of eight grids."""
     pairs: int = 60
     """Pairs that count; a tenth more are run first and left out. "parallel": a fifth as many blocks of all grids."""
@@ -80,6 +83,7 @@ def main() -> int:
     torch.set_num_threads(arguments.threads)
     measures: dict[str, Callable[[Arguments, Trainer], dict[str, Any]]] = {
         "step": measure_step, "watching": measure_watching, "snapshot": measure_snapshot,
+        "saving": measure_saving,
     }  # fmt: skip
     results: dict[str, Any] = {"model": vars(arguments), "torch": torch.__version__}
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
@@ -188,6 +192,36 @@ def measure_snapshot(arguments: Arguments, trainer: Trainer) -> dict[str, Any]:
         "copy_seconds": copy,
         "capture_against_copy": capture_ratio,
         "restore_against_copy": restore_ratio,
+    }
+
+
+def measure_saving(arguments: Arguments, trainer: Trainer) -> dict[str, Any]:
+    """What a save beside the training makes it wait for, against one copy of as many bytes between two flat buffers."""
+    trainer.step()
+    places = Places(trainer.config.run.run_dir / "saving", keep_last=1)
+    files = trainer.engine.files
+    steps = count()
+
+    def begin() -> Saving:
+        return Saving(trainer.engine, trainer.grid, places, next(steps), {}, in_background=True)
+
+    begin().publish()  # the first allocates the buffers
+    source, target = (torch.ones(files.copied_bytes, dtype=torch.uint8) for _ in range(2))
+    seconds = np.empty((max(3, arguments.pairs // 6), 2))
+    for pair in seconds:
+        started = time.perf_counter()
+        saving = begin()
+        pair[0] = time.perf_counter() - started
+        saving.publish()
+        started = time.perf_counter()
+        target.copy_(source)
+        pair[1] = time.perf_counter() - started
+    stall, copy = np.median(seconds, axis=0).tolist()
+    return {
+        "bytes": files.copied_bytes,
+        "stall_seconds": stall,
+        "copy_seconds": copy,
+        "stall_against_copy": float(np.median(seconds[:, 0] / seconds[:, 1])),
     }
 
 

@@ -43,6 +43,7 @@ def write_manifest(checkpoint: Path, hashes: dict[str, str], facts: dict[str, An
         name: {"size": (checkpoint / name).stat().st_size, "sha256": digest} for name, digest in sorted(hashes.items())
     }
     write_json(checkpoint / MANIFEST, {"format": FORMAT, "versions": versions, **facts, "files": files})
+    secured(checkpoint / MANIFEST)
 
 
 def find_damage(checkpoint: Path, hashes: bool = False) -> str | None:
@@ -80,11 +81,16 @@ def sha256(path: Path) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write and bring to disk."""
+    """Write; `secured` brings it to disk."""
     with path.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=1)
-        file.flush()
+
+
+def secured(path: Path) -> str:
+    """Bring a file to disk. Returns its SHA-256."""
+    with path.open("rb") as file:
         os.fsync(file.fileno())
+    return sha256(path)
 
 
 def read_json(path: Path) -> Any:

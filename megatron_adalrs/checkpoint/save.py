@@ -15,7 +15,7 @@ from megatron_adalrs.checkpoint.manifest import (
     STATE,
     find_damage,
     random_name,
-    sha256,
+    secured,
     write_json,
     write_manifest,
 )
@@ -58,7 +58,7 @@ class Saving:
         name = f"iter_{step:07d}"
         self._target, self._draft = places.save / name, places.save / f".{name}.incomplete"
         on_first_rank(lambda: _begin(places.save, self._draft))
-        engine.save(self._draft / ENGINE, _secured if in_background else None)
+        engine.save(self._draft / ENGINE, secured if in_background else None)
         try:
             on_every_rank(lambda: write_json(self._draft / random_name(grid.rank), random_state()))
             on_first_rank(lambda: write_json(self._draft / STATE, state | {"world_size": grid.world_size}))
@@ -79,12 +79,12 @@ class Saving:
             ValueError: on every rank, if it cannot be written or published.
         """
         written = from_every_rank(self._engine.files.finish)
-        secured = {str(path.relative_to(self._draft)): digest for part in written for path, digest in part.items()}
-        files = on_first_rank(lambda: sorted(set(_files_in(self._draft)) - secured.keys()))
+        known = {str(path.relative_to(self._draft)): digest for part in written for path, digest in part.items()}
+        files = on_first_rank(lambda: sorted(set(_files_in(self._draft)) - known.keys()))
         # Each rank brings a share of the rest to disk and hashes it, whoever wrote it.
         mine = files[self._grid.rank :: self._grid.world_size]
-        shares = from_every_rank(lambda: {name: _secured(self._draft / name) for name in mine})
-        hashes = secured | {name: digest for share in shares for name, digest in share.items()}
+        shares = from_every_rank(lambda: {name: secured(self._draft / name) for name in mine})
+        hashes = known | {name: digest for share in shares for name, digest in share.items()}
         facts = {"step": self.step, "grid": vars(self._grid.shape)}
         places = self._places
         on_first_rank(lambda: _publish(self._draft, self._target, places.save / LATEST, hashes, facts))
@@ -127,12 +127,6 @@ def _begin(save: Path, draft: Path) -> None:
 
 def _files_in(draft: Path) -> list[str]:
     return [str(path.relative_to(draft)) for path in draft.rglob("*") if path.is_file()]
-
-
-def _secured(path: Path) -> str:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    return sha256(path)
 
 
 def _publish(draft: Path, target: Path, latest: Path, hashes: dict[str, str], facts: dict[str, Any]) -> None:

@@ -32,6 +32,9 @@ class RunConfig(Group):
     """Compare the hashes of all files of a checkpoint before it is loaded, not only their sizes."""
     save_interval: PositiveInt | None = None
     """Steps between checkpoints. Default: only at the end and when interrupted."""
+    async_save: bool = False
+    """Go on training while the checkpoint of an interval is written from a copy in host memory. Writing that fails
+    stops the run."""
     keep_last: PositiveInt | None = None
     """Remove complete checkpoints but the newest so many. Default: keep all."""
     save_retain_interval: PositiveInt | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 from megatron_adalrs.arguments import config_from_values
 from megatron_adalrs.build import build_trainer
 from megatron_adalrs.checkpoint import Places, find_checkpoint, find_damage, save_checkpoint
+from megatron_adalrs.checkpoint.load import checkpoints_in, step_of
 from megatron_adalrs.checkpoint.manifest import sha256, write_manifest
 from megatron_adalrs.checkpoint.save import remove_old
 from megatron_adalrs.run_log import read_run
@@ -217,3 +219,34 @@ def refusal(config: dict[str, Any]) -> str:
     with pytest.raises(ValueError) as error:
         build_trainer(config_from_values(config))
     return str(error.value)
+
+
+def test_checkpoints_written_beside_the_training_are_those_of_one_that_waits(
+    one_rank: Ranks, data: Path, tmp_path: Path
+) -> None:
+    job = values(data, tmp_path / "job", async_save=True, save_interval=5)
+    assert one_rank.run(trained, job) == [0]
+    plain = values(data, tmp_path / "plain", save_interval=5)
+    assert one_rank.run(trained, plain) == [0]
+    steps = [5, 10, 15, 20, 25]
+    assert [step_of(path) for path in checkpoints_in(tmp_path / "job/checkpoints")] == steps
+    events = [event for event in read_run(tmp_path / "job").events if event.event in ("saving", "saved")]
+    assert [event.event for event in events] == ["saving", "saved"] * 4
+    assert re.search(r"checkpoint of step 5: [\d.]+ kB a rank copied in \d+\.\d\d s", events[0].message)
+    resumed = values(data, tmp_path / "job", load=str(tmp_path / "job/checkpoints/iter_0000010"))
+    assert one_rank.run(trained, resumed) == [0]
+    assert losses(tmp_path / "job") == losses(tmp_path / "plain")
+
+
+def test_a_writer_that_fails_beside_the_training_stops_the_run_with_its_reason(
+    one_rank: Ranks, data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert one_rank.run(trained, values(data, run, exit_interval=10)) == [143]
+    size = max(path.stat().st_size for path in (run / "checkpoints").rglob("*.pt"))
+    again = values(data, run, load=str(run), save_interval=5, async_save=True)
+    assert one_rank.run(trained, again, size // 2) == [1]
+    last = read_run(run).events[-1]
+    assert last.event == "stopped"
+    assert re.search(r"stopped at step \d+: the checkpoint of step 15 could not be written: cannot write", last.message)
+    assert find_checkpoint(run).name == "iter_0000010"
