@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -14,15 +13,14 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
-import psutil
 import pytest
 import torch.distributed as dist
 
 from megatron_adalrs.heartbeat import LOST, ROUNDS, Heartbeat, is_failed_collective, place_of
 from tests.data.corpora import counting_corpus
+from tests.distributed import ranks
 
-ROOT = Path(__file__).parent.parent
-TIMEOUT = 0.6
+TIMEOUT = 0.3
 
 
 class Job:
@@ -72,7 +70,7 @@ def test_the_others_leave_when_a_rank_falls_silent(job: Job, capfd: pytest.Captu
     assert waited(lambda: set(job.left) == {0, 2})
     assert set(job.left.values()) == {LOST}
     told = capfd.readouterr().err
-    assert re.search(r"rank 0 on \S+ leaves at step 7: nothing was heard for 0.6 s from rank 1 on \S+ \(process", told)
+    assert re.search(r"rank 0 on \S+ leaves at step 7: nothing was heard for 0.3 s from rank 1 on \S+ \(process", told)
     assert re.search(r"rank 2 on \S+ leaves at step 7: .* from rank 1 on ", told)
 
 
@@ -153,41 +151,47 @@ def test_a_place_is_the_innermost_function_and_the_one_of_ours_that_led_there() 
     assert place_of(None) == "an unknown place"
 
 
+def trained(rank: int, port: int, flags: list[str], told: str) -> None:
+    """pretrain_gpt.py as one of two ranks, in this process; what it says on stderr goes into a file."""
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    for name, stream in (("out", 1), ("err", 2)):
+        os.dup2(os.open(f"{told}.{name}", os.O_WRONLY | os.O_CREAT), stream)
+    import pretrain_gpt
+
+    sys.argv = ["pretrain_gpt.py", *flags]
+    code = pretrain_gpt.main()
+    os._exit(code)
+
+
 @pytest.mark.parametrize("signal_sent", [signal.SIGSTOP, signal.SIGKILL], ids=lambda s: s.name)
 def test_a_real_rank_that_stops_or_dies_is_named_by_the_other(tmp_path: Path, signal_sent: signal.Signals) -> None:
     """Without a launcher that would notice, as when the rank is on another node."""
-    data = counting_corpus(tmp_path / "counting")
-    flags = {
+    values = {
         "preset": "llama-tiny", "num_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "seq_length": 16,
-        "vocab_size": 50, "data_path": data, "split": "8,1,1", "lr": 1e-3, "micro_batch_size": 1,
-        "train_iters": 100_000, "log_interval": 10, "run_dir": tmp_path / "run", "heartbeat_timeout": 3,
+        "vocab_size": 50, "data_path": counting_corpus(tmp_path / "counting"), "split": "8,1,1", "lr": 1e-3,
+        "micro_batch_size": 1, "train_iters": 100_000, "log_interval": 10, "run_dir": tmp_path / "run",
+        "heartbeat_timeout": 3,
     }  # fmt: skip
-    command = [sys.executable, str(ROOT / "pretrain_gpt.py")]
-    command += [text for name, value in flags.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-    environment = os.environ | {
-        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1",
-        "LOCAL_SIZE": "2",
-    }  # fmt: skip
-    ranks = [
-        subprocess.Popen(
-            command, env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, cwd=ROOT, text=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
+    flags = [text for name, value in values.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    context, port = ranks.context("cpu"), free_port()
+    first, second = (
+        context.Process(target=trained, args=(rank, port, flags, str(tmp_path / f"rank{rank}"))) for rank in range(2)
+    )
+    first.start()
+    second.start()
     try:
         steps = tmp_path / "run" / "metrics.jsonl"
         assert waited(lambda: steps.exists() and steps.read_text().count('"train"') > 20, 120)
-        pid = ranks[1].pid
-        ranks[1].send_signal(signal_sent)
-        started = time.monotonic()
-        _, told = ranks[0].communicate(timeout=60)
-        assert time.monotonic() - started < 30
-        assert ranks[0].returncode == LOST
-        assert re.search(rf"rank 0 on \S+ leaves at step \d+: .*rank 1 on \S+ \(process {pid}, step \d+", told)
+        os.kill(second.pid, signal_sent)
+        first.join(30)
+        assert first.exitcode == LOST
+        told = (tmp_path / "rank0.err").read_text()
+        assert re.search(rf"rank 0 on \S+ leaves at step \d+: .*rank 1 on \S+ \(process {second.pid}, step \d+", told)
         assert "Traceback" not in told
     finally:
-        for process in ranks:
-            if psutil.pid_exists(process.pid):
-                process.kill()
-            process.wait()
+        for process in (first, second):
+            process.kill()
+            process.join()

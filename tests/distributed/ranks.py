@@ -65,13 +65,13 @@ class Ranks:
         self._processes, self._pipes = [], []
 
     def _start(self) -> None:
-        context = _context(self._accelerator)
+        starts = context(self._accelerator)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         for rank in range(self.world_size):
-            ours, theirs = context.Pipe()
-            process = context.Process(
+            ours, theirs = starts.Pipe()
+            process = starts.Process(
                 target=_serve, args=(rank, self.world_size, port, self._accelerator, theirs), daemon=True
             )
             process.start()
@@ -86,15 +86,15 @@ class Ranks:
         raise RankFailure(message)
 
 
-def _context(accelerator: str) -> Any:
+def context(accelerator: str) -> Any:
     """How ranks are started: on processors as forks of a process that has imported what takes long, and run nothing."""
     if accelerator != "cpu":
         return multiprocessing.get_context("spawn")
     os.environ["DS_ACCELERATOR"] = accelerator  # which DeepSpeed reads when it is imported
-    context = multiprocessing.get_context("forkserver")
+    starts = multiprocessing.get_context("forkserver")
     # The second, with torch's compiler, is what DeepSpeed imports for the first ZeRO optimizer: 2.5 s in each process.
-    context.set_forkserver_preload(["megatron_adalrs.build", "deepspeed.runtime.zero.muon.muon_optimizer"])
-    return context
+    starts.set_forkserver_preload(["megatron_adalrs.build", "deepspeed.runtime.zero.muon.muon_optimizer"])
+    return starts
 
 
 def _serve(rank: int, world_size: int, port: int, accelerator: str, pipe: Connection) -> None:
