@@ -16,7 +16,6 @@ Losses = Sequence[float | None]
 NOISE_WINDOW = 8
 """Losses whose mean tells where a run is."""
 # In parts of what the loss has fallen by since the first step, which was 2.5 nats where they were measured.
-_NOT_INFERIOR = 0.004
 _HOPELESS_EARLY, _HOPELESS_LATE = 0.1, 0.02
 
 
@@ -63,11 +62,6 @@ def hopeless(opening: Losses, trial: Losses) -> Gain | None:
     measured = _gain(opening[recent], trial[recent])
     gap = _HOPELESS_EARLY if step < 0.6 * lead else _HOPELESS_LATE
     return _below(measured, min(-5 * measured.error, -gap * descent(opening)))
-
-
-def tolerance(opening: Losses) -> float:
-    """By how much a new run may be worse and still be as good, in nats."""
-    return _NOT_INFERIOR * descent(opening)
 
 
 def descent(opening: Losses) -> float:

@@ -39,9 +39,10 @@ class RobustController(RaceState):
       those, ends at once and is lost.
 
     When the very first full race is lost, and the climb raised nothing, the rate may be far too large, and the weights
-    too damaged for a lower rate to mend them: the *restart race* compares, at the same low rate s / alpha and on the
-    same batches, `restart_steps` steps that go on from A with the end of a new run from the initial weights. If the
-    new run is not worse, it is kept up to A's step, s becomes s / alpha, and the restart race is repeated.
+    too damaged for a lower rate to mend them: the *restart race* compares, at the same low rate s / `restart_factor`
+    and on the same batches, `restart_steps` steps that go on from A with the end of a new run from the initial weights.
+    If the new run is better, it is kept up to A's step, s becomes s / `restart_factor`, and the restart race is
+    repeated; the races after it go up from there, from f = alpha on.
 
     Steps that the optimizer skipped and losses that are not finite take no part in a difference. The state can be saved
     wherever `undecided` is False. The snapshots belong to the trainer.
@@ -92,7 +93,7 @@ class RobustController(RaceState):
         if not self.undecided:
             return self._keep
         if self.phase in ("restart-control", "restart") and not self._has_fallback:
-            self._enter("restart-control", self._start, self._base / self.settings.alpha)
+            self._enter("restart-control", self._start, self._base / self.settings.restart_factor)
         else:
             self._only_fallback = self._only_fallback or self.phase in ("restart-control", "restart")
             self._enter("control", self._start, self._base)
@@ -158,7 +159,7 @@ class RobustController(RaceState):
         snapshots = {"capture": self._slots["control"], "restore": self._slots["start"]}
         if self._only_fallback:
             self._only_fallback, self._has_fallback = False, True
-            self._enter("restart-control", self._start, self._base / self.settings.alpha)
+            self._enter("restart-control", self._start, self._base / self.settings.restart_factor)
             return self._tell(Event.CONTROL_STARTED, self._what_follows(), self._base, **snapshots)
         self._enter("trial", self._start, self._base * self._tried_factor)
         reason = f"the same {self._arm_steps} batches again, from step {self.step}, at scale {self.scale:.4g}"
@@ -215,7 +216,7 @@ class RobustController(RaceState):
             self._has_fallback = True
             # Where an interruption goes back to, the control is run once more but the trial is not.
             self._spent_at_start = self._spent - self.plan.race_steps
-            self._enter("restart-control", self._start, self._base / self.settings.alpha)
+            self._enter("restart-control", self._start, self._base / self.settings.restart_factor)
             reason = f"{why}; the rate may be too large: {self._what_follows()}"
             return self._verdict(event, tried, reason, gain, undone, restore=self._slots["start"])
         self._has_fallback = True
@@ -248,7 +249,7 @@ class RobustController(RaceState):
         lead, tried = self.plan.search_start, self.scale
         if not finite and not paired.any_usable(self._control) and self._may_restart(tried):
             undone = self._index
-            self._enter("restart", 0, tried / self.settings.alpha)
+            self._enter("restart", 0, tried / self.settings.restart_factor)
             reason = f"no more finite than the old run: a new one at scale {self.scale:.4g}"
             return self._verdict(Event.ABORTED, tried, reason, undone=undone, restore=INITIAL)
         behind = paired.hopeless(self._opening, self._trial)
@@ -262,11 +263,10 @@ class RobustController(RaceState):
             return self._keep
         judged = self.plan.restart_steps - self.plan.restart_skipped_steps
         gain = paired.gain(self._control, self._trial, judged)
-        allowed = max(self.settings.restart_confidence * gain.error, paired.tolerance(self._opening))
-        gain = replace(gain, threshold=-allowed)
-        against = f"the new run gained {gain} in loss, was allowed to lose {allowed:.4g}"
+        gain = replace(gain, threshold=self.settings.restart_confidence * gain.error)
+        against = f"the new run gained {gain} in loss, needed {gain.threshold:.4g}"
         # A control without one usable loss is not worth keeping, whatever the new run is like.
-        if gain.mean <= -allowed or (math.isnan(gain.mean) and paired.any_usable(self._control)):
+        if gain.mean <= gain.threshold or (math.isnan(gain.mean) and paired.any_usable(self._control)):
             return self._go_back(Event.FAILED, tried, against, gain)
         before = self._base
         self._opening = self._trial[:lead]
@@ -275,10 +275,10 @@ class RobustController(RaceState):
         self._spent_at_start = self._spent
         self._set_scale(tried)
         self._base = tried
-        self._factor = math.sqrt(self.settings.alpha)  # the steps down are coarse, and the last may be one too many
+        self._factor = self.settings.alpha  # the steps down are coarse, and the last may be one too many
         reason = f"{against}: scale {before:.4g} -> {self.scale:.4g} from the first step on"
         if self._may_restart(tried):
-            self._enter("restart-control", lead, tried / self.settings.alpha)
+            self._enter("restart-control", lead, tried / self.settings.restart_factor)
         else:
             self._begin_race()
         return self._verdict(Event.ACCEPTED, before, reason + self._then(), gain, restore=self._slots["start"])
@@ -299,7 +299,7 @@ class RobustController(RaceState):
     def _may_restart(self, scale: float) -> bool:
         """Whether there may be a restart at the next scale below this one; one that was raised is not too large."""
         in_budget = self.settings.budget == "kept" or self._spent + self.plan.restart_cost <= self.plan.train_iters
-        in_range = self.settings.min_scale <= scale / self.settings.alpha
+        in_range = self.settings.min_scale <= scale / self.settings.restart_factor
         return in_range and scale <= 1 and in_budget and self._affords(self.plan.restart_cost)
 
     def _end(self) -> Decision:

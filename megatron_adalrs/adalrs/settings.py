@@ -31,8 +31,7 @@ class AdaLRSSettings:
     """Rule of the search: `paper` compares the loss descent velocity of consecutive windows, `robust` races two
     futures of the same weights on the same batches."""
     alpha: float = 3.0
-    """Factor by which a trial raises the learning rate, before decay; in robust mode also the divisor of a restart.
-    Above 1; in paper mode best coprime with beta."""
+    """Factor by which a trial raises the learning rate, before decay. Above 1; in paper mode best coprime with beta."""
     beta: float = 2.0
     """Divisor of the learning rate after a failed trial or a rising loss, before decay. Above 1."""
     decay: float = 0.99
@@ -69,7 +68,7 @@ class AdaLRSSettings:
     climb_steps: int | None = None
     """Robust mode: steps of each arm of the climb's races, at least 8. Default: 0.015 * train_iters, but no fewer than
     16."""
-    climb_gain: float = 0.1
+    climb_gain: float = 0.01
     """Robust mode: what a trial of the climb must gain, as a share of what the loss has fallen by so far."""
     trial_steps: int | None = None
     """Robust mode: steps of a trial at the raised rate. Default: 0.015 * train_iters, but no fewer than 20."""
@@ -80,8 +79,10 @@ class AdaLRSSettings:
     but no fewer than 24."""
     confidence: float = 2.5
     """Robust mode: standard errors by which a trial must be better."""
-    restart_confidence: float = 3.0
-    """Robust mode: standard errors by which a new run may be worse."""
+    restart_factor: float = 9.0
+    """Robust mode: divisor of the learning rate of a restart. Above 1."""
+    restart_confidence: float = 0.0
+    """Robust mode: standard errors by which a new run must be better."""
     finest_factor: float = 1.6
     """Robust mode: the factor, whose root is taken after each race that is lost, below which races end. Above 1."""
 
@@ -120,6 +121,7 @@ class AdaLRSSettings:
         _require(self.confidence >= 0, "confidence", self.confidence, "at least 0")
         _require(self.restart_confidence >= 0, "restart_confidence", self.restart_confidence, "at least 0")
         _require(self.climb_gain >= 0, "climb_gain", self.climb_gain, "at least 0")
+        _require(self.restart_factor > 1, "restart_factor", self.restart_factor, "above 1")
         _require(self.finest_factor > 1, "finest_factor", self.finest_factor, "above 1")
         _require(0 <= self.search_start <= 1, "search_start", self.search_start, "between 0 and 1")
         _require(

@@ -155,7 +155,7 @@ def far_below(weights: Weights, scale: float) -> float:
 
 
 def test_a_rate_far_too_small_is_raised_right_after_the_warm_up() -> None:
-    run = start(30.0, far_below)
+    run = start(30.0, far_below, climb_gain=0.1)
     run.train(lambda run: run.weights.step == run.controller.plan.search_start)
     climbs = [decision for decision in run.decisions if decision.event is Event.ACCEPTED]
     assert [decision.scale_after for decision in climbs] == pytest.approx([3.0, 9.0, 27.0])
@@ -169,7 +169,7 @@ def test_a_rate_far_too_small_is_raised_right_after_the_warm_up() -> None:
 
 def test_a_climb_leaves_a_rate_that_is_not_far_too_small() -> None:
     """A trial that is better for sure, but by less than a tenth of what the loss has fallen by, is for a full race."""
-    run = start(30.0, lambda weights, scale: far_below(weights, scale) - 0.1 * weights.step)
+    run = start(30.0, lambda weights, scale: far_below(weights, scale) - 0.1 * weights.step, climb_gain=0.1)
     run.train(lambda run: run.weights.step == run.controller.plan.search_start)
     lost = next(decision for decision in run.decisions if decision.event is Event.FAILED)
     assert lost.threshold > lost.gain > 10 * lost.gain_error
