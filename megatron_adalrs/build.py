@@ -98,7 +98,7 @@ def build_trainer(config: Config) -> Trainer:
     on_first_rank(lambda: write_config(config))
 
     parameters = count_parameters(config.model, vocab_size)
-    origin = f"resumed from {resumed} at step {state.step}" if resumed else None
+    origin = checkpoint.how_resumed(resumed, saved, config, grid) if resumed and saved else None
     if source and not resumed:
         origin = f"weights of {source}, step {weights_step}"
     announce(
@@ -112,7 +112,7 @@ def build_trainer(config: Config) -> Trainer:
         if controller.needs_initial:
             # The engine still is what it was before the first step of the run that goes on.
             past.capture(INITIAL, TrainState(), LossMemory())
-        checkpoint.load_checkpoint(engine, grid, resumed)
+        checkpoint.resume(engine, grid, resumed, saved, config)
 
     def loader(dataset: GPTDataset) -> BatchLoader:
         return BatchLoader(dataset, config.training.micro_batch_size, grid.data.rank, grid.data.size, micro_batches)

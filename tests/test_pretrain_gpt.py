@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -174,7 +176,8 @@ def test_a_checkpoint_of_another_shape_or_data_is_refused_and_kept(one_rank: Ran
         return one_rank.run(refusal, values(data, **(short | other | changes)))[0]
 
     assert "hidden_size 32, this run has 64" in refused(hidden_size=64)
-    assert "zero_stage 0, this run has 1" in refused(zero_stage=1)
+    assert "bf16 False, this run has True; use the same" in refused(bf16=True)
+    assert "its steps have 8 samples, those of this run 4" in refused(zero_stage=1, global_batch_size=4)
     assert "saw its data in order" in refused(seed=7)
     assert "vocab_size 50, this run has 60" in refused(vocab_size=60)
     assert "adalrs.enabled" in refused(train_iters=120, adalrs=values(data)["adalrs"])
@@ -183,6 +186,29 @@ def test_a_checkpoint_of_another_shape_or_data_is_refused_and_kept(one_rank: Ran
     weights = next(run.rglob("mp_rank_00_model_states.pt"))
     weights.write_bytes(weights.read_bytes()[:100])
     assert "mp_rank_00_model_states.pt has 100 bytes" in refused()
+
+
+def told(config: dict[str, Any]) -> str:
+    """What the console shows of a whole run."""
+    with contextlib.redirect_stdout(io.StringIO()) as console:
+        assert trained(config) == 0
+    return console.getvalue()
+
+
+def test_a_run_goes_on_on_another_grid_in_the_middle_of_its_search(
+    one_rank: Ranks, two_ranks: Ranks, tmp_path: Path, data: Path
+) -> None:
+    config = values(data, save_interval=20)
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    assert one_rank.run(trained, config | {"run_dir": str(whole)}) == [0]
+    checkpoint = min((whole / "checkpoints").glob("iter_*"))
+    step = int(checkpoint.name.removeprefix("iter_"))
+    console, _ = two_ranks.run(told, config | {"run_dir": str(moved), "load": str(checkpoint), "zero_stage": 2})
+    assert f"resumed on another grid: from {checkpoint} at step {step}, written with zero_stage 0" in console
+    expected, found = kept_losses(whole), kept_losses(moved)
+    assert list(found) == list(range(step + 1, 61))
+    assert list(found.values()) == pytest.approx([expected[step] for step in found], rel=1e-5)
+    assert verdicts(moved) and verdicts(moved) == verdicts(whole)[-len(verdicts(moved)) :]
 
 
 def test_through_the_launcher_a_mistake_is_told_once_with_exit_code_2(tmp_path: Path, data: Path) -> None:

@@ -13,6 +13,7 @@ instant leaves the previous ones untouched.
 save.py      writing and publishing one, removing old ones
 manifest.py  what a checkpoint consists of, and what is wrong with it
 load.py      finding the one to resume from, and loading it
+regrid.py    resuming, on the grid that wrote it or another
 weights.py   a new run's initial weights from one
 fitting.py   whether it is of this run's model, grid and data
 """
@@ -22,6 +23,7 @@ from __future__ import annotations
 from megatron_adalrs.checkpoint.fitting import require_fitting, require_identity
 from megatron_adalrs.checkpoint.load import checkpoint_to_resume, find_checkpoint, load_checkpoint, read_state
 from megatron_adalrs.checkpoint.manifest import find_damage
+from megatron_adalrs.checkpoint.regrid import how_resumed, resume
 from megatron_adalrs.checkpoint.save import Places, Saving, save_checkpoint
 from megatron_adalrs.checkpoint.weights import open_weights, source_of_weights
 
@@ -31,11 +33,13 @@ __all__ = [
     "checkpoint_to_resume",
     "find_checkpoint",
     "find_damage",
+    "how_resumed",
     "load_checkpoint",
     "open_weights",
     "read_state",
     "require_fitting",
     "require_identity",
+    "resume",
     "save_checkpoint",
     "source_of_weights",
 ]

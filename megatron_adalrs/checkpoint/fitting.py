@@ -1,4 +1,4 @@
-"""Whether a checkpoint is of this run's model, grid and data."""
+"""Whether a checkpoint is of this run's model and data, and whether it is of this run's grid."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from megatron_adalrs.config import Config
-from megatron_adalrs.parallel.topology import Grid
+from megatron_adalrs.config.parallel import ParallelConfig
+from megatron_adalrs.deepspeed_config import deepspeed_settings
+from megatron_adalrs.parallel.topology import Grid, GridShape
 
 SHAPE_FREE = {"preset", "vocab_size", "seq_length", "attention_dropout", "hidden_dropout", "init_method_std"}
+_PARALLEL = {name: field.default for name, field in ParallelConfig.model_fields.items()}
 
 
 def require_fitting(checkpoint: Path, state: dict[str, Any], config: Config, grid: Grid) -> None:
@@ -22,24 +25,58 @@ def require_fitting(checkpoint: Path, state: dict[str, Any], config: Config, gri
         default = type(config.model).model_fields[name].default
         if name not in SHAPE_FREE and saved.get(name, default) != value:
             raise ValueError(f"--load: {checkpoint} has {name} {saved.get(name, default)!r}, this run has {value!r}")
-    for name in ("zero_stage", "bf16", "fp16"):
+    for name in ("bf16", "fp16"):
         if saved.get(name, False) != getattr(config.training, name):
             raise ValueError(
-                f"--load: {checkpoint} was written with {name} {saved.get(name)!r}, this run has "
+                f"--load: {checkpoint} was written with {name} {saved.get(name, False)!r}, this run has "
                 f"{getattr(config.training, name)!r}; use the same"
             )
-    for name, value in config.parallel.model_dump(mode="json").items():
-        default = type(config.parallel).model_fields[name].default
-        if saved.get(name, default) != value:
-            raise ValueError(
-                f"--load: {checkpoint} was written with {name} {saved.get(name, default)!r}, this run has {value!r}; "
-                "use the same"
-            )
+    if differences := grid_differences(state, config, grid):
+        _require_movable(checkpoint, state, config, grid, differences[0])
+
+
+def grid_differences(state: dict[str, Any], config: Config, grid: Grid) -> list[str]:
+    """What a checkpoint's grid and ZeRO stage have that this run's have not; empty if they are the same."""
+    saved, found = state["config"], []
+    pairs = [(name, getattr(config.parallel, name)) for name in type(config.parallel).model_fields]
+    for name, value in [*pairs, ("zero_stage", config.training.zero_stage)]:
+        theirs = saved.get(name, {**_PARALLEL, "zero_stage": 0}[name])
+        if theirs != value:
+            found.append(f"{name} {theirs!r}, this run has {value!r}")
     if state["world_size"] != grid.world_size:
+        found.append(f"world_size {state['world_size']}, this run has {grid.world_size}")
+    return found
+
+
+def _require_movable(checkpoint: Path, state: dict[str, Any], config: Config, grid: Grid, difference: str) -> None:
+    """Check that a run can go on on another grid, which is what differs."""
+    begin = f"--load: {checkpoint} was written on another grid ({difference}): "
+    if config.training.fp16:
+        raise ValueError(f"{begin}fp16's loss scaling is not carried over; use the same grid, or resume a bf16 run")
+    zero = deepspeed_settings(config, grid.data.size)["zero_optimization"]
+    for name in ("offload_optimizer", "offload_param"):
+        if name in zero:
+            raise ValueError(
+                f"{begin}optimizer state is not written into {name}'s memory; leave it out of --deepspeed-config, or "
+                "use the same grid"
+            )
+    theirs, ours = _global_batch_size(state), config.global_batch_size(grid.data.size)
+    if theirs != ours:
         raise ValueError(
-            f"--load: {checkpoint} was written by {state['world_size']} ranks, this run has {grid.world_size}; "
-            "launch as many"
+            f"{begin}its steps have {theirs} samples, those of this run {ours}; give --global-batch-size {theirs}"
         )
+
+
+def _global_batch_size(state: dict[str, Any]) -> int:
+    saved = state["config"]
+    size = saved.get("global_batch_size")
+    return size or saved.get("micro_batch_size", 1) * shape_of(state).data
+
+
+def shape_of(state: dict[str, Any]) -> GridShape:
+    """The grid that wrote a checkpoint."""
+    sizes = ParallelConfig(**{name: state["config"].get(name, value) for name, value in _PARALLEL.items()}).sizes
+    return GridShape.of_world(state["world_size"], **sizes)
 
 
 def require_identity(checkpoint: Path, state: dict[str, Any], identity: dict[str, Any]) -> None:

@@ -6,6 +6,8 @@ process.py              the import, the process group, memory
 data_parallel.py        Engine: DeepSpeed's own engine, ZeRO 0-3, and everything that both engines share
 pipeline.py             PipelineParallelEngine: DeepSpeed's PipelineEngine, ZeRO 0-1
 saved_weights.py        weights alone, from what an engine of any grid saved
+saved_optimizer.py      masters and optimizer state from the same
+grid_change.py          these, written into an engine of another grid
 update_gate.py          an update refused before it is made
 masters.py              weights made anew from the optimizer's masters
 model_parallel_unit.py  the grid in DeepSpeed's words
@@ -24,6 +26,7 @@ from megatron_adalrs.engine.process import (
     memory_bytes,
     require_supported,
 )
+from megatron_adalrs.engine.saved_optimizer import SavedGrid, open_training
 from megatron_adalrs.engine.saved_weights import SavedWeights
 from megatron_adalrs.model.gpt import WeightSource
 from megatron_adalrs.parallel.topology import Grid
@@ -31,6 +34,7 @@ from megatron_adalrs.parallel.topology import Grid
 __all__ = [
     "Engine",
     "PipelineParallelEngine",
+    "SavedGrid",
     "SavedWeights",
     "StepResult",
     "build_engine",
@@ -39,6 +43,7 @@ __all__ = [
     "end_distributed",
     "init_distributed",
     "memory_bytes",
+    "open_training",
     "reduce_bucket_size",
     "require_supported",
     "stage_bounds",

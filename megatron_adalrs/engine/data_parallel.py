@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from megatron_adalrs.config import Config
 from megatron_adalrs.deepspeed_config import deepspeed_settings
 from megatron_adalrs.engine.checkpoint_files import CheckpointFiles
+from megatron_adalrs.engine.grid_change import TrainingTensors, write_training
 from megatron_adalrs.engine.masters import weights_from_masters
 from megatron_adalrs.engine.model_parallel_unit import ModelParallelUnit
 from megatron_adalrs.engine.process import computes_on_cpu, deepspeed, get_accelerator
@@ -55,7 +56,7 @@ class Engine:
     """
 
     def __init__(self, config: Config, vocab_size: int, grid: Grid, weights: WeightSource | None = None) -> None:
-        self._grid, self._weights = grid, weights
+        self._grid, self._weights, self._vocab_size = grid, weights, vocab_size
         self._layout = Layout.of(config, grid.tensor, grid.context)
         self._mpu = self._model_parallel_unit()
         # DeepSpeed keeps the last engine's mpu in a global, and never puts it back to none.
@@ -257,6 +258,18 @@ class Engine:
         loaded, _ = self.deepspeed.load_checkpoint(str(folder.parent), tag=folder.name)
         if loaded is None:
             raise ValueError(f"--load: DeepSpeed finds no checkpoint in {folder}")
+        self._count_micro_steps()
+
+    def go_on_from(self, saved: TrainingTensors) -> None:
+        """Take over what another grid or ZeRO stage saved, in an engine that has not stepped yet. Collective."""
+        write_training(self.deepspeed.optimizer, self._base_optimizer, self.named_weights(), self._vocab_size, saved)
+        self.tensors_written()
+        for name, value in saved.counters.items():
+            setattr(self.deepspeed, name, value)
+        self._count_micro_steps()
+
+    def _count_micro_steps(self) -> None:
+        """DeepSpeed does not save them."""
         self.deepspeed.micro_steps = self.deepspeed.global_steps * self.deepspeed.gradient_accumulation_steps()
 
     def _clip(self) -> Tensor:

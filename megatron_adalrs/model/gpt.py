@@ -279,14 +279,21 @@ def write_weights(
     """
     for name, parameter in model.named_parameters():
         with whole(parameter):
-            shard = shard_of(parameter)
-            shape = shard.whole_shape(parameter.shape) if shard else tuple(parameter.shape)
-            if name in VOCABULARY_TABLES:
-                values = torch.zeros(shape)
-                values[: model.vocab_size] = source(name, (model.vocab_size, *shape[1:]))
-            else:
-                values = source(name, shape)
-            parameter.copy_(shard.of(values) if shard else values)
+            parameter.copy_(part_from(source, name, parameter, parameter.shape, model.vocab_size))
+
+
+def part_from(
+    source: WeightSource, name: str, parameter: nn.Parameter, shape: Sequence[int], vocab_size: int
+) -> Tensor:
+    """What this rank holds of a source's whole parameter, of this shape. Padding rows of the vocabulary are 0."""
+    shard = shard_of(parameter)
+    whole = shard.whole_shape(shape) if shard else tuple(shape)
+    if name in VOCABULARY_TABLES:
+        values = torch.zeros(whole)
+        values[:vocab_size] = source(name, (vocab_size, *whole[1:]))
+    else:
+        values = source(name, whole)
+    return shard.of(values) if shard else values
 
 
 def count_parameters(config: ModelConfig, vocab_size: int, layout: Layout = ONE_PROCESS_LAYOUT) -> int:

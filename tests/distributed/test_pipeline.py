@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from megatron_adalrs.checkpoint import Places, load_checkpoint, require_fitting, save_checkpoint
-from megatron_adalrs.parallel.topology import Grid
+from megatron_adalrs.checkpoint import Places, load_checkpoint, save_checkpoint
 from tests.distributed.ranks import Ranks
 from tests.distributed.runs import VOCABULARY, micro_batches, start, tiny_config
 
@@ -64,20 +63,6 @@ def test_a_checkpoint_resumes_to_the_same_losses(two_ranks: Ranks, tmp_path: Pat
     values = GPT2 | {"pipeline_model_parallel_size": 2, "hidden_dropout": 0.1} | precision
     for expected, found in two_ranks.run(resumed_losses, values, tmp_path):
         assert found == expected
-
-
-def test_a_checkpoint_of_other_stages_is_refused(tmp_path: Path) -> None:
-    saved = tiny_config(**GPT2 | {"pipeline_model_parallel_size": 2})
-    state = {"config": saved.to_flat(), "world_size": 1}
-    for values, message in [
-        ({}, "pipeline_model_parallel_size 2, this run has 1"),
-        (
-            {"pipeline_model_parallel_size": 2, "pipeline_partition": "uniform"},
-            "pipeline_partition 'parameters', this run has 'uniform'",
-        ),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            require_fitting(tmp_path, state, tiny_config(**GPT2 | values), Grid.from_environment())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,53 @@
+"""Resuming: exactly, on the grid and ZeRO stage that wrote a checkpoint; on another, parameter by parameter."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from megatron_adalrs.checkpoint.fitting import grid_differences, shape_of
+from megatron_adalrs.checkpoint.load import load_checkpoint
+from megatron_adalrs.checkpoint.manifest import ENGINE
+from megatron_adalrs.config import Config
+from megatron_adalrs.engine import Engine, SavedGrid, open_training
+from megatron_adalrs.parallel.collectives import on_every_rank
+from megatron_adalrs.parallel.topology import Grid
+from megatron_adalrs.random_state import seed_everything
+
+
+def resume(engine: Engine, grid: Grid, checkpoint: Path, state: dict[str, Any], config: Config) -> None:
+    """Load a checkpoint that fits (`require_fitting`) into an engine that has not stepped yet. Collective.
+
+    On the grid that wrote it the following steps are the same to the bit. On another the sums of floating-point numbers
+    go other ways; and as no rank's random streams are those of another grid's, they are seeded from the run's seed and
+    the step: dropout is other dropout.
+
+    Raises:
+        ValueError: on every rank, if it cannot be read.
+    """
+    if not grid_differences(state, config, grid):
+        load_checkpoint(engine, grid, checkpoint)
+        return
+    shape, saved = shape_of(state), state["config"]
+    partition = saved.get("pipeline_partition", "parameters")
+    written = SavedGrid(saved.get("zero_stage", 0), shape.pipe, shape.tensor, partition)
+    vocab_size = state["identity"]["vocab_size"]
+    engine.go_on_from(on_every_rank(lambda: open_training(checkpoint / ENGINE, config.model, vocab_size, written)))
+    seed_everything(_seed_at(config.training.seed, state["progress"]["step"]), grid.tensor_group)
+
+
+def how_resumed(checkpoint: Path, state: dict[str, Any], config: Config, grid: Grid) -> str:
+    """What a person reads about it."""
+    at = f"{checkpoint} at step {state['progress']['step']}"
+    if not (differences := grid_differences(state, config, grid)):
+        return f"resumed from {at}"
+    return (
+        f"resumed on another grid: from {at}, written with {'; '.join(differences)}; "
+        "random streams (dropout) begin anew"
+    )
+
+
+def _seed_at(seed: int, step: int) -> int:
+    digest = hashlib.sha256(f"{seed}:resumed at {step}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")

@@ -1,0 +1,204 @@
+"""Masters, moments and step of AdamW from what an engine saved, whatever the grid and the ZeRO stage that it had.
+
+Read here, and not by DeepSpeed's `ds_to_universal`, for three reasons (0.19.8): that refuses a checkpoint without ZeRO;
+it joins tensor ranks' parts along one dimension, where ours are blocks ([q | k | v]); and a pipe's layers go by numbers
+there, which no other cut of the model shares. The places of parameters are those that it reads, `param_slice_mappings`.
+
+What DeepSpeed writes, MM counting tensor ranks fastest, then stages:
+    without ZeRO    "optimizer" in mp_rank_MM_model_states.pt, torch's own, one state a parameter; in bf16 the masters
+                    beside it. In fp32 the weights are the masters.
+    ZeRO 1, 2       (bf16_)zero_pp_rank_DD_mp_rank_MM_optim_states.pt: two flat tensors, of decayed parameters and of
+                    the others, cut anywhere into one partition a replica
+    ZeRO 3          the same file: flat tensors, in which every parameter is cut into equal parts
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from megatron_adalrs.config import ModelConfig
+from megatron_adalrs.engine.grid_change import MOMENTS, TrainingTensors
+from megatron_adalrs.engine.pipeline import TIE, stage_bounds
+from megatron_adalrs.engine.saved_weights import (
+    Part,
+    SavedParameters,
+    of_module,
+    of_pipe,
+    parts_of_flats,
+    read_saved,
+    sharded_optimizers,
+)
+from megatron_adalrs.model.gpt import GPT
+from megatron_adalrs.model.pipeline import pipeline_layers
+from megatron_adalrs.parallel.layout import Layout
+from megatron_adalrs.parallel.topology import Axis
+
+MASTER = "master"
+COUNTERS = ("global_steps", "global_samples", "skipped_steps")
+
+
+class SavedGrid(NamedTuple):
+    """How the model was shared out when it was saved."""
+
+    zero_stage: int
+    pipe: int
+    tensor: int
+    partition: str
+    """See `ParallelConfig.pipeline_partition`."""
+
+
+class _Held(NamedTuple):
+    """A parameter that a stage has: its name in GPT, and whether it is a matrix."""
+
+    name: str
+    is_matrix: bool
+
+
+Pieces = dict[str, dict[str, Callable[[], Tensor]]]
+"""What one file, or the files of one model-parallel rank, have: by kind (`MASTER` or a moment) and GPT's name."""
+
+
+def open_training(folder: Path, model: ModelConfig, vocab_size: int, grid: SavedGrid) -> TrainingTensors:
+    """What is in a folder that `Engine.save` wrote, to be read parameter by parameter.
+
+    Args:
+        model, vocab_size: of the model that was saved; `vocab_size` before padding.
+
+    Raises:
+        ValueError: a file is missing or cannot be read, lacks a parameter, or was written with offload.
+    """
+    stages = _stages(model, vocab_size, grid)
+    ranks: list[Pieces] = []
+    steps: list[float] = []
+    for tensor_rank in range(grid.tensor):
+        pieces: Pieces = defaultdict(dict)
+        for stage, held in enumerate(stages):
+            index = stage * grid.tensor + tensor_rank
+            found, step = _READERS[grid.zero_stage](folder, index, held)
+            steps.append(step)
+            for kind, parts in found.items():
+                pieces[kind] |= parts
+        if not pieces[MASTER]:
+            pieces[MASTER] = dict(_weights(folder, model, vocab_size, grid, tensor_rank))
+        ranks.append(pieces)
+
+    def whole(kind: str) -> SavedParameters:
+        return SavedParameters(folder, model, vocab_size, [pieces[kind] for pieces in ranks])
+
+    # A rank may have nothing, and no count of steps, where there are more ranks than parameters.
+    step = max(steps)
+    return TrainingTensors(
+        whole(MASTER), {kind: whole(kind) for kind in MOMENTS if step}, step, _counters(folder, grid)
+    )
+
+
+def _stages(model: ModelConfig, vocab_size: int, grid: SavedGrid) -> list[dict[str, _Held]]:
+    """For each stage its parameters by DeepSpeed's names, in the order of the module's."""
+    layout = Layout(tensor=Axis(0, grid.tensor))
+    with torch.device("meta"):
+        if grid.pipe == 1:
+            gpt = GPT(model, vocab_size, layout)
+            return [{name: _Held(name, p.dim() > 1) for name, p in gpt.named_parameters()}]
+        layers = pipeline_layers(model, vocab_size, layout)
+        built = [list(layer.build().named_parameters()) for layer in layers]
+    counts = [sum(parameter.numel() for _, parameter in parameters) for parameters in built]
+    stages = []
+    for start, stop in pairwise(stage_bounds(counts, grid.pipe, grid.partition)):
+        # PipelineModule registers tied layers before the others.
+        numbers = sorted(range(start, stop), key=lambda number: layers[number].tied_weight is None)
+        stages.append(
+            {
+                f"{f'tied_modules.{TIE}' if layers[number].tied_weight else number}.{name}": _Held(
+                    f"{layers[number].name}.{name}", parameter.dim() > 1
+                )
+                for number in numbers
+                for name, parameter in built[number]
+            }
+        )
+    return stages
+
+
+def _without_zero(folder: Path, index: int, held: Mapping[str, _Held]) -> tuple[Pieces, float]:
+    """The optimizer counts its parameters in the order in which `build_optimizer` took them: matrices come first."""
+    saved = read_saved(folder / f"mp_rank_{index:02d}_model_states.pt")["optimizer"]
+    masters = [master for group in saved.get("fp32_groups", []) for master in group]
+    states = saved.get("optimizer_state_dict", saved)["state"]
+    order = sorted(held.values(), key=lambda parameter: not parameter.is_matrix)
+    pieces: Pieces = defaultdict(dict)
+    for number, parameter in enumerate(order):
+        if masters:
+            pieces[MASTER][parameter.name] = partial(masters.__getitem__, number)
+        for kind in MOMENTS if states else ():
+            pieces[kind][parameter.name] = partial(states[number].__getitem__, kind)
+    return pieces, _step(states.values())
+
+
+def _in_partitions(folder: Path, index: int, held: Mapping[str, _Held]) -> tuple[Pieces, float]:
+    """ZeRO 1 and 2: a parameter's pieces follow each other from replica to replica."""
+    cuts: dict[str, dict[str, list[Callable[[], Tensor]]]] = defaultdict(lambda: defaultdict(list))
+    steps = []
+    for optimizer in sharded_optimizers(folder, index):
+        base = optimizer["base_optimizer_state"]
+        # A list where `elastic_checkpoint` is set, torch's own otherwise.
+        states = dict(enumerate(base)) if isinstance(base, list) else base["state"]
+        steps.append(_step(states.values()))
+        for group, mapping in enumerate(optimizer["param_slice_mappings"]):
+            flats = {MASTER: optimizer["single_partition_of_fp32_groups"][group]}
+            flats |= {kind: states[group][kind] for kind in MOMENTS if states.get(group)}
+            for name, address in mapping.items():
+                for kind, flat in flats.items():
+                    cuts[kind][held[name].name].append(partial(flat.narrow, 0, address.start, address.numel))
+    return {kind: {name: partial(_joined, cut) for name, cut in found.items()} for kind, found in cuts.items()}, max(
+        steps
+    )
+
+
+def _in_shards(folder: Path, index: int, held: Mapping[str, _Held]) -> tuple[Pieces, float]:
+    """ZeRO 3, which knows no pipe."""
+    replicas = sharded_optimizers(folder, index)
+    states = [replica["optimizer_state_dict"]["state"] for replica in replicas]
+    pieces = {MASTER: dict(parts_of_flats(folder, index, [replica["fp32_flat_groups"] for replica in replicas]))}
+    if all(states):
+        for kind in MOMENTS:
+            flats = [[state[number][kind] for number in sorted(state)] for state in states]
+            pieces[kind] = dict(parts_of_flats(folder, index, flats))
+    return pieces, _step(states[0].values())
+
+
+_READERS = {0: _without_zero, 1: _in_partitions, 2: _in_partitions, 3: _in_shards}
+
+
+def _weights(folder: Path, model: ModelConfig, vocab_size: int, grid: SavedGrid, tensor_rank: int) -> Part:
+    if grid.pipe == 1:
+        return of_module(folder, tensor_rank)
+    return of_pipe(folder, tensor_rank, [layer.name for layer in pipeline_layers(model, vocab_size)])
+
+
+def _counters(folder: Path, grid: SavedGrid) -> dict[str, int]:
+    """Raises ValueError where DeepSpeed had the optimizer's state elsewhere than on the device."""
+    prefix = "zero_pp_rank_0_" if grid.zero_stage == 3 else ""
+    saved = read_saved(folder / f"{prefix}mp_rank_00_model_states.pt")
+    zero = saved["ds_config"].get("zero_optimization", {})
+    for name in ("offload_optimizer", "offload_param"):
+        if zero.get(name):
+            raise ValueError(
+                f"{folder} was written with zero_optimization.{name}, whose files are read on the grid that wrote "
+                "them only: resume there"
+            )
+    return {name: int(saved[name]) for name in COUNTERS}
+
+
+def _step(states: Any) -> float:
+    return max((float(state["step"]) for state in states if "step" in state), default=0.0)
+
+
+def _joined(pieces: list[Callable[[], Tensor]]) -> Tensor:
+    return torch.cat([piece() for piece in pieces])

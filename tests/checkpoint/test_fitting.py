@@ -1,0 +1,63 @@
+"""What a checkpoint must share with the run that resumes it, on its own grid and on another."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_adalrs.checkpoint import how_resumed, require_fitting
+from megatron_adalrs.parallel.topology import ONE_PROCESS
+from tests.distributed.runs import tiny_config
+
+CHECKPOINT = Path("run/iter_0000003")
+
+
+def state(world_size: int = 1, **values: Any) -> dict[str, Any]:
+    return {"config": tiny_config(**values).to_flat(), "world_size": world_size, "progress": {"step": 3}}
+
+
+def refusal(saved: dict[str, Any], **values: Any) -> str:
+    with pytest.raises(ValueError, match=r"^--load: run/iter_0000003 was written") as caught:
+        require_fitting(CHECKPOINT, saved, tiny_config(**values), ONE_PROCESS)
+    return str(caught.value)
+
+
+def test_other_grids_and_zero_stages_fit_and_are_named() -> None:
+    saved = state(4, pipeline_model_parallel_size=2, zero_stage=1)
+    config = tiny_config(zero_stage=3)
+    require_fitting(CHECKPOINT, saved, config, ONE_PROCESS)
+    assert how_resumed(CHECKPOINT, saved, config, ONE_PROCESS) == (
+        "resumed on another grid: from run/iter_0000003 at step 3, written with pipeline_model_parallel_size 2, this "
+        "run has 1; zero_stage 1, this run has 3; world_size 4, this run has 1; random streams (dropout) begin anew"
+    )
+    same = state(1, zero_stage=3)
+    assert how_resumed(CHECKPOINT, same, config, ONE_PROCESS) == "resumed from run/iter_0000003 at step 3"
+
+
+def test_another_precision_is_refused() -> None:
+    assert "with bf16 True, this run has False; use the same" in refusal(state(bf16=True))
+
+
+def test_on_another_grid_another_global_batch_is_refused() -> None:
+    assert "its steps have 8 samples, those of this run 4; give --global-batch-size 8" in refusal(
+        state(2), global_batch_size=4
+    )
+    # Where nobody said how large it is, the grid decides.
+    saved = state(2)
+    del saved["config"]["global_batch_size"]
+    assert "(world_size 2, this run has 1): its steps have 4 samples, those of this run 8" in refusal(saved)
+
+
+def test_on_another_grid_fp16_is_refused() -> None:
+    assert "fp16's loss scaling is not carried over" in refusal(state(2, fp16=True), fp16=True)
+    require_fitting(CHECKPOINT, state(1, fp16=True), tiny_config(fp16=True), ONE_PROCESS)
+
+
+def test_on_another_grid_offload_is_refused(tmp_path: Path) -> None:
+    overlay = tmp_path / "offload.json"
+    overlay.write_text(json.dumps({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}))
+    message = refusal(state(2, zero_stage=1), zero_stage=1, deepspeed_config=str(overlay))
+    assert "not written into offload_optimizer's memory" in message
