@@ -10,7 +10,7 @@ from megatron_adalrs.checkpoint.fitting import grid_differences, shape_of
 from megatron_adalrs.checkpoint.load import load_checkpoint
 from megatron_adalrs.checkpoint.manifest import ENGINE
 from megatron_adalrs.config import Config
-from megatron_adalrs.engine import Engine, SavedGrid, open_training
+from megatron_adalrs.engine import Engine, SavedGrid, TrainingTensors, open_training
 from megatron_adalrs.parallel.collectives import on_every_rank
 from megatron_adalrs.parallel.topology import Grid
 from megatron_adalrs.random_state import seed_everything
@@ -32,8 +32,7 @@ def resume(engine: Engine, grid: Grid, checkpoint: Path, state: dict[str, Any], 
     shape, saved = shape_of(state), state["config"]
     partition = saved.get("pipeline_partition", "parameters")
     written = SavedGrid(saved.get("zero_stage", 0), shape.pipe, shape.tensor, partition)
-    vocab_size = state["identity"]["vocab_size"]
-    engine.go_on_from(on_every_rank(lambda: open_training(checkpoint / ENGINE, config.model, vocab_size, written)))
+    engine.go_on_from(on_every_rank(lambda: _open(checkpoint, state, config, written)))
     seed_everything(_seed_at(config.training.seed, state["progress"]["step"]), grid.tensor_group)
 
 
@@ -46,6 +45,13 @@ def how_resumed(checkpoint: Path, state: dict[str, Any], config: Config, grid: G
         f"resumed on another grid: from {at}, written with {'; '.join(differences)}; "
         "random streams (dropout) begin anew"
     )
+
+
+def _open(checkpoint: Path, state: dict[str, Any], config: Config, written: SavedGrid) -> TrainingTensors:
+    try:
+        return open_training(checkpoint / ENGINE, config.model, state["identity"]["vocab_size"], written)
+    except ValueError as error:
+        raise ValueError(f"--load: {error}") from None
 
 
 def _seed_at(seed: int, step: int) -> int:

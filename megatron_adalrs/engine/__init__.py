@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from megatron_adalrs.config import Config
 from megatron_adalrs.engine.data_parallel import Engine, StepResult, reduce_bucket_size
+from megatron_adalrs.engine.grid_change import TrainingTensors
 from megatron_adalrs.engine.pipeline import PipelineParallelEngine, stage_bounds
 from megatron_adalrs.engine.process import (
     computes_on_cpu,
@@ -37,6 +38,7 @@ __all__ = [
     "SavedGrid",
     "SavedWeights",
     "StepResult",
+    "TrainingTensors",
     "build_engine",
     "computes_on_cpu",
     "deepspeed_version",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,32 @@ def test_two_ranks_go_on(two_ranks: Ranks, saved: dict[str, Any], name: str, val
 def test_a_checkpoint_of_one_rank_goes_on_on_two(one_rank: Ranks, two_ranks: Ranks, tmp_path: Path) -> None:
     (saved,) = one_rank.run(save, {}, tmp_path)
     assert_goes_on(two_ranks, saved, {"zero_stage": 3})
+
+
+def refusal(values: dict[str, Any], checkpoint: str) -> str:
+    try:
+        go_on(values, checkpoint)
+    except ValueError as error:
+        return str(error)
+    return "accepted"
+
+
+def overlay(folder: Path, **zero: Any) -> dict[str, Any]:
+    file = folder / "deepspeed.json"
+    file.write_text(json.dumps({"zero_optimization": zero}))
+    return {"deepspeed_config": str(file)}
+
+
+def test_what_was_saved_with_offload_is_refused(one_rank: Ranks, two_ranks: Ranks, tmp_path: Path) -> None:
+    offload = overlay(tmp_path, offload_optimizer={"device": "cpu"})
+    (checkpoint, _), _ = two_ranks.run(save, {"zero_stage": 1} | offload, tmp_path)
+    (message,) = one_rank.run(refusal, {}, checkpoint)
+    assert message.startswith(f"--load: {checkpoint}/engine was written with zero_optimization.offload_optimizer")
+
+
+@pytest.mark.parametrize("habit", ["elastic_checkpoint", "round_robin_gradients"])
+def test_other_ways_to_lay_out_partitions_are_read(
+    one_rank: Ranks, two_ranks: Ranks, tmp_path: Path, habit: str
+) -> None:
+    saved = two_ranks.run(save, {"zero_stage": 2} | overlay(tmp_path, **{habit: True}), tmp_path)[0]
+    assert_goes_on(one_rank, saved, {})
