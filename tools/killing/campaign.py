@@ -27,7 +27,7 @@ SAVING = 0.85
 BESIDE = 0.35
 """Share of the lives with --async-save."""
 LONGEST_LIFE = 180.0
-LEAVING = 60.0
+LEAVING = 90.0
 """Seconds within which a rank must have left when the other was killed."""
 
 
