@@ -1,4 +1,4 @@
-"""The campaign: runs that are killed, judged and resumed until they are complete, and compared with one that was not."""
+"""The campaign: runs that are killed, judged and resumed until complete, then compared with one that was not killed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from killing.disk import glance, judge, kept_losses, progress
 from killing.lives import RANKS, Life
 
@@ -176,7 +177,7 @@ class Campaign:
                     saves_to_let_pass -= 1
                 draft = now.draft
             if life.age > LONGEST_LIFE:
-                self.figures.wrong.append(f"{folder}: a life of {LONGEST_LIFE:g} s came neither to a save nor to its end")
+                self.figures.wrong.append(f"{folder}: a life of {LONGEST_LIFE:g} s came to no save and no end")
                 at = life.age
             if at is not None and life.age >= at:
                 newest = glance(folder).newest
