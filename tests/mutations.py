@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
+STRANGE = [b"\xff" * 8, b"\0" * 8, b"\xff" * 7 + b"\x7f", b"-1", b"9" * 40, b"[" * 5000]
+"""Numbers at the limits of their types, and more than a parser wants to nest."""
+
 
 @st.composite
 def mutated(draw: st.DrawFn, whole: bytes, most: int = 3) -> bytes:

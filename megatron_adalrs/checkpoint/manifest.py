@@ -55,7 +55,13 @@ def find_damage(checkpoint: Path, hashes: bool = False) -> str | None:
         return f"{MANIFEST} has format {manifest['format']}, this version reads {FORMAT}"
     if checkpoint.name.removeprefix("iter_").isdecimal() and int(checkpoint.name[5:]) != manifest["step"]:
         return f"{MANIFEST} is of step {manifest['step']}"
-    files = manifest["files"]
+    try:
+        return _find_damaged_file(checkpoint, manifest["files"], hashes)
+    except (OSError, ValueError) as error:  # of a disk, or of a name that no file can have
+        return f"a file cannot be read ({error!s:.200})"
+
+
+def _find_damaged_file(checkpoint: Path, files: dict[str, Any], hashes: bool) -> str | None:
     for name, entry in files.items():
         path = checkpoint / name
         if not path.is_file():
@@ -117,7 +123,7 @@ def versions_here() -> dict[str, str]:
 def _check_file(name: str, entry: Any) -> None:
     """Raises ValueError: it is no file of a checkpoint; a name must not lead out of the folder, or have a double."""
     if not name or "\0" in name or name != str(PurePosixPath(name)) or name.startswith("/") or ".." in name.split("/"):
-        raise ValueError(f"files: {name!r} is no path within a checkpoint")
+        raise ValueError(f"files: {name!r:.60} is no path within a checkpoint")
     if not isinstance(entry, dict) or type(entry.get("size")) is not int or entry["size"] < 0:
         raise ValueError(f"files: {name} has no size")
     digest = entry.get("sha256")
