@@ -19,9 +19,15 @@ from killing.lives import RANKS, Life
 STEPS = 60
 KINDS: dict[str, dict[str, Any]] = {
     "ZeRO 0": {"zero_stage": 0},
-    "ZeRO 1, searching": {"zero_stage": 1, "adalrs": {"enabled": True, "window": 5, "search_end": 0.8}},
+    "ZeRO 1, searching": {
+        "zero_stage": 1,
+        "adalrs": {"enabled": True, "window": 6, "search_start": 0.25, "search_end": 0.8},
+    },
     "ZeRO 2": {"zero_stage": 2},
-    "ZeRO 3, searching": {"zero_stage": 3, "adalrs": {"enabled": True, "window": 5, "search_end": 0.8}},
+    "ZeRO 3, searching": {
+        "zero_stage": 3,
+        "adalrs": {"enabled": True, "window": 6, "search_start": 0.25, "search_end": 0.8},
+    },
 }
 SAVING = 0.85
 """Share of the kills that wait for a save; the others come at any instant of a life, its start included."""
