@@ -122,7 +122,13 @@ def versions_here() -> dict[str, str]:
 
 def _check_file(name: str, entry: Any) -> None:
     """Raises ValueError: it is no file of a checkpoint; a name must not lead out of the folder, or have a double."""
-    if not name or "\0" in name or name != str(PurePosixPath(name)) or name.startswith("/") or ".." in name.split("/"):
+    if (
+        not name
+        or not name.isprintable()
+        or name != str(PurePosixPath(name))
+        or name.startswith("/")
+        or ".." in name.split("/")
+    ):
         raise ValueError(f"files: {name!r:.60} is no path within a checkpoint")
     if not isinstance(entry, dict) or type(entry.get("size")) is not int or entry["size"] < 0:
         raise ValueError(f"files: {name} has no size")

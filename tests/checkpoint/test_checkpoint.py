@@ -73,8 +73,8 @@ def rewrite_manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path]
         (lambda c: (c / "manifest.json").write_text("[]"), "manifest.json is missing or unreadable"),
         (rewrite_manifest(lambda m: m.update(format=99)), "manifest.json has format 99, this version reads 2"),
         (rewrite_manifest(lambda m: m["files"].update(x={"size": 1, "sha256": "0" * 64})), "x is missing"),
-        (lambda c: (c / "state.json").write_text('{"state.json": 2}'), "state.json has SHA-256"),
-        (lambda c: copy_manifest(fake(c.parent / "other", 1, of="another run"), c), "has SHA-256"),
+        (lambda c: (c / "state.json").write_text('{"state.json": 2, "of": "a run"}'), "state.json has SHA-256"),
+        (lambda c: copy_manifest(fake(c.parent / "other", 1, of="b run"), c), "has SHA-256"),
         (lambda c: copy_manifest(fake(c.parent, 2), c), "manifest.json is of step 2"),
     ],
 )

@@ -59,7 +59,7 @@ def with_text(text: str) -> Callable[[Path], Any]:
         (with_file(""), "'' is no path within a checkpoint"),
         (with_file("a\0b"), r"'a\x00b' is no path within a checkpoint"),
         (with_file("a" * 5000), "a file cannot be read ([Errno 36] File name too long"),
-        (with_file("\ud800"), "a file cannot be read ('utf-8' codec can't encode"),
+        (with_file("\ud800"), r"'\ud800' is no path within a checkpoint"),
         (with_file("x", 3), "x has no size"),
         (with_file("x", {"size": -1, "sha256": "0" * 64}), "x has no size"),
         (with_file("x", {"size": 1.0, "sha256": "0" * 64}), "x has no size"),
@@ -240,5 +240,9 @@ def test_what_was_published_names_its_step(tmp_path: Path) -> None:
     assert find_damage(renamed) == "manifest.json is of step 3"
     kept = renamed.rename(tmp_path / "best")
     assert find_checkpoint(kept) == kept
-    write_manifest(kept, {name: sha256(kept / name) for name in files_of(kept)[1:]}, {"step": random.randrange(99)})
+    write_manifest(
+        kept,
+        {name: sha256(kept / name) for name in files_of(kept) if name != "manifest.json"},
+        {"step": random.randrange(99)},
+    )
     assert find_damage(kept) is None
