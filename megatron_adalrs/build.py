@@ -69,7 +69,8 @@ def build_trainer(config: Config) -> Trainer:
     vocab_size = on_first_rank(lambda: resolve_vocab_size(config))
     if resumed and saved:
         checkpoint.require_fitting(resumed, saved, config, grid)
-    state = TrainState(**saved["progress"]) if saved else TrainState()
+    progress = checkpoint.restore(resumed, saved, "progress", dict) if resumed and saved else {}
+    state = TrainState(**progress)
     passed_over = samples_in(state.passed_over)
     on_first_rank(lambda: build_datasets(config, global_batch_size, passed_over) and None)
     datasets = on_every_rank(lambda: build_datasets(config, global_batch_size, passed_over))
@@ -82,10 +83,11 @@ def build_trainer(config: Config) -> Trainer:
     bad_numbers = BadNumbers(config.bad_numbers, config.training.train_iters, config.training.precision == "fp16")
     controller = build_controller(config.adalrs, config.training.train_iters, config.optimizer.lr_warmup_iters)
     if saved:
-        checkpoint.require_identity(resumed, saved, identity(saved["progress"]["consumed_samples"]))
-        controller.load_state_dict(saved["controller"])
+        ours = identity(state.consumed_samples)
+        checkpoint.restore(resumed, saved, "identity", lambda _: checkpoint.require_identity(resumed, saved, ours))
+        checkpoint.restore(resumed, saved, "controller", controller.load_state_dict)
         if "bad_numbers" in saved:  # not in a checkpoint of an earlier version: the memory begins anew
-            bad_numbers.load_state_dict(saved["bad_numbers"])
+            checkpoint.restore(resumed, saved, "bad_numbers", bad_numbers.load_state_dict)
     # A search under way may still go back to the weights that the run began with.
     weights = weights_step = None
     if source and (not resumed or controller.needs_initial):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,41 @@ def random_state() -> dict[str, Any]:
     if torch.cuda.is_available():
         state["cuda"] = _to_hex(torch.cuda.get_rng_state())
     return state
+
+
+def check_random_state(state: Any) -> None:
+    """Check that `set_random_state` can put `state` back; no stream of this process changes.
+
+    Raises:
+        ValueError: names the stream that it cannot.
+    """
+    tries: dict[str, Callable[[Any], Any]] = {"python": _try_python, "numpy": _try_numpy, "torch": _try_torch}
+    for name, attempt in tries.items():
+        try:
+            attempt(state[name])
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError, RuntimeError) as error:
+            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"{name} is no state of a random stream ({why})") from None
+    if not isinstance(state.get("cuda", ""), str):
+        raise ValueError("cuda is no state of a random stream")
+
+
+def _try_python(saved: Any) -> None:
+    version, words, gauss = saved
+    if not all(type(word) is int and 0 <= word < 2**32 for word in words[:-1]):
+        raise ValueError("words of 32 bits are required")
+    random.Random().setstate((version, tuple(words), gauss))
+
+
+def _try_numpy(saved: Any) -> None:
+    kind, keys, position, has_gauss, cached = saved
+    if type(position) is not int or not 0 <= position <= len(keys):  # numpy would read beyond them
+        raise ValueError(f"position {position!r:.20}: required 0 to {len(keys)}")
+    np.random.RandomState().set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+
+
+def _try_torch(saved: Any) -> None:
+    torch.Generator().set_state(_from_hex(saved))
 
 
 def set_random_state(state: dict[str, Any]) -> None:

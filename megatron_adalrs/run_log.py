@@ -300,7 +300,7 @@ def _read_config(file: Path) -> Mapping[str, Any]:
         return {}
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(config, dict):
         raise ValueError(f"{file}: must hold a mapping of fields, not {type(config).__name__}")

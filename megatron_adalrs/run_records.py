@@ -10,6 +10,8 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError
 
 Record = TypeVar("Record")
+Count = Annotated[int, Field(ge=0, lt=2**62)]
+"""Of steps or tokens; two of them add up within an int64."""
 
 
 @dataclass(frozen=True)
@@ -17,17 +19,17 @@ class TrainStep:
     """One executed optimizer step."""
 
     kind: Literal["train"]
-    step: int
+    step: Count
     """Kept steps, this one included."""
-    total_steps: int
+    total_steps: Count
     """Executed steps, this one and those of undone trials included."""
     loss: float | None
     """Nats per token; may be NaN or infinite."""
     lr: float
     scale: float
-    consumed_tokens: int
+    consumed_tokens: Count
     """Tokens of the kept steps up to this one."""
-    discarded_tokens: int
+    discarded_tokens: Count
     """Tokens of the trials undone before this step."""
     phase: str
     time: float
@@ -47,8 +49,8 @@ class Evaluation:
 
     kind: Literal["eval"]
     split: str
-    step: int
-    total_steps: int
+    step: Count
+    total_steps: Count
     loss: float
     perplexity: float
     time: float
@@ -60,8 +62,8 @@ class RunEvent:
 
     kind: Literal["run"]
     event: str
-    step: int
-    total_steps: int
+    step: Count
+    total_steps: Count
     time: float
     parameters: int | None = None
     world_size: int | None = None
@@ -79,9 +81,9 @@ class Decision:
     """One line of the decision journal. Velocities, standard errors and threshold are in nats per step."""
 
     event: str
-    step: int
+    step: Count
     """Kept steps once the decision is carried out: at the end of an undone trial, where it went back to."""
-    total_steps: int
+    total_steps: Count
     scale_before: float
     scale_after: float
     time: float

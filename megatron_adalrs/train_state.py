@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 Span = tuple[int, int]
 """Samples first to last - 1 in the order of the data."""
@@ -30,6 +31,22 @@ class TrainState:
 
     def __post_init__(self) -> None:
         self.passed_over = tuple((first, last) for first, last in self.passed_over)  # JSON has no tuples
+
+    @staticmethod
+    def require_sound(saved: dict[str, Any]) -> None:
+        """Check that `TrainState(**saved)` can be made of what JSON holds, and makes sense.
+
+        Raises:
+            ValueError: names the entry that is unknown, or not what it should be.
+        """
+        known = {field.name: field.type for field in fields(TrainState)}
+        for name, value in saved.items():
+            if name not in known:
+                raise ValueError(f"progress has {name!r}, which this version does not know")
+            kinds = {"int": (int,), "float": (int, float)}.get(str(known[name]))
+            is_sound = _are_spans(value) if kinds is None else type(value) in kinds and value >= 0
+            if not is_sound:
+                raise ValueError(f"progress.{name} is {value!r:.40}, which is no {known[name]} of a run")
 
     @property
     def discarded_steps(self) -> int:
@@ -66,6 +83,16 @@ class TrainState:
     def go_to(self, past: TrainState) -> None:
         """To the step and data position of a snapshot. What was executed since stays counted."""
         self.step, self.consumed_samples = past.step, past.consumed_samples
+
+
+def _are_spans(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(span, list)
+        and len(span) == 2
+        and all(type(place) is int for place in span)
+        and 0 <= span[0] <= span[1]
+        for span in value
+    )
 
 
 def joined(spans: Iterable[Span], span: Span) -> tuple[Span, ...]:

@@ -21,7 +21,7 @@ fitting.py   whether it is of this run's model, grid and data
 from __future__ import annotations
 
 from megatron_adalrs.checkpoint.fitting import require_fitting, require_identity
-from megatron_adalrs.checkpoint.load import checkpoint_to_resume, find_checkpoint, load_checkpoint, read_state
+from megatron_adalrs.checkpoint.load import checkpoint_to_resume, find_checkpoint, load_checkpoint, read_state, restore
 from megatron_adalrs.checkpoint.manifest import find_damage
 from megatron_adalrs.checkpoint.regrid import how_resumed, resume
 from megatron_adalrs.checkpoint.save import Places, Saving, save_checkpoint
@@ -39,6 +39,7 @@ __all__ = [
     "read_state",
     "require_fitting",
     "require_identity",
+    "restore",
     "resume",
     "save_checkpoint",
     "source_of_weights",

@@ -3,28 +3,45 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from megatron_adalrs.checkpoint.manifest import ENGINE, MANIFEST, STATE, find_damage, random_name, read_json
+from megatron_adalrs.checkpoint.manifest import (
+    ENGINE,
+    MANIFEST,
+    STATE,
+    find_damage,
+    foreign_versions,
+    random_name,
+    read_json,
+)
 from megatron_adalrs.config import RunConfig
 from megatron_adalrs.engine import Engine
 from megatron_adalrs.parallel.collectives import on_every_rank
 from megatron_adalrs.parallel.topology import Grid
-from megatron_adalrs.random_state import set_random_state
+from megatron_adalrs.random_state import check_random_state, set_random_state
+from megatron_adalrs.train_state import TrainState
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Folders that are named like published checkpoints, oldest first."""
-    named = (path for path in folder.glob("iter_*") if path.name.removeprefix("iter_").isdecimal())
-    return sorted(named, key=step_of)
+    """Folders that are named like published checkpoints, oldest first; one set aside where a kill left none instead."""
+    named = [path for path in folder.glob("iter_*") if path.name.removeprefix("iter_").isdecimal()]
+    aside = [path for path in folder.glob(".iter_*.replaced") if not original_of(path).exists()]
+    return sorted([*named, *aside], key=step_of)
+
+
+def original_of(aside: Path) -> Path:
+    """The name of a checkpoint that is set aside while another of its step takes its place."""
+    return aside.with_name(aside.name.removeprefix(".").removesuffix(".replaced"))
 
 
 def step_of(checkpoint: Path) -> int:
     """The step in the name of a published checkpoint."""
-    return int(checkpoint.name.removeprefix("iter_"))
+    return int(original_of(checkpoint).name.removeprefix("iter_"))
 
 
 def has_checkpoint(load: Path) -> bool:
@@ -46,7 +63,7 @@ def find_checkpoint(load: Path, strict: bool = False, verify: bool = False, flag
     if (load / STATE).exists() or (load / MANIFEST).exists():
         if damage := find_damage(load, verify):
             raise ValueError(f"{flag}: {load} is damaged: {damage}")
-        return load
+        return _told(load)
     candidates = sorted((path for folder in _folders(load) for path in checkpoints_in(folder)), key=step_of)
     damaged: list[str] = []
     for candidate in reversed(candidates):
@@ -54,7 +71,7 @@ def find_checkpoint(load: Path, strict: bool = False, verify: bool = False, flag
         if damage is None:
             for text in damaged:
                 log.warning("passing over a damaged checkpoint: %s", text)
-            return candidate
+            return _told(candidate)
         damaged.append(f"{candidate}: {damage}")
         if strict:
             raise ValueError(
@@ -78,18 +95,63 @@ def read_state(checkpoint: Path, flag: str = "--load") -> dict[str, Any]:
     """What `save_checkpoint` was given, plus `world_size`.
 
     Raises:
-        ValueError: the file cannot be read.
+        ValueError: the file cannot be read, or an entry is not of its type.
     """
     try:
-        return read_json(checkpoint / STATE)
+        state = read_json(checkpoint / STATE)
+        if not isinstance(state, dict):
+            raise ValueError("it must hold entries by name")
+        for name, kind in {"world_size": int, "config": dict}.items():
+            if type(state.get(name)) is not kind:
+                raise ValueError(f"{name} must be {kind.__name__}, not {state.get(name)!r:.40}")
+        for name in ("progress", "controller", "bad_numbers", "identity"):
+            if type(state.get(name, {})) is not dict:
+                raise ValueError(f"{name} must be dict, not {state[name]!r:.40}")
+        if "progress" in state:
+            TrainState.require_sound(state["progress"])
     except (OSError, ValueError) as error:
         raise ValueError(f"{flag}: cannot read {checkpoint / STATE}: {error}") from None
+    return state
+
+
+def restore(checkpoint: Path, state: dict[str, Any], entry: str, load: Callable[[Any], T]) -> T:
+    """Result of `load`, given an entry of a checkpoint's state.
+
+    Raises:
+        ValueError: there is none, or `load` raised ValueError, or failed on what is in it.
+    """
+    try:
+        return load(state[entry])
+    except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+        told = f"{type(error).__name__}: {error}"
+        raise ValueError(f"--load: {checkpoint / STATE}: {entry} is not what a run saves ({told})") from None
 
 
 def load_checkpoint(engine: Engine, grid: Grid, checkpoint: Path) -> None:
-    """Load a checkpoint's tensors and random streams into an engine that has not stepped yet. Collective."""
+    """Load a checkpoint's tensors and random streams into an engine that has not stepped yet. Collective.
+
+    Raises:
+        ValueError: on every rank, before a pickle is opened: a random stream cannot be read.
+    """
+    streams = on_every_rank(lambda: _read_random(checkpoint / random_name(grid.rank)))
     engine.load(checkpoint / ENGINE)
-    set_random_state(on_every_rank(lambda: read_json(checkpoint / random_name(grid.rank))))
+    set_random_state(streams)
+
+
+def _read_random(file: Path) -> dict[str, Any]:
+    try:
+        streams = read_json(file)
+        check_random_state(streams)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--load: cannot read {file}: {error}") from None
+    return streams
+
+
+def _told(checkpoint: Path) -> Path:
+    """The same; it is told where other versions wrote it, which DeepSpeed and torch read as far as they can."""
+    if told := foreign_versions(checkpoint):
+        log.warning("%s", told)
+    return checkpoint
 
 
 def _folders(load: Path) -> list[Path]:

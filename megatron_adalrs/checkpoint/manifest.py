@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import platform
+import re
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -33,42 +34,107 @@ def write_manifest(checkpoint: Path, hashes: dict[str, str], facts: dict[str, An
         hashes: SHA-256 of every file, by its path within the folder.
         facts: what tells checkpoints apart without reading their state: step, grid.
     """
-    versions = {
-        "megatron_adalrs": megatron_adalrs.__version__,
-        "torch": torch.__version__,
-        "deepspeed": deepspeed_version(),
-        "python": platform.python_version(),
-    }
     files = {
         name: {"size": (checkpoint / name).stat().st_size, "sha256": digest} for name, digest in sorted(hashes.items())
     }
-    write_json(checkpoint / MANIFEST, {"format": FORMAT, "versions": versions, **facts, "files": files})
+    write_json(checkpoint / MANIFEST, {"format": FORMAT, "versions": versions_here(), **facts, "files": files})
     secured(checkpoint / MANIFEST)
 
 
 def find_damage(checkpoint: Path, hashes: bool = False) -> str | None:
-    """What is wrong with a checkpoint's files: presence and size, with `hashes` content too; None if nothing is."""
+    """What is wrong with a checkpoint; None if nothing is.
+
+    Presence and size of every file are compared, and the content of those in JSON, which are small: the manifest of
+    another run does not pass. With `hashes` the content of all files is.
+    """
     try:
-        manifest = read_json(checkpoint / MANIFEST)
-        if manifest["format"] != FORMAT:
-            return f"{MANIFEST} has format {manifest['format']}, this version reads {FORMAT}"
-        expected = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        manifest = read_manifest(checkpoint)
+    except (OSError, ValueError) as error:
         return f"{MANIFEST} is missing or unreadable ({error})"
-    for name, (size, _) in expected.items():
+    if manifest["format"] != FORMAT:
+        return f"{MANIFEST} has format {manifest['format']}, this version reads {FORMAT}"
+    if checkpoint.name.removeprefix("iter_").isdecimal() and int(checkpoint.name[5:]) != manifest["step"]:
+        return f"{MANIFEST} is of step {manifest['step']}"
+    try:
+        return _find_damaged_file(checkpoint, manifest["files"], hashes)
+    except (OSError, ValueError) as error:  # of a disk, or of a name that no file can have
+        return f"a file cannot be read ({error!s:.200})"
+
+
+def _find_damaged_file(checkpoint: Path, files: dict[str, Any], hashes: bool) -> str | None:
+    for name, entry in files.items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes, {MANIFEST} says {size}"
-    if not hashes:
-        return None
+        if path.stat().st_size != entry["size"]:
+            return f"{name} has {path.stat().st_size} bytes, {MANIFEST} says {entry['size']}"
+    compared = [name for name in files if hashes or name.endswith(".json")]
     with ThreadPoolExecutor(HASHING_THREADS) as threads:
-        found = threads.map(lambda name: sha256(checkpoint / name), expected)
-        for (name, (_, digest)), actual in zip(expected.items(), found, strict=True):
-            if actual != digest:
-                return f"{name} has SHA-256 {actual[:12]}..., {MANIFEST} says {digest[:12]}..."
+        for name, actual in zip(compared, threads.map(lambda name: sha256(checkpoint / name), compared), strict=True):
+            if actual != files[name]["sha256"]:
+                return f"{name} has SHA-256 {actual[:12]}..., {MANIFEST} says {files[name]['sha256'][:12]}..."
     return None
+
+
+def read_manifest(checkpoint: Path) -> dict[str, Any]:
+    """What `write_manifest` wrote: its format alone if that is another one, else every entry of the right type.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it is not one; the message names the entry.
+    """
+    manifest = read_json(checkpoint / MANIFEST)
+    if not isinstance(manifest, dict) or type(manifest.get("format")) is not int:
+        raise ValueError("it has no format")
+    if manifest["format"] != FORMAT:
+        return {"format": manifest["format"]}
+    if type(manifest.get("step")) is not int or manifest["step"] < 0:
+        raise ValueError("step must be a number of steps")
+    versions = manifest.get("versions")
+    if not isinstance(versions, dict) or not all(isinstance(version, str) for version in versions.values()):
+        raise ValueError("versions must be texts by name")
+    files = manifest.get("files")
+    if not isinstance(files, dict) or STATE not in files:
+        raise ValueError(f"files must hold {STATE}")
+    for name, entry in files.items():
+        _check_file(name, entry)
+    return manifest
+
+
+def foreign_versions(checkpoint: Path) -> str | None:
+    """What a sound checkpoint was written by, where that is not what reads it; Python's version is no matter."""
+    theirs, ours = read_manifest(checkpoint)["versions"], versions_here()
+    others = {name: theirs.get(name, "unknown") for name in ours if name != "python" and theirs.get(name) != ours[name]}
+    if not others:
+        return None
+    told = ", ".join(f"{name} {version} (here {ours[name]})" for name, version in others.items())
+    return f"{checkpoint} was written by {told}: losses may differ in their last digits"
+
+
+def versions_here() -> dict[str, str]:
+    return {
+        "megatron_adalrs": megatron_adalrs.__version__,
+        "torch": str(torch.__version__),
+        "deepspeed": deepspeed_version(),
+        "python": platform.python_version(),
+    }
+
+
+def _check_file(name: str, entry: Any) -> None:
+    """Raises ValueError: it is no file of a checkpoint; a name must not lead out of the folder, or have a double."""
+    if (
+        not name
+        or not name.isprintable()
+        or name != str(PurePosixPath(name))
+        or name.startswith("/")
+        or ".." in name.split("/")
+    ):
+        raise ValueError(f"files: {name!r:.60} is no path within a checkpoint")
+    if not isinstance(entry, dict) or type(entry.get("size")) is not int or entry["size"] < 0:
+        raise ValueError(f"files: {name} has no size")
+    digest = entry.get("sha256")
+    if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+        raise ValueError(f"files: {name} has no SHA-256")
 
 
 def sha256(path: Path) -> str:
@@ -94,4 +160,16 @@ def secured(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Raises OSError, ValueError: it cannot be read; it is not JSON, or a name appears twice in one object."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_doubles)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} appears twice")
+    return content

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from megatron_adalrs.checkpoint.load import checkpoints_in, step_of
+from megatron_adalrs.checkpoint.load import checkpoints_in, original_of, step_of
 from megatron_adalrs.checkpoint.manifest import (
     ENGINE,
     LATEST,
@@ -113,7 +114,10 @@ def remove_old(save: Path, keep_last: int, retain_interval: int | None) -> None:
 
 
 def _begin(save: Path, draft: Path) -> None:
-    for leftover in [*save.glob(".iter_*.incomplete"), *save.glob(".iter_*.removed")]:
+    for aside in save.glob(".iter_*.replaced"):
+        if not original_of(aside).exists():
+            os.replace(aside, original_of(aside))
+    for leftover in chain(*(save.glob(f".iter_*.{end}") for end in ("incomplete", "removed", "replaced"))):
         shutil.rmtree(leftover, ignore_errors=True)
     draft.mkdir(parents=True)
     previous = checkpoints_in(save)
@@ -134,8 +138,8 @@ def _publish(draft: Path, target: Path, latest: Path, hashes: dict[str, str], fa
     for folder in {draft, *(path for path in draft.rglob("*") if path.is_dir())}:
         _sync_folder(folder)
     if target.exists():
-        # One of this step is there already, saved by an earlier process: it stays until this one takes its place.
-        replaced = target.with_name(f".{target.name}.removed")
+        # One of this step is there already, saved by an earlier process: it is found under its other name, too.
+        replaced = target.with_name(f".{target.name}.replaced")
         os.replace(target, replaced)
         os.replace(draft, target)
         shutil.rmtree(replaced, ignore_errors=True)

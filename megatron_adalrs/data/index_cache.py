@@ -37,7 +37,7 @@ def load_or_build(
     if record.exists():
         try:
             return _load(stem, record, description)
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
             logger.warning("sample index %s is damaged (%s): it is built anew", record, error)
     try:
         _save(stem, record, description, build())

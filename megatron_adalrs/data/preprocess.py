@@ -112,7 +112,7 @@ def read_description(prefix: Path | str) -> Description | None:
         return None
     try:
         return Description(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} does not describe an indexed dataset: {error}") from error
 
 

@@ -24,12 +24,12 @@ from tests.distributed import runs
 from tests.distributed.ranks import Ranks
 
 
-def fake(save: Path, step: int) -> Path:
+def fake(save: Path, step: int, of: str = "a run") -> Path:
     """A published checkpoint of three small files."""
     checkpoint = save / f"iter_{step:07d}"
     (checkpoint / "engine").mkdir(parents=True)
     for name in ("state.json", "random_00000.json", "engine/weights.pt"):
-        (checkpoint / name).write_text(f'{{"{name}": {step}}}')
+        (checkpoint / name).write_text(f'{{"{name}": {step}, "of": "{of}"}}')
     write_manifest(checkpoint, {name: sha256(checkpoint / name) for name in files_of(checkpoint)}, {"step": step})
     return checkpoint
 
@@ -50,6 +50,10 @@ def flip_a_bit(checkpoint: Path) -> None:
     file.write_bytes(content)
 
 
+def copy_manifest(source: Path, target: Path) -> None:
+    shutil.copy(source / "manifest.json", target)
+
+
 def rewrite_manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     def damage(checkpoint: Path) -> None:
         manifest = json.loads((checkpoint / "manifest.json").read_text())
@@ -62,14 +66,16 @@ def rewrite_manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path]
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (truncate, r"engine/weights.pt has 23 bytes, manifest.json says 24"),
+        (truncate, r"engine/weights.pt has 38 bytes, manifest.json says 39"),
         (lambda c: (c / "random_00000.json").unlink(), "random_00000.json is missing"),
         (lambda c: (c / "manifest.json").unlink(), "manifest.json is missing or unreadable"),
         (lambda c: (c / "manifest.json").write_text("{"), "manifest.json is missing or unreadable"),
         (lambda c: (c / "manifest.json").write_text("[]"), "manifest.json is missing or unreadable"),
         (rewrite_manifest(lambda m: m.update(format=99)), "manifest.json has format 99, this version reads 2"),
-        (rewrite_manifest(lambda m: m.update(files={"x": 3})), "manifest.json is missing or unreadable"),
-        (rewrite_manifest(lambda m: m["files"].update(x={"size": 1, "sha256": ""})), "x is missing"),
+        (rewrite_manifest(lambda m: m["files"].update(x={"size": 1, "sha256": "0" * 64})), "x is missing"),
+        (lambda c: (c / "state.json").write_text('{"state.json": 2, "of": "a run"}'), "state.json has SHA-256"),
+        (lambda c: copy_manifest(fake(c.parent / "other", 1, of="b run"), c), "has SHA-256"),
+        (lambda c: copy_manifest(fake(c.parent, 2), c), "manifest.json is of step 2"),
     ],
 )
 def test_damage_is_seen_without_reading_the_files(tmp_path: Path, damage: Any, message: str) -> None:
@@ -100,7 +106,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_or_refused(tmp_path: Path) -
     truncate(newer)
     with pytest.raises(ValueError, match=r"no checkpoint in .*; damaged: .*iter_0001000.*iter_0000999"):
         find_checkpoint(tmp_path)
-    with pytest.raises(ValueError, match=r"iter_0000999 is damaged: engine/weights.pt has 25 bytes"):
+    with pytest.raises(ValueError, match=r"iter_0000999 is damaged: engine/weights.pt has 40 bytes"):
         find_checkpoint(older)
 
 
