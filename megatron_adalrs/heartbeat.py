@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -25,6 +25,8 @@ LOST = 4
 """Exit code of a rank that leaves because another one was lost."""
 ROUNDS = 6
 """Intervals without a new beat after which a rank counts as silent."""
+SECONDS_TO_TELL = 5.0
+"""Longest wait for the last words of a rank to be printed."""
 PACKAGE = Path(__file__).resolve().parent
 
 
@@ -65,23 +67,25 @@ class Heartbeat:
         self._prefix = f"heartbeat/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         self._main_thread = threading.main_thread().ident
         self._ended = threading.Event()
+        self._in_order = False
         self._rounds = 0
         self._silent = 0
         self._last: bytes | None = None
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._watcher = threading.Thread(target=self._watch_the_store, name="heartbeat-store", daemon=True)
 
     def start(self) -> None:
         self._beat()
         self._thread.start()
+        self._watcher.start()
 
     def stop(self) -> None:
         """The run ends in an orderly way: the neighbours must not take the silence for a loss."""
         if not self._ended.is_set():
+            self._in_order = True
             self._ended.set()
-            try:
-                self._store.set(self._key(self.rank), json.dumps({"ended": True}))
-            except RuntimeError:  # the store's rank has ended first
-                return
+            if self._thread.is_alive():
+                self._thread.join(self.timeout)  # which says it, unless it waits for a store that is out of reach
 
     def explain(self, error: BaseException) -> str:
         """Who is lost, after a collective has failed on this rank; waits until silence tells, at most `timeout`.
@@ -114,9 +118,25 @@ class Heartbeat:
                 failures += 1
                 verdict = self._store_is_gone() if failures >= ROUNDS // 2 else None
             if verdict and not self._ended.is_set():
-                print(f"error: {self._here()}: {verdict}", file=sys.stderr, flush=True)
-                self._leave(LOST)
+                self._leave_with(verdict)
                 return
+        if self._in_order:
+            with suppress(RuntimeError):  # the store's rank has ended first
+                self._store.set(self._key(self.rank), json.dumps({"ended": True}))
+
+    def _watch_the_store(self) -> None:
+        """Leave when the other thread gets no answer: torch's client waits without end behind a cut link."""
+        seen, waited = 0, 0
+        while not self._ended.wait(self.timeout / ROUNDS):
+            waited = waited + 1 if self._rounds == seen else 0
+            seen = self._rounds
+            if waited == ROUNDS and self._thread.is_alive():
+                self._leave_with(self._store_is_gone())
+                return
+
+    def _leave_with(self, verdict: str) -> None:
+        tell(f"error: {self._here()}: {verdict}")
+        self._leave(LOST)
 
     def _beat(self) -> None:
         self._rounds += 1
@@ -159,8 +179,8 @@ class Heartbeat:
         return f"rank {self.rank} on {socket.gethostname()} leaves at step {self._progress()}"
 
     def _store_is_gone(self) -> str:
-        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        return f"rank 0 or its host is lost: the store at {where} does not answer"
+        knows = self._last is not None and not _ended(self._last) and (self.rank + 1) % self.world_size == 0
+        return store_is_gone(_told(0, self._last) if knows else "rank 0")
 
     @staticmethod
     def _first_line(error: BaseException) -> str:
@@ -172,23 +192,46 @@ class Heartbeat:
 def watched(rank: int, world_size: int, timeout: float, progress: Callable[[], int]) -> Iterator[None]:
     """Train under a heartbeat. Nothing is watched where there is one rank, or where `timeout` is 0.
 
-    When a collective fails, what is known about the other ranks is printed, and the process ends with `LOST`.
+    When a collective fails, what is known about the other ranks is printed, and the process ends with `LOST`; so it
+    does when the store is out of reach from the beginning.
     """
     if world_size == 1 or not timeout:
         yield
         return
-    heartbeat = Heartbeat(rank, world_size, timeout, progress, connect(timeout))
-    heartbeat.start()
+    try:
+        heartbeat = Heartbeat(rank, world_size, timeout, progress, connect(timeout))
+        heartbeat.start()
+    except RuntimeError:
+        tell(f"error: rank {rank} on {socket.gethostname()}: {store_is_gone('rank 0')}")
+        os._exit(LOST)
     try:
         yield
     except RuntimeError as error:
         if not is_failed_collective(error):
             raise
-        print(f"error: {heartbeat.explain(error)}", file=sys.stderr, flush=True)
+        tell(f"error: {heartbeat.explain(error)}")
         # Not through the interpreter's end: destructors of the process group would wait for the lost rank.
         os._exit(LOST)
     finally:
         heartbeat.stop()
+
+
+def store_is_gone(server: str) -> str:
+    """The verdict on the rank that serves the store: it cannot be told from its host, nor that from the network."""
+    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    return f"{server}, its host or the link to it is lost: the store at {where} does not answer"
+
+
+def tell(message: str) -> None:
+    """Print to standard error, but wait for nobody to read it: what it leads to may be behind the cut link."""
+
+    def write() -> None:
+        with suppress(OSError):
+            print(message, file=sys.stderr, flush=True)
+
+    writing = threading.Thread(target=write, daemon=True)
+    writing.start()
+    writing.join(SECONDS_TO_TELL)
 
 
 def is_failed_collective(error: RuntimeError) -> bool:

@@ -6,12 +6,24 @@ cd "$(dirname "$0")/.."
 source examples/environment.sh
 prepare_environment requirements-test.txt
 
+install_missing() { # PROGRAM:PACKAGE ...
+    local pair sudo missing=()
+    for pair in "$@"; do
+        PATH="$PATH:/usr/sbin:/sbin" command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
+    done
+    if [ "${#missing[@]}" = 0 ]; then
+        return
+    fi
+    echo "== installing ${missing[*]}"
+    sudo=$([ "$(id -u)" = 0 ] || echo sudo)
+    $sudo apt-get update -qq
+    $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
 for argument in "$@"; do
-    if [ "$argument" = --system ] && ! command -v chromium >/dev/null; then
-        echo "== installing chromium"
-        sudo=$([ "$(id -u)" = 0 ] || echo sudo)
-        $sudo apt-get update -qq
-        $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null
+    if [ "$argument" = --system ]; then
+        # A browser for the report; what makes two nodes of one machine.
+        install_missing chromium:chromium ip:iproute2 sshd:openssh-server ssh:openssh-client pdsh:pdsh
     fi
 done
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -10,13 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
-from megatron_adalrs.heartbeat import LOST, ROUNDS, Heartbeat, is_failed_collective, place_of
+from megatron_adalrs.heartbeat import LOST, ROUNDS, Heartbeat, is_failed_collective, place_of, tell
 from tests.data.corpora import counting_corpus
 from tests.distributed import ranks
 
@@ -101,7 +103,88 @@ def test_a_lost_store_is_a_lost_first_rank(job: Job, capfd: pytest.CaptureFixtur
     job.beats[2].start()
     job.beats[2]._store = Gone()
     assert waited(lambda: job.left == {2: LOST})
-    assert "rank 0 or its host is lost" in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert re.search(r"rank 2 on \S+ leaves at step 7: rank 0, its host or the link to it is lost: the store at ", told)
+
+
+class Silent:
+    """A store behind a cut link, whose client waits for an answer without end."""
+
+    def __init__(self, store: dist.TCPStore) -> None:
+        self._store, self.is_cut = store, False
+        self.was_asked, self.mended = threading.Event(), threading.Event()
+
+    def set(self, key: str, value: str) -> None:
+        self._store.set(key, value)
+
+    def get(self, key: str) -> bytes:
+        return self._store.get(key)
+
+    def check(self, keys: list[str]) -> bool:
+        if self.is_cut:
+            self.was_asked.set()
+            self.mended.wait(60)
+        return self._store.check(keys)
+
+
+def test_a_rank_whose_store_keeps_it_waiting_leaves(job: Job, capfd: pytest.CaptureFixture[str]) -> None:
+    beat = job.beats[2]
+    store = beat._store = Silent(beat._store)
+    for other in job.beats:
+        other.start()
+    assert waited(lambda: beat._last is not None)
+    store.is_cut = True
+    assert waited(lambda: job.left.get(2) == LOST)
+    told = capfd.readouterr().err
+    assert re.search(r"rank 2 .* rank 0 on \S+ \(process \d+, step 7\), its host or the link to it is lost: the", told)
+    store.mended.set()
+
+
+def test_a_run_that_ends_does_not_wait_for_a_store_that_keeps_it_waiting(job: Job) -> None:
+    beat = job.beats[2]
+    store = beat._store = Silent(beat._store)
+    beat.start()
+    store.is_cut = True
+    assert store.was_asked.wait(10 * TIMEOUT)
+    started = time.monotonic()
+    beat.stop()
+    assert time.monotonic() - started < 30
+    assert job.left == {}
+    store.mended.set()
+
+
+def test_nothing_overwrites_the_word_that_a_rank_has_ended_in_order(job: Job) -> None:
+    """Its thread may be in the middle of a round when it ends."""
+    beat = job.beats[1]
+    store = beat._store = Silent(beat._store)
+    beat.start()
+    store.is_cut = True
+    assert store.was_asked.wait(10 * TIMEOUT)
+    threading.Timer(TIMEOUT / 2, store.mended.set).start()
+    beat.stop()
+    assert waited(lambda: json.loads(store.get(beat._key(1))) == {"ended": True})
+
+
+@pytest.mark.parametrize("reader_is_there", [True, False])
+def test_last_words_are_not_waited_for(monkeypatch: pytest.MonkeyPatch, reader_is_there: bool) -> None:
+    """Whether nobody reads them, as behind a cut link, or the launcher is gone."""
+    reader, writer = os.pipe()
+    if reader_is_there:
+        os.set_blocking(writer, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(writer, b"0" * 4096)
+        os.set_blocking(writer, True)
+    else:
+        os.close(reader)
+    monkeypatch.setattr("megatron_adalrs.heartbeat.SECONDS_TO_TELL", 0.2)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", os.fdopen(writer, "w", closefd=False))
+        started = time.monotonic()
+        tell("error: rank 1 is lost")
+        assert time.monotonic() - started < 10
+    if reader_is_there:
+        os.close(reader)
 
 
 def test_after_a_failed_collective_who_is_silent_is_named_and_otherwise_where_all_are(job: Job) -> None:
