@@ -82,7 +82,7 @@ class AdaLRSSettings:
     restart_factor: float = 9.0
     """Robust mode: divisor of the learning rate of a restart. Above 1."""
     restart_confidence: float = 0.0
-    """Robust mode: standard errors by which a new run must be better."""
+    """Robust mode: standard errors by which a new run must be better; below 0, by which it may be worse."""
     finest_factor: float = 1.6
     """Robust mode: the factor, whose root is taken after each race that is lost, below which races end. Above 1."""
 
@@ -119,7 +119,6 @@ class AdaLRSSettings:
             is_share = _is_finite_number(self.max_discarded) and self.max_discarded >= 0
             _require(is_share, "max_discarded", self.max_discarded, "a number of at least 0")
         _require(self.confidence >= 0, "confidence", self.confidence, "at least 0")
-        _require(self.restart_confidence >= 0, "restart_confidence", self.restart_confidence, "at least 0")
         _require(self.climb_gain >= 0, "climb_gain", self.climb_gain, "at least 0")
         _require(self.restart_factor > 1, "restart_factor", self.restart_factor, "above 1")
         _require(self.finest_factor > 1, "finest_factor", self.finest_factor, "above 1")

@@ -73,7 +73,7 @@ def open_training(folder: Path, model: ModelConfig, vocab_size: int, grid: Saved
         model, vocab_size: of the model that was saved; `vocab_size` before padding.
 
     Raises:
-        ValueError: a file is missing or cannot be read, lacks a parameter, or was written with offload.
+        ValueError: a file is missing or cannot be read, lacks a parameter, or was written in a way that is not read.
     """
     stages = _stages(model, vocab_size, grid)
     ranks: list[Pieces] = []
@@ -183,11 +183,11 @@ def _weights(folder: Path, model: ModelConfig, vocab_size: int, grid: SavedGrid,
 
 
 def _counters(folder: Path, grid: SavedGrid) -> dict[str, int]:
-    """Raises ValueError where DeepSpeed had the optimizer's state elsewhere than on the device."""
+    """Raises ValueError where DeepSpeed had the optimizer's state elsewhere than on the device, or in another order."""
     prefix = "zero_pp_rank_0_" if grid.zero_stage == 3 else ""
     saved = read_saved(folder / f"{prefix}mp_rank_00_model_states.pt")
     zero = saved["ds_config"].get("zero_optimization", {})
-    for name in ("offload_optimizer", "offload_param"):
+    for name in ("offload_optimizer", "offload_param", "round_robin_gradients"):
         if zero.get(name):
             raise ValueError(
                 f"{folder} was written with zero_optimization.{name}, whose files are read on the grid that wrote "

@@ -190,7 +190,8 @@ def test_a_run_that_nothing_helps_stops(
 
 SEARCH = {
     "enabled": True, "mode": "robust", "alpha": 8.0, "search_start": 0.4, "search_end": 0.9, "trial_steps": 2,
-    "return_steps": 10, "restart_steps": 12, "confidence": 1e9, "restart_confidence": 1e9, "min_scale": 0.1,
+    "return_steps": 10, "restart_steps": 12, "confidence": 1e9, "restart_confidence": -1e9,
+    "restart_factor": 3.0, "min_scale": 0.1,
 }  # fmt: skip
 SEARCHING = {"train_iters": 40, "lr": 0.1, "adalrs": SEARCH, "bad_numbers": {"sigma": 1e9}}
 
