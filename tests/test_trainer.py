@@ -81,7 +81,8 @@ def test_races_that_are_lost_leave_the_run_as_it_was_to_the_bit(two_ranks: Ranks
 
 def test_a_restart_is_a_run_at_the_lower_rate_to_the_bit(two_ranks: Ranks, data: Path, tmp_path: Path) -> None:
     # From a rate that ruins the weights, one restart at an eighth of it, a power of two for equal products.
-    search = SEARCH | {"confidence": NEVER, "restart_confidence": -NEVER, "restart_factor": 8.0, "min_scale": 0.1}
+    search = SEARCH | {"confidence": NEVER, "restart_confidence": -NEVER, "restart_factor": 8.0}
+    search |= {"alpha": 8.0, "min_scale": 0.1}
     two_ranks.run(trained, values(data, tmp_path / "restarted", search, lr=0.8))
     restarted, plain = read_run(tmp_path / "restarted"), fixed(two_ranks, data, tmp_path / "plain", 0.1)
     assert restarted.scale == 0.125

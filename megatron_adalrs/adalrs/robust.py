@@ -205,8 +205,9 @@ class RobustController(RaceState):
     def _lost(self, event: Event, why: str, gain: Gain | None = None) -> Decision:
         undone, tried, is_first = self._index, self._base * self._tried_factor, self._races == 0
         if self._in_climb:
-            # The first full race need not try again what has just been lost.
-            self._factor = math.sqrt(self._factor)
+            # The first full race need not try again what has just been lost; but there is to be one.
+            if math.sqrt(self._factor) >= self.settings.finest_factor:
+                self._factor = math.sqrt(self._factor)
             self._has_fallback = True
             return self._go_back(event, tried, why, gain, undone)
         self._races += 1

@@ -176,6 +176,12 @@ def test_a_climb_leaves_a_rate_that_is_not_far_too_small() -> None:
     assert run.weights.path == (1.0,) * run.controller.plan.search_start
 
 
+def test_a_lost_climb_leaves_a_full_race_whatever_the_factor() -> None:
+    run = start(best=1.0, alpha=2.0).train()
+    up = [decision.scale_before for decision in run.decisions if decision.event in (Event.FAILED, Event.ABORTED)]
+    assert [scale for scale in up if scale > 1] == [2.0, 2.0]
+
+
 def test_a_rate_that_was_raised_is_not_restarted_at_a_lower_one() -> None:
     run = start(30.0, far_below).train(lambda run: run.controller.scale > 1 and run.controller.phase == "control")
     assert not run.controller.needs_initial
