@@ -21,6 +21,8 @@ from typing import Any, Protocol
 
 import torch.distributed as dist
 
+from megatron_adalrs.metrics import first_line
+
 LOST = 4
 """Exit code of a rank that leaves because another one was lost."""
 ROUNDS = 6
@@ -93,7 +95,7 @@ class Heartbeat:
         Returns:
             One sentence; about all ranks' places where none is silent, such as when one is stuck.
         """
-        first = self._first_line(error)
+        first = first_line(error)
         before = self._beats()
         self._ended.wait(self.timeout)
         after = self._beats()
@@ -181,11 +183,6 @@ class Heartbeat:
     def _store_is_gone(self) -> str:
         knows = self._last is not None and not _ended(self._last) and (self.rank + 1) % self.world_size == 0
         return store_is_gone(_told(0, self._last) if knows else "rank 0")
-
-    @staticmethod
-    def _first_line(error: BaseException) -> str:
-        lines = str(error).strip().splitlines()
-        return lines[0] if lines else type(error).__name__
 
 
 @contextmanager

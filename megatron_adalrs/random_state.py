@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from megatron_adalrs.metrics import first_line
+
 
 def seed_everything(seed: int, tensor_group: int) -> None:
     """Seed python, numpy and torch. Tensor groups differ, so that their dropout does; the ranks of one agree."""
@@ -42,8 +44,7 @@ def check_random_state(state: Any) -> None:
         try:
             attempt(state[name])
         except (KeyError, TypeError, ValueError, IndexError, OverflowError, RuntimeError) as error:
-            why = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"{name} is no state of a random stream ({why})") from None
+            raise ValueError(f"{name} is no state of a random stream ({first_line(error)})") from None
     if not isinstance(state.get("cuda", ""), str):
         raise ValueError("cuda is no state of a random stream")
 

@@ -79,7 +79,7 @@ class RacePlan:
     @property
     def most_climbs(self) -> int:
         """Races of the climb, at most."""
-        return (self.search_start - self.climb_start) // self.climb_steps if self.climb_steps else 0
+        return (self.search_start - self.climb_start) // self.climb_steps
 
     @property
     def restart_cost(self) -> int:

@@ -13,8 +13,10 @@ from megatron_adalrs.checkpoint.manifest import (
     STATE,
     find_damage,
     foreign_versions,
+    original_of,
     random_name,
     read_json,
+    step_of,
 )
 from megatron_adalrs.config import RunConfig
 from megatron_adalrs.engine import Engine
@@ -32,16 +34,6 @@ def checkpoints_in(folder: Path) -> list[Path]:
     named = [path for path in folder.glob("iter_*") if path.name.removeprefix("iter_").isdecimal()]
     aside = [path for path in folder.glob(".iter_*.replaced") if not original_of(path).exists()]
     return sorted([*named, *aside], key=step_of)
-
-
-def original_of(aside: Path) -> Path:
-    """The name of a checkpoint that is set aside while another of its step takes its place."""
-    return aside.with_name(aside.name.removeprefix(".").removesuffix(".replaced"))
-
-
-def step_of(checkpoint: Path) -> int:
-    """The step in the name of a published checkpoint."""
-    return int(original_of(checkpoint).name.removeprefix("iter_"))
 
 
 def has_checkpoint(load: Path) -> bool:

@@ -27,6 +27,16 @@ def random_name(rank: int) -> str:
     return f"random_{rank:05d}.json"
 
 
+def original_of(aside: Path) -> Path:
+    """The name of a checkpoint that is set aside while another of its step takes its place."""
+    return aside.with_name(aside.name.removeprefix(".").removesuffix(".replaced"))
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in the name of a published checkpoint."""
+    return int(original_of(checkpoint).name.removeprefix("iter_"))
+
+
 def write_manifest(checkpoint: Path, hashes: dict[str, str], facts: dict[str, Any]) -> None:
     """Write the manifest of a folder that is otherwise complete.
 
@@ -53,7 +63,7 @@ def find_damage(checkpoint: Path, hashes: bool = False) -> str | None:
         return f"{MANIFEST} is missing or unreadable ({error})"
     if manifest["format"] != FORMAT:
         return f"{MANIFEST} has format {manifest['format']}, this version reads {FORMAT}"
-    if checkpoint.name.removeprefix("iter_").isdecimal() and int(checkpoint.name[5:]) != manifest["step"]:
+    if checkpoint.name.removeprefix("iter_").isdecimal() and step_of(checkpoint) != manifest["step"]:
         return f"{MANIFEST} is of step {manifest['step']}"
     try:
         return _find_damaged_file(checkpoint, manifest["files"], hashes)

@@ -9,14 +9,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from megatron_adalrs.checkpoint.load import checkpoints_in, original_of, step_of
+from megatron_adalrs.checkpoint.load import checkpoints_in
 from megatron_adalrs.checkpoint.manifest import (
     ENGINE,
     LATEST,
     STATE,
     find_damage,
+    original_of,
     random_name,
     secured,
+    step_of,
     write_json,
     write_manifest,
 )

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from megatron_adalrs.checkpoint.fitting import shape_of
 from megatron_adalrs.checkpoint.load import find_checkpoint, read_state
 from megatron_adalrs.checkpoint.manifest import ENGINE
 from megatron_adalrs.config import ModelConfig, RunConfig
@@ -56,9 +57,11 @@ def open_weights(checkpoint: Path, config: ModelConfig, vocab_size: int) -> tupl
     for name, value in mine.items():
         if theirs[name] != value:
             raise ValueError(f"{FINETUNE_FROM}: {checkpoint} has {name} {theirs[name]!r}, this run has {value!r}")
-    pipe, tensor = (saved.get(f"{axis}_model_parallel_size", 1) for axis in ("pipeline", "tensor"))
+    grid = shape_of(state)
     try:
-        weights = SavedWeights(checkpoint / ENGINE, model, theirs["vocab_size"], saved["zero_stage"], pipe, tensor)
+        weights = SavedWeights(
+            checkpoint / ENGINE, model, theirs["vocab_size"], saved["zero_stage"], grid.pipe, grid.tensor
+        )
     except ValueError as error:
         raise ValueError(f"{FINETUNE_FROM}: {error}") from None
     return weights, int(state["progress"]["step"])

@@ -16,14 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_adalrs.engine.process import deepspeed, get_accelerator
+from megatron_adalrs.engine.process import deepspeed, get_accelerator  # noqa: F401 (it keeps DeepSpeed quiet)
+from megatron_adalrs.metrics import first_line
 
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import (  # isort: skip
     CheckpointCommitInfo,
     CheckpointEngine,
 )
-
-del deepspeed  # imported above for the quiet that comes with it
 
 
 class CheckpointFiles(CheckpointEngine):
@@ -135,7 +134,7 @@ class CheckpointFiles(CheckpointEngine):
             if secure is not None:
                 self._digests[path] = secure(path)
         except Exception as error:  # torch's writer has no better word than RuntimeError for a full disk
-            self._error = OSError(f"cannot write to {path}: {str(error).splitlines()[0]}")
+            self._error = OSError(f"cannot write to {path}: {first_line(error)}")
 
     def _copy(self, state: Any) -> Any:
         """The same structure with its tensors in host memory, and nothing in it that training changes."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from megatron_adalrs.config import ModelConfig
 from megatron_adalrs.engine.process import deepspeed  # noqa: F401 (imported first: it keeps DeepSpeed quiet)
+from megatron_adalrs.metrics import first_line
 from megatron_adalrs.model.gpt import GPT, VOCABULARY_TABLES
 from megatron_adalrs.model.pipeline import pipeline_layers
 from megatron_adalrs.parallel.layers import shard_of
@@ -155,4 +156,4 @@ def read_saved(file: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(HARMLESS):
             return torch.load(str(file), map_location="cpu", mmap=True, weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"cannot read {file}: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"cannot read {file}: {first_line(error)}") from None

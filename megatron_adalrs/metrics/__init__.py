@@ -11,11 +11,11 @@ from pathlib import Path
 from megatron_adalrs.metrics.json_lines import JsonLines
 from megatron_adalrs.metrics.sinks import Metrics, Record, Sink
 from megatron_adalrs.metrics.terminal import Terminal
-from megatron_adalrs.metrics.words import duration, perplexity, quantity
+from megatron_adalrs.metrics.words import duration, first_line, perplexity, quantity
 
 __all__ = [
-    "JsonLines", "Metrics", "Record", "Sink", "Terminal", "announce", "duration", "open_metrics", "perplexity",
-    "quantity",
+    "JsonLines", "Metrics", "Record", "Sink", "Terminal", "announce", "duration", "first_line", "open_metrics",
+    "perplexity", "quantity",
 ]  # fmt: skip
 
 

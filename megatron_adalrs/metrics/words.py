@@ -1,4 +1,4 @@
-"""Numbers for people."""
+"""Numbers and errors for people."""
 
 from __future__ import annotations
 
@@ -28,3 +28,9 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{h}h {m:02d}m"
     return f"{m}m {s:02d}s" if minutes else f"{s}s"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its type where it says nothing, as MemoryError does."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -109,3 +109,18 @@ def test_a_copy_has_nothing_in_common_with_what_it_was_made_of() -> None:
     assert copied["half"].dtype == torch.bfloat16 and (copied["name"], copied["none"]) == ("n", None)
     assert copied["module"]["b"].untyped_storage().nbytes() == 6 * 4
     assert files.copied_bytes == 10 * 4 + 4 + 10 * 2
+
+
+def test_a_writer_that_fails_without_a_word_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from megatron_adalrs.engine.checkpoint_files import CheckpointFiles
+
+    def fails(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "save", fails)
+    files = CheckpointFiles()
+    files.begin(copied=True)
+    files.save({}, str(tmp_path / "weights.pt"))
+    files.start(str)
+    with pytest.raises(OSError, match=r"cannot write to .*weights.pt: MemoryError"):
+        files.finish()

@@ -1,38 +1,21 @@
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[2]
-
-
-class Done(NamedTuple):
-    """What a call of the program left, as of a process."""
-
-    returncode: int
-    stdout: str
-    stderr: str
+from tests.tools.programs import ROOT, Done, called
 
 
 @pytest.fixture
 def replay(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    monkeypatch.setattr(sys, "argv", ["replay.py"])
-    program = importlib.import_module("replay")
-
-    def run(*arguments: str | Path) -> Done:
-        return Done(program.main([*map(str, arguments)]), *capsys.readouterr())
-
-    return run
+    return called("replay", monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")

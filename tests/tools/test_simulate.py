@@ -1,36 +1,18 @@
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[2]
-
-
-class Done(NamedTuple):
-    """What a call of the program left, as of a process."""
-
-    returncode: int
-    stdout: str
-    stderr: str
+from tests.tools.programs import Done, called
 
 
 @pytest.fixture
 def simulate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    monkeypatch.setattr(sys, "argv", ["simulate.py"])
-    program = importlib.import_module("simulate")
-
-    def run(*arguments: str | Path) -> Done:
-        return Done(program.main([*map(str, arguments)]), *capsys.readouterr())
-
-    return run
+    return called("simulate", monkeypatch, capsys)
 
 
 def test_a_table_and_a_plot(simulate: Callable[..., Done], tmp_path: Path) -> None:
