@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import multiprocessing
 import os
@@ -109,6 +110,8 @@ def _serve(rank: int, world_size: int, port: int, accelerator: str, pipe: Connec
 
     torch.set_num_threads(1)
     init_distributed(Grid.from_environment())
+    groups = _Groups()
+    gc.freeze()  # what is imported need not be searched for garbage after every test
     while True:
         try:
             module, name, arguments, options = pipe.recv()
@@ -119,6 +122,38 @@ def _serve(rank: int, world_size: int, port: int, accelerator: str, pipe: Connec
             answer = (True, function(*arguments, **options))
         except BaseException:
             answer = (False, traceback.format_exc())
+        groups.end_of_test()
         pipe.send(answer)
     end_distributed()
     os._exit(0)  # an interpreter that has imported torch takes a second to leave in good order
+
+
+class _Groups:
+    """Process groups of a rank that serves tests. Every gloo group has threads that wake a hundred times a second, and
+    a suite would leave hundreds of groups behind: those of a grid are made once, those of an engine end with its test.
+    """
+
+    def __init__(self) -> None:
+        from megatron_adalrs.parallel.topology import Grid
+
+        self._grids: dict[Grid, Grid] = {}
+        make = Grid.with_groups
+
+        def with_groups(grid: Grid) -> Grid:
+            if grid not in self._grids:
+                self._grids[grid] = make(grid)
+            return self._grids[grid]
+
+        Grid.with_groups = with_groups  # type: ignore[method-assign]
+
+    def end_of_test(self) -> None:
+        import torch.distributed as dist
+        from deepspeed.utils import groups as of_deepspeed
+
+        kept = [dist.group.WORLD, *vars(of_deepspeed).values()]
+        for grid in self._grids.values():
+            kept += [axis.group for axis in (grid.pipe, grid.data, grid.context, grid.tensor, grid.replica)]
+        gc.collect()
+        for group in list(dist.distributed_c10d._world.pg_map):
+            if not any(group is one for one in kept):
+                dist.destroy_process_group(group)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -25,15 +24,9 @@ def tiny_config(**values: Any) -> Config:
     return config_from_values(defaults | values)
 
 
-@cache
-def _grid(pipe: int, context: int, tensor: int) -> Grid:
-    # Made once: a process would run out of groups otherwise.
-    return Grid.from_environment(pipe, context, tensor).with_groups()
-
-
 def grid_of(config: Config) -> Grid:
-    """This rank's place in the grid that a configuration asks for, with groups."""
-    return _grid(**config.parallel.sizes)
+    """This rank's place in the grid that a configuration asks for, with groups, which a rank makes once."""
+    return Grid.from_environment(**config.parallel.sizes).with_groups()
 
 
 def start(values: dict[str, Any]) -> tuple[Config, Grid, Engine]:
