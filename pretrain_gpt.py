@@ -31,8 +31,8 @@ def main() -> int:
 
             print(dry_run(config), flush=True)
             return 0
-        from megatron_adalrs.build import build_trainer, end_distributed
-        from megatron_adalrs.heartbeat import watched
+        from megatron_adalrs.build import build_trainer, end_distributed, join_ranks
+        from megatron_adalrs.heartbeat import meeting, watched
         from megatron_adalrs.rank_check import RanksDiffer
     except (ValueError, OSError) as error:
         return refuse(error, is_first_rank)
@@ -40,14 +40,19 @@ def main() -> int:
         if ended.code:
             let_the_first_rank_end(is_first_rank)
         raise
+    trainer = None
     try:
         try:
-            trainer = build_trainer(config)
+            with meeting():
+                grid, attempt = join_ranks(config)
+            timeout = config.run.heartbeat_timeout
+            with watched(grid, attempt, timeout, lambda: trainer.state.step if trainer else None):
+                trainer = build_trainer(config)
+                return trainer.train()
         except (ValueError, OSError) as error:
+            if trainer is not None:
+                raise
             return refuse(error, is_first_rank)
-        rank, world_size = trainer.grid.rank, trainer.grid.world_size
-        with watched(rank, world_size, config.run.heartbeat_timeout, lambda: trainer.state.step):
-            return trainer.train()
     except RanksDiffer as error:
         return refuse(error, is_first_rank, 3)
     finally:

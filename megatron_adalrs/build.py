@@ -45,7 +45,24 @@ from megatron_adalrs.trainer import Evaluation, Trainer
 
 ORDER_SAMPLES = 65536  # as many samples stand for the whole order
 
-__all__ = ["build_trainer", "end_distributed"]
+__all__ = ["build_trainer", "end_distributed", "join_ranks"]
+
+
+def join_ranks(config: Config) -> tuple[Grid, str]:
+    """Meet the other ranks, in a process that has not. Collective.
+
+    Returns:
+        This one's place, without groups, and the name of this attempt to run the job.
+
+    Raises:
+        ValueError: on every rank, before they meet, with one sentence that names the field.
+        RuntimeError: of torch.distributed, when they do not find each other.
+    """
+    grid = Grid.from_environment(**config.parallel.sizes)
+    config.micro_batches_per_step(grid.data.size)
+    deepspeed_settings(config, grid.data.size)
+    require_supported(config.training.precision)
+    return grid, init_distributed(grid, config.run.distributed_timeout_minutes)
 
 
 def build_trainer(config: Config) -> Trainer:
@@ -54,13 +71,10 @@ def build_trainer(config: Config) -> Trainer:
     Raises:
         ValueError, OSError: on every rank, with one sentence that names the field or file.
     """
-    grid = Grid.from_environment(**config.parallel.sizes)
+    grid, _ = join_ranks(config)
+    grid = grid.with_groups()
     micro_batches = config.micro_batches_per_step(grid.data.size)
     global_batch_size = config.global_batch_size(grid.data.size)
-    deepspeed_settings(config, grid.data.size)
-    require_supported(config.training.precision)
-    init_distributed(grid, config.run.distributed_timeout_minutes)
-    grid = grid.with_groups()
     config = on_first_rank(lambda: with_run_dir(config))
     resumed = on_first_rank(lambda: checkpoint.checkpoint_to_resume(config.run))
     saved = on_first_rank(lambda: checkpoint.read_state(resumed)) if resumed else None

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import torch.distributed as dist
 
 from megatron_adalrs.metrics import first_line
+from megatron_adalrs.parallel.topology import Grid
 
 LOST = 4
 """Exit code of a rank that leaves because another one was lost."""
@@ -50,7 +51,7 @@ class Heartbeat:
     Args:
         rank, world_size: of this process in the whole job.
         timeout: seconds of silence after which a rank counts as lost.
-        progress: this rank's kept steps completed.
+        progress: this rank's kept steps completed; None before training.
         store: a connection of its own to the job's store: a thread that waits in one would hold up the others.
         leave: what ends the process; the main thread may be inside a collective that never returns.
     """
@@ -60,13 +61,12 @@ class Heartbeat:
         rank: int,
         world_size: int,
         timeout: float,
-        progress: Callable[[], int],
+        progress: Callable[[], int | None],
         store: Store,
         leave: Callable[[int], Any] = os._exit,
     ) -> None:
         self.rank, self.world_size, self.timeout = rank, world_size, timeout
         self._progress, self._store, self._leave = progress, store, leave
-        self._prefix = f"heartbeat/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         self._main_thread = threading.main_thread().ident
         self._ended = threading.Event()
         self._in_order = False
@@ -150,13 +150,13 @@ class Heartbeat:
 
     def _look(self) -> str | None:
         """The verdict on who is lost: another rank's, or this one's on its neighbour."""
-        verdict = f"{self._prefix}/lost"
+        verdict = "heartbeat/lost"
         if self._store.check([verdict]):
             return self._store.get(verdict).decode()
         neighbour = (self.rank + 1) % self.world_size
         key = self._key(neighbour)
         beat = self._store.get(key) if self._store.check([key]) else None
-        # One that has not begun yet may be loading for long; the time-out of collectives is for that.
+        # One that was never heard may be on its way yet: the time-out of collectives is for that.
         is_silent = beat is not None and beat == self._last and not _ended(beat)
         self._silent = self._silent + 1 if is_silent else 0
         self._last = beat
@@ -175,10 +175,12 @@ class Heartbeat:
             return None
 
     def _key(self, rank: int) -> str:
-        return f"{self._prefix}/{rank}"
+        return f"heartbeat/{rank}"
 
     def _here(self) -> str:
-        return f"rank {self.rank} on {socket.gethostname()} leaves at step {self._progress()}"
+        step = self._progress()
+        when = "before training" if step is None else f"at step {step}"
+        return f"rank {self.rank} on {socket.gethostname()} leaves {when}"
 
     def _store_is_gone(self) -> str:
         knows = self._last is not None and not _ended(self._last) and (self.rank + 1) % self.world_size == 0
@@ -186,20 +188,41 @@ class Heartbeat:
 
 
 @contextmanager
-def watched(rank: int, world_size: int, timeout: float, progress: Callable[[], int]) -> Iterator[None]:
-    """Train under a heartbeat. Nothing is watched where there is one rank, or where `timeout` is 0.
+def meeting() -> Iterator[None]:
+    """Join the process group. Where the ranks do not find each other, that is told and the process ends with `LOST`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_failed_collective(error):
+            raise
+        rank, world_size = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE"))
+        tell(
+            f"error: rank {rank} on {socket.gethostname()} did not find all {world_size} ranks at {_address()}: "
+            f"{first_line(error)}"
+        )
+        os._exit(LOST)
+
+
+@contextmanager
+def watched(grid: Grid, attempt: str, timeout: float, progress: Callable[[], int | None]) -> Iterator[None]:
+    """Build and train under a heartbeat. Nothing is watched where there is one rank, or where `timeout` is 0.
 
     When a collective fails, what is known about the other ranks is printed, and the process ends with `LOST`; so it
     does when the store is out of reach from the beginning.
+
+    Args:
+        attempt: what `init_distributed` returned: the store may still hold beats of an earlier attempt.
+        timeout, progress: as of `Heartbeat`.
     """
-    if world_size == 1 or not timeout:
+    if grid.world_size == 1 or not timeout:
         yield
         return
     try:
-        heartbeat = Heartbeat(rank, world_size, timeout, progress, connect(timeout))
+        store = dist.PrefixStore(attempt, connect(timeout))
+        heartbeat = Heartbeat(grid.rank, grid.world_size, timeout, progress, store)
         heartbeat.start()
     except RuntimeError:
-        tell(f"error: rank {rank} on {socket.gethostname()}: {store_is_gone('rank 0')}")
+        tell(f"error: rank {grid.rank} on {socket.gethostname()}: {store_is_gone('rank 0')}")
         os._exit(LOST)
     try:
         yield
@@ -215,8 +238,7 @@ def watched(rank: int, world_size: int, timeout: float, progress: Callable[[], i
 
 def store_is_gone(server: str) -> str:
     """The verdict on the rank that serves the store: it cannot be told from its host, nor that from the network."""
-    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-    return f"{server}, its host or the link to it is lost: the store at {where} does not answer"
+    return f"{server}, its host or the link to it is lost: the store at {_address()} does not answer"
 
 
 def tell(message: str) -> None:
@@ -261,6 +283,11 @@ def place_of(frame: FrameType | None) -> str:
     return inner or "an unknown place"
 
 
+def _address() -> str:
+    """Of the store."""
+    return f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+
+
 def _ended(beat: bytes | None) -> bool:
     return beat is not None and bool(json.loads(beat).get("ended"))
 
@@ -269,5 +296,6 @@ def _told(rank: int, beat: bytes | None, with_place: bool = False) -> str:
     if beat is None:
         return f"rank {rank}, which never came up"
     told = json.loads(beat)
+    step = "not training yet" if told["step"] is None else f"step {told['step']}"
     place = f", in {told['place']}" if with_place else ""
-    return f"rank {rank} on {told['host']} (process {told['pid']}, step {told['step']}{place})"
+    return f"rank {rank} on {told['host']} (process {told['pid']}, {step}{place})"

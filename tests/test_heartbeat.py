@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch.distributed as dist
@@ -234,8 +235,12 @@ def test_a_place_is_the_innermost_function_and_the_one_of_ours_that_led_there() 
     assert place_of(None) == "an unknown place"
 
 
-def trained(rank: int, port: int, flags: list[str], told: str) -> None:
-    """pretrain_gpt.py as one of two ranks, in this process; what it says on stderr goes into a file."""
+def trained(rank: int, port: int, flags: list[str], told: str, dies_in: str | None = None) -> None:
+    """pretrain_gpt.py as one of two ranks, in this process; what it says on stderr goes into a file.
+
+    Args:
+        dies_in: function of megatron_adalrs.build in which this process is killed.
+    """
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
@@ -243,38 +248,90 @@ def trained(rank: int, port: int, flags: list[str], told: str) -> None:
     for name, stream in (("out", 1), ("err", 2)):
         os.dup2(os.open(f"{told}.{name}", os.O_WRONLY | os.O_CREAT), stream)
     import pretrain_gpt
+    from megatron_adalrs import build
 
+    if dies_in:
+        setattr(build, dies_in, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
     sys.argv = ["pretrain_gpt.py", *flags]
     code = pretrain_gpt.main()
     os._exit(code)
 
 
+class RealRanks:
+    """Two real ranks, without a launcher that would notice, as when each is on another node."""
+
+    def __init__(self, folder: Path, **changes: Any) -> None:
+        self.folder, self.port = folder, free_port()
+        values = {
+            "preset": "llama-tiny", "num_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "seq_length": 16,
+            "vocab_size": 50, "data_path": counting_corpus(folder / "counting"), "split": "8,1,1", "lr": 1e-3,
+            "micro_batch_size": 1, "train_iters": 100_000, "log_interval": 10, "run_dir": folder / "run",
+            "heartbeat_timeout": 3,
+        } | changes  # fmt: skip
+        self.flags = [text for name, value in values.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+        self.processes: list[Any] = []
+
+    def start(self, rank: int, dies_in: str | None = None) -> Any:
+        told = str(self.folder / f"rank{rank}")
+        process = ranks.context("cpu").Process(target=trained, args=(rank, self.port, self.flags, told, dies_in))
+        process.start()
+        self.processes.append(process)
+        return process
+
+    def told(self, rank: int) -> str:
+        return (self.folder / f"rank{rank}.err").read_text()
+
+
+@pytest.fixture
+def real_ranks(tmp_path: Path) -> Iterator[Callable[..., RealRanks]]:
+    jobs: list[RealRanks] = []
+
+    def make(**changes: Any) -> RealRanks:
+        jobs.append(RealRanks(tmp_path, **changes))
+        return jobs[-1]
+
+    yield make
+    for process in (process for job in jobs for process in job.processes):
+        process.kill()
+        process.join()
+
+
 @pytest.mark.parametrize("signal_sent", [signal.SIGSTOP, signal.SIGKILL], ids=lambda s: s.name)
-def test_a_real_rank_that_stops_or_dies_is_named_by_the_other(tmp_path: Path, signal_sent: signal.Signals) -> None:
-    """Without a launcher that would notice, as when the rank is on another node."""
-    values = {
-        "preset": "llama-tiny", "num_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "seq_length": 16,
-        "vocab_size": 50, "data_path": counting_corpus(tmp_path / "counting"), "split": "8,1,1", "lr": 1e-3,
-        "micro_batch_size": 1, "train_iters": 100_000, "log_interval": 10, "run_dir": tmp_path / "run",
-        "heartbeat_timeout": 3,
-    }  # fmt: skip
-    flags = [text for name, value in values.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-    context, port = ranks.context("cpu"), free_port()
-    first, second = (
-        context.Process(target=trained, args=(rank, port, flags, str(tmp_path / f"rank{rank}"))) for rank in range(2)
-    )
-    first.start()
-    second.start()
-    try:
-        steps = tmp_path / "run" / "metrics.jsonl"
-        assert waited(lambda: steps.exists() and steps.read_text().count('"train"') > 20, 120)
-        os.kill(second.pid, signal_sent)
-        first.join(30)
-        assert first.exitcode == LOST
-        told = (tmp_path / "rank0.err").read_text()
-        assert re.search(rf"rank 0 on \S+ leaves at step \d+: .*rank 1 on \S+ \(process {second.pid}, step \d+", told)
-        assert "Traceback" not in told
-    finally:
-        for process in (first, second):
-            process.kill()
-            process.join()
+def test_a_real_rank_that_stops_or_dies_is_named_by_the_other(
+    real_ranks: Callable[..., RealRanks], signal_sent: signal.Signals
+) -> None:
+    job = real_ranks()
+    first, second = job.start(0), job.start(1)
+    steps = job.folder / "run" / "metrics.jsonl"
+    assert waited(lambda: steps.exists() and steps.read_text().count('"train"') > 20, 120)
+    time.sleep(3 * 3 / ROUNDS)  # its last beats are of training
+    os.kill(second.pid, signal_sent)
+    first.join(30)
+    assert first.exitcode == LOST
+    told = job.told(0)
+    assert re.search(rf"rank 0 on \S+ leaves at step \d+: .*rank 1 on \S+ \(process {second.pid}, step \d+", told)
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize("place", ["build_datasets", "build_engine"])
+def test_a_rank_that_dies_before_training_is_named_too(real_ranks: Callable[..., RealRanks], place: str) -> None:
+    job = real_ranks()
+    first, second = job.start(0), job.start(1, dies_in=place)
+    first.join(60)
+    assert first.exitcode == LOST
+    told = job.told(0)
+    assert re.search(
+        rf"^error: rank 0 on \S+ leaves before training: .*rank 1 on \S+ \(process {second.pid}, not training yet\)",
+        told, re.MULTILINE,
+    )  # fmt: skip
+    assert "Traceback" not in told
+
+
+def test_ranks_that_never_meet_say_where_they_waited(real_ranks: Callable[..., RealRanks]) -> None:
+    job = real_ranks(distributed_timeout_minutes=0.05)
+    first = job.start(0)
+    first.join(60)
+    assert first.exitcode == LOST
+    told = job.told(0)
+    assert re.search(rf"^error: rank 0 on \S+ did not find all 2 ranks at 127.0.0.1:{job.port}: ", told, re.MULTILINE)
+    assert "Traceback" not in told

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -25,7 +26,11 @@ from tests.data.corpora import counting_corpus
 from tests.distributed.ranks import Ranks
 
 ROOT = Path(__file__).parent.parent
-LAUNCHER = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2"]
+DEEPSPEED = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2", "--master_port"]
+TORCHRUN = [
+    sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1",
+    "--monitor-interval", "0.5", "--master-port",
+]  # fmt: skip
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
 
 
@@ -44,7 +49,11 @@ def values(data: Path, **changes: Any) -> dict[str, Any]:
 
 
 def launch(
-    config: dict[str, Any], folder: Path, *flags: str, program: str = "pretrain_gpt.py"
+    config: dict[str, Any],
+    folder: Path,
+    *flags: str,
+    program: str = "pretrain_gpt.py",
+    launcher: list[str] = DEEPSPEED,
 ) -> subprocess.Popen[str]:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "config.yaml"
@@ -53,7 +62,7 @@ def launch(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     return subprocess.Popen(
-        [*LAUNCHER, "--master_port", str(port), program, "--config", str(file), *flags],
+        [*launcher, str(port), program, "--config", str(file), *flags],
         cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
 
@@ -123,6 +132,20 @@ def test_a_run_terminated_in_a_trial_and_resumed_equals_one_that_was_not(
     assert [v for v in got if v[0] != "trial_started"] == [v for v in expected if v[0] != "trial_started"]
     assert {"accepted", "failed", "neutral", "aborted"} & {event for event, _, _ in expected}
     assert [e.loss for e in read_run(killed).evaluations] == [e.loss for e in read_run(whole).evaluations]
+
+
+def test_torchrun_starts_the_ranks_again_when_one_dies(two_ranks: Ranks, tmp_path: Path, data: Path) -> None:
+    config = values(data, zero_stage=1, save_interval=4, heartbeat_timeout=3)
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = launch(config, tmp_path, "--run-dir", str(killed), "--auto-resume", launcher=TORCHRUN)
+    wait_for(killed, "trial_started", process)
+    ranks = [p for p in psutil.Process(process.pid).children() if "pretrain_gpt.py" in " ".join(p.cmdline())]
+    assert len(ranks) == 2
+    ranks[1].kill()
+    output = finished(process)
+    assert "resumed from" in output and "done: 60 steps" in output
+    assert two_ranks.run(trained, config | {"run_dir": str(whole)}) == [0, 0]
+    assert kept_losses(killed) == kept_losses(whole)
 
 
 def refusal(config: dict[str, Any]) -> str:

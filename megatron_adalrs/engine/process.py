@@ -11,6 +11,7 @@ import psutil
 import torch.distributed as dist
 
 from megatron_adalrs.engine.build_lock import remove_abandoned_locks
+from megatron_adalrs.parallel.meeting import meet
 from megatron_adalrs.parallel.topology import Grid
 
 # DeepSpeed's banner at import and its use of collectives that torch has renamed tell a user nothing.
@@ -24,13 +25,23 @@ from deepspeed.accelerator import get_accelerator  # noqa: E402
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
 
-def init_distributed(grid: Grid, timeout_minutes: float = 10.0) -> None:
+_attempt = ""
+
+
+def init_distributed(grid: Grid, timeout_minutes: float = 10.0) -> str:
     """Join the process group that the launcher announced: nccl on GPUs, gloo on CPUs. A lone process needs no address.
 
-    Does nothing in a process that has joined one.
+    Joins nothing in a process that has joined one.
+
+    Returns:
+        The name of this attempt to run the job, the same on every rank; empty for a lone process.
+
+    Raises:
+        RuntimeError: of torch.distributed, when the ranks do not find each other in time.
     """
+    global _attempt
     if dist.is_initialized():
-        return
+        return _attempt
     accelerator = get_accelerator()
     on_cpu = computes_on_cpu()
     if not on_cpu:
@@ -41,11 +52,15 @@ def init_distributed(grid: Grid, timeout_minutes: float = 10.0) -> None:
     if grid.world_size == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     else:
-        dist.init_process_group(backend, timeout=timeout)
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+        _attempt = meet(store, rank, world_size, timeout)
+        own = dist.PrefixStore(_attempt, store)
+        dist.init_process_group(backend, store=own, rank=rank, world_size=world_size, timeout=timeout)
     remove_abandoned_locks(tell=lambda text: print(text, flush=True))
     # On processors DeepSpeed compiles, for half a minute, an all-reduce that only its inference calls.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
+    return _attempt
 
 
 def require_supported(precision: str) -> None:
