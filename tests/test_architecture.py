@@ -16,6 +16,7 @@ LAYERS = [  # a module imports only from its own line and the lines below
     {"saver"},
     {"plan"},
     {"past"},
+    {"inference"},
     {"checkpoint", "snapshot", "rank_check"},
     {"engine"},
     {"huggingface"},
@@ -85,3 +86,10 @@ def test_deepspeed_is_imported_by_the_engine_only() -> None:
 def test_tensorboard_is_written_by_metrics_only() -> None:
     users = {room(f) for f in FILES if any(name.startswith(WRITERS) for name in imports(f))}
     assert users == {"metrics"}
+
+
+@pytest.mark.parametrize("program", sorted((PACKAGE.parent / "tools").glob("*.py")), ids=lambda path: path.name)
+def test_a_tool_is_a_program(program: Path) -> None:
+    text = program.read_text()
+    assert text.startswith("#!/usr/bin/env python3\n")
+    assert 'if __name__ == "__main__":\n' in text

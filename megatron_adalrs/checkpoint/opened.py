@@ -23,6 +23,8 @@ from megatron_adalrs.huggingface.shape import Shape, is_model
 from megatron_adalrs.huggingface.tensor_files import TensorFiles
 from megatron_adalrs.model.gpt import WeightSource
 
+BYTES = "ByteTokenizer has no files: token ids are the bytes of UTF-8, and 256 ends a document"
+
 
 @dataclass(frozen=True)
 class OpenedModel:
@@ -44,6 +46,11 @@ class OpenedModel:
     """Files of its tokenizer and the like, by the names that Hugging Face gives them."""
     note: str | None = None
     """What a person who exports it should know of its tokenizer."""
+    speaks_bytes: bool = False
+    """Whether its tokens are bytes, for which there are no files."""
+    data_path: str | None = None
+    """Prefix of the corpus that it was trained on, and `split` its parts; None: of no run of ours."""
+    split: str | None = None
 
 
 def locate_model(path: Path, flag: str, strict: bool = False, verify: bool = False) -> Path:
@@ -106,7 +113,10 @@ def _of_run(path: Path, state: dict[str, Any], model: ModelConfig, vocab_size: i
     weights = SavedWeights(path / ENGINE, model, vocab_size, saved["zero_stage"], grid.pipe, grid.tensor)
     precision = torch.bfloat16 if saved.get("bf16") else torch.float16 if saved.get("fp16") else torch.float32
     companions, ids, note = _tokenizer_of_run(saved, vocab_size)
-    return OpenedModel(path, model, vocab_size, weights, lambda name: precision, step, ids, companions, note)
+    return OpenedModel(
+        path, model, vocab_size, weights, lambda name: precision, step, ids, companions, note,
+        note == BYTES, saved["data_path"], saved["split"],
+    )  # fmt: skip
 
 
 def _tokenizer_of_run(saved: dict[str, Any], vocab_size: int) -> tuple[dict[str, Path], dict[str, Any], str]:
@@ -122,7 +132,7 @@ def _tokenizer_of_run(saved: dict[str, Any], vocab_size: int) -> tuple[dict[str,
     ids = {"eos_token_id": made_with.eod} if made_with and made_with.eod < vocab_size else {}
     kind = saved.get("tokenizer_type") or (made_with.tokenizer_type if made_with else None)
     if kind == "ByteTokenizer":
-        return {}, ids, "ByteTokenizer has no files: token ids are the bytes of UTF-8, and 256 ends a document"
+        return {}, ids, BYTES
     named, origin = saved.get("tokenizer_model"), saved.get("finetune_from")
     if named is not None:
         found, before = _tokenizer_files(Path(named), kind), {}

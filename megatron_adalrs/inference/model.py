@@ -1,0 +1,58 @@
+"""A whole model in this process, from wherever one is kept, and the tokenizer that it speaks."""
+
+from __future__ import annotations
+
+import torch
+
+from megatron_adalrs.checkpoint import OpenedModel
+from megatron_adalrs.data.tokenizer import Tokenizer, build_tokenizer
+from megatron_adalrs.model.gpt import GPT, write_weights
+
+
+def whole_model(opened: OpenedModel, dtype: torch.dtype | None = None, device: str = "cpu") -> GPT:
+    """The model, ready to compute with, without dropout and gradients.
+
+    Args:
+        dtype: None: what the model computes with where it was trained.
+
+    Raises:
+        ValueError: a tensor cannot be read.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype or opened.dtype("final_norm.weight"))
+    try:
+        with torch.device(device):
+            model = GPT(opened.model, opened.vocab_size)
+    finally:
+        torch.set_default_dtype(before)
+    write_weights(model, opened.weights)
+    return model.eval().requires_grad_(False)
+
+
+def tokenizer_of(opened: OpenedModel, kind: str | None, path: str | None) -> Tokenizer:
+    """The tokenizer that is asked for, or else the one that is known to belong to the model.
+
+    Raises:
+        ValueError: none is known, it cannot be read, or it has tokens that the model lacks.
+        FileNotFoundError: its file is not there.
+    """
+    if kind:
+        tokenizer = build_tokenizer(kind, path)
+    elif path:
+        raise ValueError(f"tokenizer_model: {path}: give --tokenizer-type too")
+    elif file := opened.companions.get("tokenizer.json"):
+        tokenizer = build_tokenizer("HuggingFaceTokenizer", file)
+    elif file := opened.companions.get("tokenizer.model"):
+        tokenizer = build_tokenizer("SentencePieceTokenizer", file)
+    elif opened.speaks_bytes:
+        tokenizer = build_tokenizer("ByteTokenizer")
+    else:
+        raise ValueError(
+            f"tokenizer_type: {opened.path} names no tokenizer; give --tokenizer-type and --tokenizer-model"
+        )
+    if tokenizer.vocab_size > opened.vocab_size:
+        raise ValueError(
+            f"tokenizer_type: the tokenizer has {tokenizer.vocab_size} tokens, the model of {opened.path} "
+            f"{opened.vocab_size}"
+        )
+    return tokenizer

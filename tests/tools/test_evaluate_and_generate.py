@@ -1,0 +1,120 @@
+"""What a trained model is worth and what it says, from a run and from what it was exported to."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from megatron_adalrs.data.indexed_dataset import IndexedDataset
+from megatron_adalrs.inference.evaluation import windows
+from megatron_adalrs.run_log import read_run
+from tests.data.corpora import counting_corpus
+from tests.distributed.ranks import Ranks
+from tests.huggingface.models import made, saved
+from tests.inference.runs import SENTENCE, run_on_bytes
+from tests.tools.programs import Done, called
+
+
+@pytest.fixture(scope="module")
+def run(one_rank: Ranks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_on_bytes(one_rank, tmp_path_factory.mktemp("bytes"))
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[str], Callable[..., Done]]:
+    return lambda name: called(name, monkeypatch, capsys)
+
+
+def test_a_run_and_its_export_have_the_perplexity_that_transformers_finds(
+    tool: Callable[[str], Callable[..., Done]], run: Path, tmp_path: Path
+) -> None:
+    evaluate = tool("evaluate")
+    done = evaluate(run, "--json")
+    assert done.returncode == 0, done.stderr
+    ours = json.loads(done.stdout)
+    assert ours["step"] == 120 and ours["seq_length"] == 32
+    assert ours["loss"] == pytest.approx(read_run(run).evaluations[-2].loss, abs=0.1), "the run's, of random samples"
+    assert ours["perplexity"] == pytest.approx(math.exp(ours["loss"]))
+
+    assert tool("convert_checkpoint")("--from", run, "--to-hf", tmp_path / "hf").returncode == 0
+    indexed = IndexedDataset(run.parent / "corpus")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    total, tokens = 0.0, 0
+    with torch.no_grad():
+        for window in windows(indexed, range(32, 36), 32):
+            batch = torch.from_numpy(window)[None]
+            logits = theirs(batch[:, :-1]).logits
+            total += float(torch.nn.functional.cross_entropy(logits[0], batch[0, 1:], reduction="sum"))
+            tokens += len(window) - 1
+    assert (ours["loss"], ours["tokens"]) == (pytest.approx(total / tokens, rel=1e-4), tokens)
+    exported = json.loads(
+        evaluate(
+            tmp_path / "hf", "--data-path", run.parent / "corpus", "--split", "8,1,1", "--seq-length", 32, "--json"
+        ).stdout
+    )
+    assert exported["loss"] == pytest.approx(ours["loss"], rel=1e-6)
+    words = evaluate(run, "--part", "all", "--max-tokens", 100, "--batch-size", 2).stdout
+    assert f"{run}/checkpoints/iter_0000120 on {run.parent}/corpus (all)\nloss 0." in words and "128 tokens" in words
+
+
+def test_it_says_what_it_was_taught(tool: Callable[[str], Callable[..., Done]], run: Path, tmp_path: Path) -> None:
+    generate = tool("generate")
+    done = generate(run, "--prompt", SENTENCE + "abcd", "--max-new-tokens", 12)
+    assert (done.returncode, done.stdout) == (0, "efghijklmnop\n")
+    assert "12 tokens, " in done.stderr
+    (tmp_path / "prompt.txt").write_text(SENTENCE + "abcd")
+    sampled = generate(
+        run, "--prompt-file", tmp_path / "prompt.txt", "--max-new-tokens", 5, "--temperature", 0.1, "--samples", 2
+    )
+    assert sampled.stdout == "--- 1\nefghi\n--- 2\nefghi\n"
+    # 64 positions: fewer tokens than asked for.
+    assert "ended before the limit" in generate(run, "--prompt", "klmn", "--max-new-tokens", 500).stderr
+
+
+def test_greedy_completions_are_those_of_transformers(
+    tool: Callable[[str], Callable[..., Done]], tmp_path: Path
+) -> None:
+    source = saved(tmp_path / "theirs", "llama untied")
+    prompt = [72, 105, 33]
+    theirs = made("llama untied").generate(
+        torch.tensor([prompt]), max_new_tokens=8, do_sample=False, eos_token_id=256, pad_token_id=256
+    )[0, 3:]
+    done = tool("generate")(
+        source, "--prompt", bytes(prompt).decode(), "--max-new-tokens", 8, "--tokenizer-type", "ByteTokenizer"
+    )
+    expected = bytes(token for token in theirs.tolist() if token < 256).decode(errors="replace")
+    assert done.stdout == expected + "\n"
+
+
+def test_what_is_impossible_is_one_sentence(
+    tool: Callable[[str], Callable[..., Done]], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hf = saved(tmp_path / "theirs", "gpt2 tied")
+    other = counting_corpus(tmp_path / "counting")
+    capsys.readouterr()  # what transformers has said
+    for name, flags, message in [
+        ("evaluate", (tmp_path / "nothing",), "model: no checkpoint in"),
+        ("evaluate", (hf,), "give --data-path"),
+        ("evaluate", (hf, "--data-path", other), f"split: unknown for {other}; give --split, or --part all"),
+        ("evaluate", (run, "--data-path", tmp_path / "none"), "none.idx"),
+        ("evaluate", (run, "--seq-length", 65), "seq_length: 65: the model has 64 positions"),
+        ("evaluate", (run, "--batch-size", 0), "batch_size: 0: must be at least 1"),
+        ("evaluate", (run, "--split", "1,0,1"), "part: the valid part of"),
+        ("generate", (run,), "prompt: give either --prompt or --prompt-file"),
+        ("generate", (run, "--prompt", "a", "--top-p", 0), "top_p: 0.0: must be above 0"),
+        ("generate", (run, "--prompt", "a" * 64), "prompt: has 64 tokens: the model has 64 positions"),
+        ("generate", (run, "--prompt", "a", "--max-new-tokens", 0), "max_new_tokens: 0"),
+        ("generate", (run, "--prompt", "a", "--dtype", "int8"), "dtype: int8: must be float32 or bfloat16"),
+        ("generate", (run, "--prompt-file", tmp_path / "none"), "No such file"),
+        ("generate", (hf, "--prompt", "a"), "names no tokenizer; give --tokenizer-type"),
+    ]:
+        done = tool(name)(*flags)
+        assert (done.returncode, done.stdout) == (2, ""), flags
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+        assert message in done.stderr

@@ -1,0 +1,137 @@
+#!/usr/bin/env python3
+"""Loss and perplexity of a model on a corpus: of a run, a checkpoint, or a folder of Hugging Face's.
+
+    python tools/evaluate.py runs/NAME                                 # its newest checkpoint, its own validation part
+    python tools/evaluate.py runs/NAME --data-path data/other --part all
+    python tools/evaluate.py Qwen2.5-0.5B --data-path data/corpus --part all --seq-length 2048 --json
+
+Every token is predicted once: the documents are read one after the other in windows of --seq-length tokens, each with
+the context of its own window. Losses are in nats. Unlike the evaluations of a run, which draw samples in random order,
+this is exhaustive, and the same for any two models with the same tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Arguments:
+    source: Annotated[Path, tyro.conf.Positional]
+    """Run, checkpoint or folder with config.json and safetensors."""
+    data_path: str | None = None
+    """Prefix of the corpus, as pretrain_gpt.py takes it. Default: the run's own."""
+    split: str | None = None
+    """Weights of the train, validation and test parts. Default: the run's own, where it is the run's own corpus."""
+    part: Literal["train", "valid", "test", "all"] = "valid"
+    """Which part of the corpus."""
+    seq_length: int | None = None
+    """Tokens in a window. Default: those of the model's training, or its most positions, at most 2048."""
+    batch_size: int = 8
+    """Windows at a time."""
+    max_tokens: int | None = None
+    """Stop after about so many tokens."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """To compute in. Default: the precision that the model was trained in, or that of its files."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0, or 2 where it was asked for something impossible."""
+    given = tyro.cli(Arguments, args=arguments, description=__doc__)
+    try:
+        figures = evaluated(given)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if given.json:
+        print(json.dumps(figures))
+    else:
+        print(
+            f"{figures['model']} on {figures['data']}\n"
+            f"loss {figures['loss']:.4f} ± {figures['loss_error']:.4f} nats a token, "
+            f"perplexity {figures['perplexity']:.4g}, {figures['tokens']} tokens in windows of {figures['seq_length']}"
+        )
+    return 0
+
+
+def evaluated(given: Arguments) -> dict[str, Any]:
+    """What is printed as JSON.
+
+    Raises:
+        ValueError, OSError: a flag asks for something impossible, or something cannot be read.
+    """
+    for name in ("seq_length", "batch_size", "max_tokens"):
+        if (value := getattr(given, name)) is not None and value < 1:
+            raise ValueError(f"{name}: {value}: must be at least 1")
+    import torch
+
+    from megatron_adalrs.checkpoint import locate_model, open_model
+    from megatron_adalrs.data.gpt_dataset import SPLITS, check_vocabulary, split_documents
+    from megatron_adalrs.data.indexed_dataset import IndexedDataset
+    from megatron_adalrs.inference.decoder import max_positions
+    from megatron_adalrs.inference.evaluation import evaluate
+    from megatron_adalrs.inference.model import whole_model
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+    opened = open_model(locate_model(given.source, "model"), "model")
+    data_path = given.data_path or opened.data_path
+    if data_path is None:
+        raise ValueError(f"data_path: {opened.path} was trained on no corpus of ours; give --data-path")
+    is_own = data_path == opened.data_path
+    split = given.split or (opened.split if is_own else None)
+    indexed = IndexedDataset(data_path)
+    check_vocabulary(data_path, opened.vocab_size)
+    if given.part == "all":
+        documents = range(indexed.num_documents)
+    elif split is None:
+        raise ValueError(f"split: unknown for {data_path}; give --split, or --part all")
+    else:
+        documents = split_documents(split, indexed.num_documents)[SPLITS.index(given.part)]
+    if not documents:
+        raise ValueError(f"part: the {given.part} part of {data_path} is empty with split {split}")
+    model = whole_model(opened, getattr(torch, given.dtype) if given.dtype else None, device())
+    length = given.seq_length or min(opened.model.seq_length, 2048)
+    if length > max_positions(model):
+        raise ValueError(f"seq_length: {length}: the model has {max_positions(model)} positions")
+    last = int(indexed.document_offsets[documents.stop] - indexed.document_offsets[documents.start]) - 1
+    with progress(min(last, given.max_tokens or last)) as tell:
+        found = evaluate(model, indexed, documents, length, given.batch_size, given.max_tokens, tell)
+    return {
+        "model": str(opened.path), "step": opened.step, "data": f"{data_path} ({given.part})", "loss": found.loss,
+        "loss_error": found.error, "perplexity": found.perplexity, "tokens": found.tokens, "seq_length": length,
+    }  # fmt: skip
+
+
+def device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda" else "cpu"
+
+
+class progress:
+    """A bar on standard error, where that is a terminal."""
+
+    def __init__(self, total: int) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=total, unit="token", unit_scale=True, leave=False, disable=None)
+
+    def __enter__(self):
+        return lambda tokens: self._bar.update(tokens - self._bar.n)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
