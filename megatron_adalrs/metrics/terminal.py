@@ -59,7 +59,7 @@ class Terminal:
                 f"{use['name']} {quantity(use['tokens'], 'token')}, {use['epochs']:.3g} epochs"
                 for use in record["corpora"]
             )
-            self._print(f" data at step {record['step']} | {' | '.join(uses)}")
+            self._print(f"data at step {record['step']} | {' | '.join(uses)}")
         elif kind == "decision" and record["event"] != "window":
             event, is_bad = record["event"], record["event"].startswith("bad_number")
             is_red = is_bad or event in ("failed", "aborted", "scaled_down")

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from megatron_adalrs.arguments import config_from_values
+from megatron_adalrs.build import known_vocab_size
 from megatron_adalrs.config import DataConfig
 from megatron_adalrs.data.blend import Datasets, build_datasets
 from megatron_adalrs.data.gpt_dataset import build_gpt_datasets
@@ -119,3 +122,17 @@ def test_what_does_not_fit_together_is_refused(folder: Path) -> None:
         built(folder, data_path=[1, f"{folder}/a", 1, f"{folder}/b"], split="0,1,1")
     with pytest.raises(ValueError, match="blend_sizes: epochs of corpora without tokens to train on"):
         built(folder, data_path=[1, f"{folder}/a", 1, f"{folder}/b"], split="0,1,1", blend_sizes="epochs")
+
+
+def test_corpora_of_different_tokenizers_are_refused(folder: Path) -> None:
+    values = {"preset": "gpt2-tiny", "seq_length": LENGTH, "train_iters": 1, "lr": 1e-3}
+    config = config_from_values(values | {"data_path": [1, f"{folder}/a", 1, f"{folder}/b"]})
+    note = {"tokenizer_type": "ByteTokenizer", "vocab_size": 257, "eod": 256, "append_eod": True, "dtype": "uint16"}
+    note |= {"documents": 20, "tokens": 400, "tokenizer_sha256": "1" * 64}
+    (folder / "b.json").write_text(json.dumps(note))
+    assert known_vocab_size(config) == 257
+    (folder / "a.json").write_text(json.dumps(note | {"tokenizer_sha256": "2" * 64}))
+    with pytest.raises(
+        ValueError, match=r"b.json names another tokenizer \(ByteTokenizer, SHA-256 111111111111\) than"
+    ):
+        known_vocab_size(config)

@@ -17,8 +17,12 @@ from megatron_adalrs.data.indexed_dataset import IndexedDatasetBuilder
 from megatron_adalrs.run_log import RunLog, read_run
 from tests.distributed.ranks import Ranks
 
-STEPS = 40
-SEARCH = {"enabled": True, "window": 5, "search_start": 0.25, "search_end": 0.8, "decay_threshold": 9.0}
+STEPS = 60
+LOST = {
+    "enabled": True, "mode": "robust", "alpha": 2.0, "search_start": 0.3, "search_end": 0.9, "trial_steps": 4,
+    "return_steps": 10, "restart_steps": 12, "confidence": 1e9, "min_scale": 1.0,
+}  # fmt: skip
+"""A search whose races are all lost: whatever a trial consumed is given back."""
 
 
 @pytest.fixture(scope="module")
@@ -77,24 +81,23 @@ def test_one_and_two_ranks_see_the_same_blend(one_rank: Ranks, two_ranks: Ranks,
     assert two_ranks.run(trained, values(data, tmp_path / "two")) == [0, 0]
     one, two = read_run(tmp_path / "one"), read_run(tmp_path / "two")
     assert kept(two) == pytest.approx(kept(one), abs=1e-5)
-    expected = {"ones": (120, 1920, 1920 / 2020), "even": (40, 640, 640 / 2040)}
-    assert consumed(one) == consumed(two) == pytest.approx(expected)
+    assert consumed(one) == consumed(two) == {"ones": (180, 2880, 2880 / 2020), "even": (60, 960, 960 / 2040)}
 
     splits = [evaluation.split for evaluation in one.evaluations]
-    assert splits == ["valid/ones", "valid/threes", "valid"] * 2
+    assert splits == ["valid/ones", "valid/threes", "valid"] * 3
     for first in (0, 3):
         ones, threes, mean = (evaluation.loss for evaluation in one.evaluations[first : first + 3])
         assert mean == pytest.approx(0.75 * ones + 0.25 * threes)
         assert threes > ones  # which is what was trained on
     board = EventAccumulator(str(tmp_path / "one" / "tensorboard")).Reload()
-    assert [point.step for point in board.Scalars("valid/threes/loss")] == [20, 40]
-    assert [point.value for point in board.Scalars("corpora/even/tokens")] == [320, 640]
+    assert [point.step for point in board.Scalars("valid/threes/loss")] == [20, 40, 60]
+    assert [point.value for point in board.Scalars("corpora/even/tokens")] == [320, 640, 960]
 
 
 def test_a_search_and_a_resume_leave_no_trace_in_what_was_consumed(
     two_ranks: Ranks, data: Path, tmp_path: Path
 ) -> None:
-    search = {"adalrs": SEARCH, "zero_stage": 1}
+    search = {"adalrs": LOST, "zero_stage": 1}
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert two_ranks.run(trained, values(data, whole, **search)) == [0, 0]
     assert two_ranks.run(trained, values(data, run, **search), True) == [143, 143]
