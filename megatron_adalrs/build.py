@@ -83,6 +83,7 @@ def build_trainer(config: Config) -> Trainer:
     source = on_first_rank(lambda: checkpoint.source_of_weights(config.run, saved))
     config = with_source(config, source)
     vocab_size = on_first_rank(lambda: resolve_vocab_size(config))
+    config = on_first_rank(lambda: with_end_of_document(config, vocab_size))
     if resumed and saved:
         checkpoint.require_fitting(resumed, saved, config, grid)
     progress = checkpoint.restore(resumed, saved, "progress", dict) if resumed and saved else {}
@@ -266,6 +267,35 @@ def made_with(config: Config) -> tuple[str, Description] | None:
                 f"{first[1].tokenizer_sha256:.12}): required the same for all corpora"
             )
     return first
+
+
+def with_end_of_document(config: Config, vocab_size: int) -> Config:
+    """The configuration with its end-of-document token, where anything depends on that.
+
+    Raises:
+        ValueError: it is not known, contradicts how the data was made, or is beyond the vocabulary.
+    """
+    data = config.data
+    if not data.marks_documents:
+        return config
+    flags = [name for name in ("reset_attention_mask", "reset_position_ids", "eod_mask_loss") if getattr(data, name)]
+    made, eod = made_with(config), data.eod_token_id
+    if made and not made[1].append_eod:
+        raise ValueError(f"{flags[0]}: {description_path(made[0])} says that no document has an end-of-document token")
+    if made and eod not in (None, made[1].eod):
+        raise ValueError(f"eod_token_id: {eod} contradicts {description_path(made[0])}, which says {made[1].eod}")
+    if eod is None and data.tokenizer_type:
+        eod = build_tokenizer(data.tokenizer_type, data.tokenizer_model).eod
+    elif eod is None:
+        eod = made[1].eod if made else None
+    if eod is None:
+        raise ValueError(
+            f"{flags[0]}: the end-of-document token is unknown; give --eod-token-id, or --tokenizer-type and "
+            "--tokenizer-model"
+        )
+    if eod >= vocab_size:
+        raise ValueError(f"eod_token_id: {eod}: required 0 to {vocab_size - 1}, the vocabulary of {vocab_size}")
+    return config.model_copy(update={"data": data.model_copy(update={"eod_token_id": eod})})
 
 
 def build_datasets(config: Config, global_batch_size: int, passed_over: int = 0) -> Datasets:

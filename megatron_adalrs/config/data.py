@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import field_serializer, model_validator
+from pydantic import NonNegativeInt, field_serializer, model_validator
 
 from megatron_adalrs.config.base import Group, require
 from megatron_adalrs.config.corpora import Corpus, Entries, parse_corpora
@@ -33,6 +33,15 @@ class DataConfig(Group):
     proportions."""
     split: str | None = None
     """Weights of the train, validation and test parts of data_path; whole documents, no overlap. Default: 969,30,1."""
+    reset_attention_mask: bool = False
+    """Tokens do not attend to those of earlier documents in their sample. Takes a mask of seq_length x seq_length."""
+    reset_position_ids: bool = False
+    """Positions count from the beginning of each document in a sample."""
+    eod_mask_loss: bool = False
+    """What is predicted from an end-of-document token, the first token of another document, does not count in the loss:
+    its mean is over the other tokens of the whole global batch."""
+    eod_token_id: NonNegativeInt | None = None
+    """The end-of-document token. Default: the tokenizer's, else the one noted beside the data."""
     data_cache_path: Path | None = None
     """Folder for the sample indices. Default: a folder `cache` beside the data."""
     tokenizer_type: Literal["SentencePieceTokenizer", "HuggingFaceTokenizer", "ByteTokenizer"] | None = None
@@ -55,6 +64,11 @@ class DataConfig(Group):
             for name, split in whole
             if (entries := getattr(self, name)) is not None
         )
+
+    @property
+    def marks_documents(self) -> bool:
+        """Whether anything depends on where documents end."""
+        return self.reset_attention_mask or self.reset_position_ids or self.eod_mask_loss
 
     @property
     def corpora(self) -> tuple[Corpus, ...]:

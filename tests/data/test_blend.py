@@ -132,7 +132,5 @@ def test_corpora_of_different_tokenizers_are_refused(folder: Path) -> None:
     (folder / "b.json").write_text(json.dumps(note))
     assert known_vocab_size(config) == 257
     (folder / "a.json").write_text(json.dumps(note | {"tokenizer_sha256": "2" * 64}))
-    with pytest.raises(
-        ValueError, match=r"b.json names another tokenizer \(ByteTokenizer, SHA-256 111111111111\) than"
-    ):
+    with pytest.raises(ValueError, match=r"b.json names another tokenizer \(ByteTokenizer, SHA-256 1{12}\) than"):
         known_vocab_size(config)
