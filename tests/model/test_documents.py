@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -73,7 +74,7 @@ def test_a_packed_sample_has_the_logits_of_its_documents_alone(shape: str) -> No
     tokens, gpt = sample(), model(shape, ALL)
     packed = gpt.logits(tokens[:, :24])
     for row, cuts in enumerate(([0, 5, 14, 15, 24], [0, 12, 24])):
-        for begin, end in zip(cuts, cuts[1:], strict=False):
+        for begin, end in pairwise(cuts):
             alone = gpt.logits(tokens[row : row + 1, begin:end])
             torch.testing.assert_close(packed[row, begin:end], alone[0], atol=1e-5, rtol=0)
     plain = model(shape, Documents()).logits(tokens[:, :24])

@@ -61,6 +61,10 @@ def train(config: Config, kind: str) -> None:
         ValueError, OSError: the configuration, its data or its directory cannot be used.
         ImportError: the optimizer's package is not installed.
     """
+    if config.data.marks_documents:
+        raise ValueError(
+            "reset_attention_mask, reset_position_ids and eod_mask_loss are not for other optimizers' runs"
+        )
     config = build.with_run_dir(config)
     vocab_size = build.resolve_vocab_size(config)
     size = config.global_batch_size(1)
