@@ -19,10 +19,11 @@ from megatron_adalrs.adalrs.host_buffers import require_room
 from megatron_adalrs.adalrs.robust import INITIAL
 from megatron_adalrs.bad_numbers import BadNumbers, LossMemory
 from megatron_adalrs.config import Config
-from megatron_adalrs.data.gpt_dataset import GPTDataset, build_gpt_datasets, check_vocabulary
-from megatron_adalrs.data.indexed_dataset import IndexedDataset
-from megatron_adalrs.data.loader import BatchLoader
-from megatron_adalrs.data.preprocess import read_description
+from megatron_adalrs.data.blend import Blend, Datasets, Part, check_vocabularies
+from megatron_adalrs.data.blend import build_datasets as build_of_data
+from megatron_adalrs.data.gpt_dataset import GPTDataset
+from megatron_adalrs.data.loader import BatchLoader, SampleDataset
+from megatron_adalrs.data.preprocess import Description, description_path, read_description
 from megatron_adalrs.data.tokenizer import build_tokenizer
 from megatron_adalrs.deepspeed_config import deepspeed_settings
 from megatron_adalrs.engine import (
@@ -32,6 +33,7 @@ from megatron_adalrs.engine import (
     init_distributed,
     require_supported,
 )
+from megatron_adalrs.evaluation import Evaluation
 from megatron_adalrs.metrics import announce, open_metrics, quantity
 from megatron_adalrs.model.gpt import count_parameters, flops_per_token
 from megatron_adalrs.parallel.collectives import on_every_rank, on_first_rank
@@ -41,7 +43,7 @@ from megatron_adalrs.plan import describe, plan_run
 from megatron_adalrs.random_state import seed_everything
 from megatron_adalrs.schedule import build_schedule
 from megatron_adalrs.train_state import TrainState, samples_in
-from megatron_adalrs.trainer import Evaluation, Trainer
+from megatron_adalrs.trainer import Trainer
 
 ORDER_SAMPLES = 65536  # as many samples stand for the whole order
 
@@ -81,6 +83,7 @@ def build_trainer(config: Config) -> Trainer:
     source = on_first_rank(lambda: checkpoint.source_of_weights(config.run, saved))
     config = with_source(config, source)
     vocab_size = on_first_rank(lambda: resolve_vocab_size(config))
+    config = on_first_rank(lambda: with_end_of_document(config, vocab_size))
     if resumed and saved:
         checkpoint.require_fitting(resumed, saved, config, grid)
     progress = checkpoint.restore(resumed, saved, "progress", dict) if resumed and saved else {}
@@ -88,12 +91,14 @@ def build_trainer(config: Config) -> Trainer:
     passed_over = samples_in(state.passed_over)
     on_first_rank(lambda: build_datasets(config, global_batch_size, passed_over) and None)
     datasets = on_every_rank(lambda: build_datasets(config, global_batch_size, passed_over))
+    blend = datasets.train
 
     def identity(consumed_samples: int) -> dict[str, Any]:
         """What a run must share with a checkpoint beyond its configuration."""
-        return {"vocab_size": vocab_size, "data_order": datasets[0].order_digest(min(consumed_samples, ORDER_SAMPLES))}
+        data_order = blend.order_digest(min(consumed_samples, ORDER_SAMPLES))
+        return {"vocab_size": vocab_size, "blend": blend.shares, "data_order": data_order}
 
-    data_order = datasets[0].order_digest(min(config.training.train_iters * global_batch_size, ORDER_SAMPLES))
+    data_order = blend.order_digest(min(config.training.train_iters * global_batch_size, ORDER_SAMPLES))
     bad_numbers = BadNumbers(config.bad_numbers, config.training.train_iters, config.training.precision == "fp16")
     controller = build_controller(config.adalrs, config.training.train_iters, config.optimizer.lr_warmup_iters)
     if saved:
@@ -118,7 +123,8 @@ def build_trainer(config: Config) -> Trainer:
     if source and not resumed:
         origin = f"weights of {source}" + ("" if weights_step is None else f", step {weights_step}")
     announce(
-        f"{opening(config, grid, parameters, snapshot_bytes, data_order, origin)}\n{describe(plan)}",
+        f"{opening(config, grid, parameters, snapshot_bytes, about_the_data(config, blend, global_batch_size), origin)}"
+        f"\n{describe(plan)}",
         grid.is_first,
     )
     seed_everything(config.training.seed, grid.tensor_group)
@@ -130,18 +136,13 @@ def build_trainer(config: Config) -> Trainer:
             past.capture(INITIAL, TrainState(), LossMemory())
         checkpoint.resume(engine, grid, resumed, saved, config)
 
-    def loader(dataset: GPTDataset) -> BatchLoader:
+    def loader(dataset: SampleDataset) -> BatchLoader:
         return BatchLoader(dataset, config.training.micro_batch_size, grid.data.rank, grid.data.size, micro_batches)
 
-    evaluations = [
-        Evaluation(
-            dataset.split,
-            loader(dataset),
-            batches_in_one_pass(dataset, config.run.eval_iters, global_batch_size),
-        )
-        for dataset in datasets[1:]
-        if dataset
-    ]
+    def evaluation(part: Part) -> Evaluation:
+        batches = batches_in_one_pass(part.dataset, config.run.eval_iters, global_batch_size)
+        return Evaluation(part.dataset.split, loader(part.dataset), batches, part.name, float(part.share))
+
     metrics = open_metrics(
         config.run.run_dir, config.run.tensorboard_dir, config.training.train_iters, config.run.log_interval,
         state.step, grid.is_first, config.adalrs.budget if config.adalrs.enabled else "kept",
@@ -165,8 +166,9 @@ def build_trainer(config: Config) -> Trainer:
         config=config,
         grid=grid,
         engine=engine,
-        batches=loader(datasets[0]),
-        evaluations=evaluations,
+        batches=loader(blend),
+        blend=blend,
+        evaluations=[[evaluation(part) for part in parts] for parts in (datasets.valid, datasets.test) if parts],
         schedule=build_schedule(config),
         controller=controller,
         bad_numbers=bad_numbers,
@@ -223,7 +225,7 @@ def resolve_vocab_size(config: Config) -> int:
         ValueError, OSError: see `known_vocab_size`; the data needs more tokens, or cannot be read.
     """
     vocab_size = known_vocab_size(config)
-    check_vocabulary(config.data.data_path, vocab_size)
+    check_vocabularies(config.data, vocab_size)
     return vocab_size
 
 
@@ -231,13 +233,15 @@ def known_vocab_size(config: Config) -> int:
     """The vocabulary before padding: the flag's, the tokenizer's, or the one noted beside the data.
 
     Raises:
-        ValueError: none of them is known, or the tokenizer needs more tokens than the flag allows.
+        ValueError: none of them is known, the tokenizer needs more tokens than the flag allows, or corpora were made
+            with different ones.
     """
     data, asked = config.data, config.model.vocab_size
+    made = made_with(config)
     if data.tokenizer_type:
         known, source = build_tokenizer(data.tokenizer_type, data.tokenizer_model).vocab_size, "the tokenizer"
-    elif description := read_description(data.data_path):
-        known, source = description.vocab_size, f"the tokenizer that made {data.data_path}"
+    elif made:
+        known, source = made[1].vocab_size, f"the tokenizer that made {made[0]}"
     else:
         known, source = asked or 0, "--vocab-size"
     if not known:
@@ -247,28 +251,68 @@ def known_vocab_size(config: Config) -> int:
     return asked or known
 
 
-def build_datasets(
-    config: Config, global_batch_size: int, passed_over: int = 0
-) -> tuple[GPTDataset, GPTDataset | None, GPTDataset | None]:
-    """Train, valid and test datasets; the first process to ask builds the indices, the others open them.
+def made_with(config: Config) -> tuple[str, Description] | None:
+    """The first corpus that has a note of how it was made, and that note; None where none has.
 
-    The train dataset has as many samples more as may be, or were, passed over for bad numbers: no order changes by it.
+    Raises:
+        ValueError: others were made with another tokenizer, or a note cannot be read.
+    """
+    noted = {c.prefix: note for c in config.data.corpora if (note := read_description(c.prefix))}
+    first = next(iter(noted.items()), None)
+    for prefix, note in noted.items():
+        if first and note.tokenizer_sha256 != first[1].tokenizer_sha256:
+            raise ValueError(
+                f"{description_path(prefix)} names another tokenizer ({note.tokenizer_type}, SHA-256 "
+                f"{note.tokenizer_sha256:.12}) than {description_path(first[0])} ({first[1].tokenizer_type}, "
+                f"{first[1].tokenizer_sha256:.12}): required the same for all corpora"
+            )
+    return first
+
+
+def with_end_of_document(config: Config, vocab_size: int) -> Config:
+    """The configuration with its end-of-document token, where anything depends on that.
+
+    Raises:
+        ValueError: it is not known, contradicts how the data was made, or is beyond the vocabulary.
+    """
+    data = config.data
+    if not data.marks_documents:
+        return config
+    flags = [name for name in ("reset_attention_mask", "reset_position_ids", "eod_mask_loss") if getattr(data, name)]
+    made, eod = made_with(config), data.eod_token_id
+    if made and not made[1].append_eod:
+        raise ValueError(f"{flags[0]}: {description_path(made[0])} says that no document has an end-of-document token")
+    if made and eod not in (None, made[1].eod):
+        raise ValueError(f"eod_token_id: {eod} contradicts {description_path(made[0])}, which says {made[1].eod}")
+    if eod is None and data.tokenizer_type:
+        eod = build_tokenizer(data.tokenizer_type, data.tokenizer_model).eod
+    elif eod is None:
+        eod = made[1].eod if made else None
+    if eod is None:
+        raise ValueError(
+            f"{flags[0]}: the end-of-document token is unknown; give --eod-token-id, or --tokenizer-type and "
+            "--tokenizer-model"
+        )
+    if eod >= vocab_size:
+        raise ValueError(f"eod_token_id: {eod}: required 0 to {vocab_size - 1}, the vocabulary of {vocab_size}")
+    return config.model_copy(update={"data": data.model_copy(update={"eod_token_id": eod})})
+
+
+def build_datasets(config: Config, global_batch_size: int, passed_over: int = 0) -> Datasets:
+    """The data sets of a run; the first process to ask builds the indices, the others open them.
+
+    There are as many samples to train on as may be, or were, passed over for bad numbers beyond those needed: no order
+    changes by it.
     """
     train_iters = config.training.train_iters
     spare = max(config.bad_numbers.most_batches(train_iters) * global_batch_size, passed_over)
-    IndexedDataset(config.data.data_path)
-    evaluated = config.run.eval_iters * global_batch_size
-    train, valid, test = build_gpt_datasets(
-        config.data.data_path,
-        config.data.split,
+    return build_of_data(
+        config.data,
         config.model.seq_length,
-        (train_iters * global_batch_size + spare, evaluated, evaluated),
-        config.training.seed,
-        config.data.data_cache_path,
+        train_samples=train_iters * global_batch_size + spare,
+        evaluated_samples=config.run.eval_iters * global_batch_size,
+        seed=config.training.seed,
     )
-    if train is None:
-        raise ValueError(f"split: {config.data.split!r} leaves nothing to train on")
-    return train, valid, test
 
 
 def batches_in_one_pass(dataset: GPTDataset, limit: int, global_batch_size: int) -> int:
@@ -290,10 +334,11 @@ def opening(
     grid: Grid,
     parameters: int,
     snapshot_bytes: int,
-    data_order: str,
+    data: str,
     origin: str | None,
 ) -> str:
-    """What a person reads before the first step. `origin`: what the run begins with, unless with weights drawn."""
+    """What a person reads before the first step. `origin`: what the run begins with, unless with weights drawn.
+    `data`: about its data."""
     training = config.training
     tokens = config.global_batch_size(grid.data.size) * config.model.seq_length
     axes = [f"{getattr(grid.shape, name)} {name}" for name in AXES if getattr(grid.shape, name) > 1]
@@ -305,7 +350,7 @@ def opening(
         f"{quantity(parameters, 'parameters')}, {grid.world_size} rank(s){shape}, "
         f"ZeRO-{training.zero_stage}, "
         f"{training.precision}; {training.train_iters} steps of {tokens} tokens{counted}",
-        f"data order {data_order}",
+        data,
     ]
     if origin:
         lines.append(origin)
@@ -315,6 +360,19 @@ def opening(
         held = "a snapshot takes" if config.live_snapshots == 1 else f"up to {config.live_snapshots} snapshots take"
         where = f" of {config.adalrs.snapshot_dir}" if config.adalrs.snapshot_dir else ""
         lines.append(f"{held} {quantity(snapshot_bytes, 'B')}{where} on each rank")
+    return "\n".join(lines)
+
+
+def about_the_data(config: Config, blend: Blend, global_batch_size: int) -> str:
+    """Its order, and what a whole run takes of each corpus of a blend."""
+    samples = config.training.train_iters * global_batch_size
+    lines = [f"data order {blend.order_digest(min(samples, ORDER_SAMPLES))}"]
+    if len(blend.parts) > 1:
+        lines += [
+            f"{use.name}: {float(part.share):.3%} of the samples, in all {quantity(use.tokens, 'token')}, "
+            f"{use.epochs:.3g} epochs"
+            for part, use in zip(blend.parts, blend.used(samples), strict=True)
+        ]
     return "\n".join(lines)
 
 

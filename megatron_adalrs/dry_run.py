@@ -24,14 +24,13 @@ def dry_run(config: Config) -> str:
     """
     world_size = config.run.world_size or int(os.environ.get("WORLD_SIZE", "1"))
     shape = GridShape.of_world(world_size, **config.parallel.sizes)
-    is_there = Path(f"{config.data.data_path}.idx").exists()
-    vocab_size = (resolve_vocab_size if is_there else known_vocab_size)(config)
+    missing = [corpus.prefix for corpus in config.data.corpora if not Path(f"{corpus.prefix}.idx").exists()]
+    vocab_size = (known_vocab_size if missing else resolve_vocab_size)(config)
     plan = plan_run(config, vocab_size, shape, computes_on_cpu())
     lines = [
         f"dry run: {quantity(count_parameters(config.model, vocab_size), 'parameters')} on {shape.world_size} rank(s), "
         f"ZeRO-{config.training.zero_stage}, {config.training.precision}",
         describe(plan),
     ]
-    if not is_there:
-        lines.append(f"data_path: there is no {config.data.data_path}.idx yet; a run needs it")
+    lines += [f"data_path: there is no {prefix}.idx yet; a run needs it" for prefix in missing]
     return "\n".join(lines)

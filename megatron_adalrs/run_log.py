@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from megatron_adalrs.run_records import (
     DECISIONS_LINE,
     METRICS_LINE,
+    CorporaUse,
     Decision,
     Evaluation,
+    MetricsRecord,
     RunEvent,
     TrainStep,
     read_records,
@@ -119,12 +121,20 @@ class RunLog:
     train: TrainSeries
     evaluations: tuple[Evaluation, ...]
     """Those of weights that the run consists of in the end."""
+    corpora: CorporaUse | None
+    """What the last record knows of the corpora that were consumed."""
     decisions: tuple[Decision, ...]
     events: tuple[RunEvent, ...]
     trials: tuple[Trial, ...]
     scale: float
     """What AdaLRS multiplied the learning rate by, after the last record."""
     totals: Totals
+
+    @property
+    def evaluated_corpora(self) -> list[str]:
+        """Splits of single corpora, PART/NAME, where a part of the data has several; the validation's first."""
+        splits = dict.fromkeys(evaluation.split for evaluation in self.evaluations if "/" in evaluation.split)
+        return sorted(splits, key=lambda split: split.startswith("test/"))
 
 
 def read_run(path: str | os.PathLike[str]) -> RunLog:
@@ -160,6 +170,7 @@ def read_run(path: str | os.PathLike[str]) -> RunLog:
         config=_read_config(path / "config.yaml"),
         train=train,
         evaluations=tuple(_of_kept_weights(metrics.evaluations, train)),
+        corpora=metrics.corpora[-1] if metrics.corpora else None,
         decisions=tuple(decisions),
         events=tuple(metrics.events),
         trials=tuple(trials),
@@ -176,9 +187,10 @@ _DTYPES = {"phase": np.str_, "applied": np.bool_} | dict.fromkeys(
 class _Metrics:
     """The records of metrics.jsonl that count: a process that starts makes void what its checkpoint lacks."""
 
-    def __init__(self, records: Iterable[TrainStep | Evaluation | RunEvent]) -> None:
+    def __init__(self, records: Iterable[MetricsRecord]) -> None:
         self.train: list[TrainStep] = []
         self.evaluations: list[Evaluation] = []
+        self.corpora: list[CorporaUse] = []
         self.events: list[RunEvent] = []
         self.starts: list[RunEvent] = []
         self.lost_steps = 0
@@ -194,7 +206,7 @@ class _Metrics:
             self._add(record)
 
     @property
-    def latest(self) -> list[TrainStep | Evaluation | RunEvent]:
+    def latest(self) -> list[MetricsRecord]:
         """The last record of each kind."""
         return [records[-1] for records in (self.train, self.evaluations, self.events) if records]
 
@@ -204,16 +216,18 @@ class _Metrics:
 
     def _go_back(self, start: RunEvent) -> None:
         self.lost_steps += max(0, self.last_total_step - start.total_steps)
-        for records in (self.train, self.evaluations, self.events):
+        for records in (self.train, self.evaluations, self.corpora, self.events):
             while records and records[-1].total_steps > start.total_steps:
                 records.pop()
         self.starts.append(start)
 
-    def _add(self, record: TrainStep | Evaluation | RunEvent) -> None:
+    def _add(self, record: MetricsRecord) -> None:
         if isinstance(record, TrainStep):
             self.train.append(record)
         elif isinstance(record, Evaluation):
             self.evaluations.append(record)
+        elif isinstance(record, CorporaUse):
+            self.corpora.append(record)
         else:
             self.events.append(record)
 

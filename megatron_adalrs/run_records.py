@@ -49,10 +49,33 @@ class Evaluation:
 
     kind: Literal["eval"]
     split: str
+    """valid or test; valid/NAME for one of several corpora, whose mean is valid."""
     step: Count
     total_steps: Count
     loss: float
     perplexity: float
+    time: float
+
+
+@dataclass(frozen=True)
+class CorpusUse:
+    """What the kept steps have consumed of a corpus."""
+
+    name: str
+    samples: Count
+    tokens: Count
+    epochs: float
+    """Passes over its training part."""
+
+
+@dataclass(frozen=True)
+class CorporaUse:
+    """What the kept steps have consumed of the corpora of the training data."""
+
+    kind: Literal["corpora"]
+    step: Count
+    total_steps: Count
+    corpora: tuple[CorpusUse, ...]
     time: float
 
 
@@ -106,9 +129,8 @@ class Decision:
     snapshot_seconds: float | None = None
 
 
-METRICS_LINE: TypeAdapter[TrainStep | Evaluation | RunEvent] = TypeAdapter(
-    Annotated[TrainStep | Evaluation | RunEvent, Field(discriminator="kind")]
-)
+MetricsRecord = TrainStep | Evaluation | CorporaUse | RunEvent
+METRICS_LINE: TypeAdapter[MetricsRecord] = TypeAdapter(Annotated[MetricsRecord, Field(discriminator="kind")])
 DECISIONS_LINE = TypeAdapter(Decision)
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from megatron_adalrs.adalrs.controller import Controller, Decision, Event
 from megatron_adalrs.adalrs.robust import INITIAL
 from megatron_adalrs.bad_numbers import EVENTS, REWIND, BadNumbers
 from megatron_adalrs.config import Config
+from megatron_adalrs.data.blend import Blend
 from megatron_adalrs.data.loader import BatchLoader
 from megatron_adalrs.engine import Engine, StepResult, memory_bytes
+from megatron_adalrs.evaluation import Evaluation, evaluated
 from megatron_adalrs.metrics import Metrics, perplexity
 from megatron_adalrs.parallel.topology import Grid
 from megatron_adalrs.past import Past, Point
@@ -32,18 +34,6 @@ STOPPED = 5
 """Exit code of a run that ended at bad numbers, with the weights from before them saved."""
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """A part of the data that the loss is measured on: its first `batches` global batches."""
-
-    split: str
-    loader: BatchLoader
-    batches: int
-
-    def steps(self) -> Iterator[list[Any]]:
-        return (self.loader.micro_batches(index * self.loader.global_batch_size) for index in range(self.batches))
-
-
 class Trainer:
     """Runs a configured training to its end, or to an interruption that leaves a checkpoint behind."""
 
@@ -54,7 +44,8 @@ class Trainer:
         grid: Grid,
         engine: Engine,
         batches: BatchLoader,
-        evaluations: list[Evaluation],
+        blend: Blend,
+        evaluations: list[list[Evaluation]],
         schedule: Schedule,
         controller: Controller,
         bad_numbers: BadNumbers,
@@ -65,7 +56,7 @@ class Trainer:
         flops_per_token: float,
     ) -> None:
         self.config, self.grid, self.engine, self.batches = config, grid, engine, batches
-        self.evaluations, self.schedule, self.controller = evaluations, schedule, controller
+        self.evaluations, self.schedule, self.controller, self.blend = evaluations, schedule, controller, blend
         self.bad_numbers, self.past = bad_numbers, past
         self.metrics, self.state, self.identity = metrics, state, identity
         self._flops_per_token = flops_per_token
@@ -90,6 +81,7 @@ class Trainer:
 
     def train_until(self, stop: StopSignal) -> int:
         self.carry_out(self.controller.resume())
+        self.report_corpora()
         self.evaluate_and_save_when_due()  # what an interruption came before
         while not self.finished:
             stop_requested = self.step(stop.received or self.is_out_of_time).stop_requested
@@ -218,17 +210,21 @@ class Trainer:
         if self.bad_numbers.needs_snapshots:
             self.keep_point_when_due()
 
-    def evaluate(self, evaluations: list[Evaluation]) -> None:
-        """Measure and record the loss on parts of the held-out data."""
+    def evaluate(self, evaluations: list[list[Evaluation]]) -> None:
+        """Measure and record the loss on parts of the held-out data, and what the weights have seen by then."""
         self.state.evaluated_at = self.state.step
-        for evaluation in evaluations:
-            loss = self.engine.evaluate(evaluation.steps())
-            place = {
-                "split": evaluation.split,
-                "step": self.state.step,
-                "total_steps": self.state.total_steps,
-            }
-            self.metrics.write("eval", place | {"loss": loss, "perplexity": perplexity(loss)})
+        self.report_corpora()
+        for corpora in evaluations:
+            for split, loss in evaluated(self.engine, corpora):
+                place = {"split": split, "step": self.state.step, "total_steps": self.state.total_steps}
+                self.metrics.write("eval", place | {"loss": loss, "perplexity": perplexity(loss)})
+
+    def report_corpora(self) -> None:
+        """Record what the kept steps have consumed of each corpus: a function of the position in the data."""
+        state = self.state
+        if state.step:
+            used = [asdict(use) for use in self.blend.used(state.consumed_samples, state.passed_over)]
+            self.metrics.write("corpora", {"step": state.step, "total_steps": state.total_steps, "corpora": used})
 
     def save(self, beside_training: bool = False) -> bool:
         """A checkpoint that resumes to the same losses, the search included. False: it could not be written.
@@ -279,7 +275,7 @@ class Trainer:
         """Record how the run ends, and let go of files."""
         self.record(event, message)
         self.metrics.close()
-        for loader in (self.batches, *(evaluation.loader for evaluation in self.evaluations)):
+        for loader in (self.batches, *(each.loader for corpora in self.evaluations for each in corpora)):
             loader.close()
 
     def record(self, event: str, message: str) -> None:

@@ -90,9 +90,17 @@ def require_identity(checkpoint: Path, state: dict[str, Any], identity: dict[str
         raise ValueError(
             f"--load: {checkpoint} has vocab_size {saved['vocab_size']}, this run has {identity['vocab_size']}"
         )
+    # One corpus, whatever it is called, is what checkpoints without this entry saw.
+    theirs, ours = saved.get("blend", {"data": "1"}), identity["blend"]
+    if list(theirs.values()) != list(ours.values()):
+        shown = [", ".join(f"{share} {name}" for name, share in blend.items()) for blend in (theirs, ours)]
+        raise ValueError(
+            f"--load: {checkpoint} saw a blend of {shown[0]}, this run's is {shown[1]}: corpora, their sizes and "
+            "blend_sizes must be those of the checkpoint"
+        )
     if saved["data_order"] != identity["data_order"]:
         raise ValueError(
             f"--load: {checkpoint} saw its data in order {saved['data_order']}, this run's is "
             f"{identity['data_order']}: "
-            "data_path, split, seed and seq_length must be those of the checkpoint"
+            "data_path (or train_data_path), split, seed and seq_length must be those of the checkpoint"
         )

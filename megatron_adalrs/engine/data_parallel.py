@@ -20,6 +20,7 @@ from megatron_adalrs.engine.masters import weights_from_masters
 from megatron_adalrs.engine.model_parallel_unit import ModelParallelUnit
 from megatron_adalrs.engine.process import computes_on_cpu, deepspeed, get_accelerator
 from megatron_adalrs.engine.update_gate import UpdateGate
+from megatron_adalrs.model.documents import Documents
 from megatron_adalrs.model.gpt import GPT, WeightSource, initialise, write_weights
 from megatron_adalrs.optim import build_optimizer
 from megatron_adalrs.parallel.collectives import gather_numbers
@@ -58,6 +59,7 @@ class Engine:
     def __init__(self, config: Config, vocab_size: int, grid: Grid, weights: WeightSource | None = None) -> None:
         self._grid, self._weights, self._vocab_size = grid, weights, vocab_size
         self._layout = Layout.of(config, grid.tensor, grid.context)
+        self._documents = Documents.of(config.data)
         self._mpu = self._model_parallel_unit()
         # DeepSpeed keeps the last engine's mpu in a global, and never puts it back to none.
         deepspeed.utils.groups.mpu = self._mpu
@@ -105,7 +107,7 @@ class Engine:
             data_parallel_group=self._mpu.get_data_parallel_group() if self._mpu else None,
             mpu=self._mpu,
         ):
-            model = GPT(config.model, vocab_size, self._layout)
+            model = GPT(config.model, vocab_size, self._layout, self._documents)
         self._set_initial_weights(model, config, whole=_whole if sharded else nullcontext)
         return model
 
@@ -146,8 +148,11 @@ class Engine:
         """
         self.module.train()
         total = torch.zeros((), dtype=torch.float32, device=self.device)
+        scale = self._loss_scale(micro_batches)
         for last, batch in _mark_last(micro_batches):
             loss = self.deepspeed(self._to_device(batch))
+            if scale is not None:
+                loss = loss * scale
             self.deepspeed.backward(loss)
             total += loss.detach()
             if not last:
@@ -163,8 +168,33 @@ class Engine:
     def evaluate(self, steps: Iterator[Sequence[np.ndarray]]) -> float:
         """Mean loss over steps of this rank's micro-batches, averaged over ranks; the same float on all of them."""
         self.module.eval()
-        losses = [self.deepspeed(self._to_device(batch)).float() for batches in steps for batch in batches]
-        return self._mean_loss(gather_numbers([float(torch.stack(losses).mean())], self.device)[:, 0])
+        losses, shares = [], []
+        for batch in (batch for batches in steps for batch in batches):
+            losses.append(self.deepspeed(self._to_device(batch)).float())
+            shares.append(self._counted_share([batch]))
+        return self._mean_of_counted(float(torch.stack(losses).mean()), shares)
+
+    def _counted_share(self, micro_batches: Sequence[np.ndarray]) -> float:
+        """The share of this rank's tokens, in micro-batches of one shape, whose loss counts."""
+        if not self._documents.loss:
+            return 1.0
+        return float(np.mean([batch[:, :-1] != self._documents.eod for batch in micro_batches]))
+
+    def _loss_scale(self, micro_batches: Sequence[np.ndarray]) -> float | None:
+        """What makes means over all tokens one over those of the whole step that count; None where all do. Collective.
+
+        So the loss does not depend on how the grid deals out samples that count differently.
+        """
+        if not self._documents.loss:
+            return None
+        share = self._mean_loss(gather_numbers([self._counted_share(micro_batches)], self.device)[:, 0])
+        return 1.0 / share if share else 1.0
+
+    def _mean_of_counted(self, loss: float, shares: Sequence[float]) -> float:
+        """Mean loss of the tokens that count, from each rank's mean over all of its own. Collective."""
+        everyone = gather_numbers([loss, sum(shares) / len(shares)], self.device)
+        loss = self._mean_loss(everyone[:, 0])
+        return loss / (self._mean_loss(everyone[:, 1]) or 1.0) if self._documents.loss else loss
 
     def _result(self, loss: float, norm: Tensor | float | None, stop: bool) -> StepResult:
         """What all ranks make of what each of them knows of a step. Collective."""

@@ -47,7 +47,7 @@ class PipelineParallelEngine(Engine):
         """None: PipelineModule makes its own, from the topology."""
 
     def _build_model(self, config: Config, vocab_size: int, settings: dict[str, Any]) -> nn.Module:
-        layers = pipeline_layers(config.model, vocab_size, self._layout)
+        layers = pipeline_layers(config.model, vocab_size, self._layout, self._documents)
         shape = self._grid.shape
         # DeepSpeed would cut what stages send each other into parts, one a tensor rank, as if all ranks held the same:
         # with sequence parallelism they do not.
@@ -63,7 +63,9 @@ class PipelineParallelEngine(Engine):
         self._as_gpt = arranged_as_gpt(mine, vocab_size)
         self._set_initial_weights(self._as_gpt, config)
         if self._grid.pipe.is_last:
-            model.loss_fn = model.forward_funcs[-1].loss
+            self._output = model.forward_funcs[-1]
+            self._output.masked = self._documents.loss
+            model.loss_fn = self._output.loss
         return model
 
     def named_weights(self) -> dict[str, nn.Parameter]:
@@ -73,6 +75,7 @@ class PipelineParallelEngine(Engine):
         self, micro_batches: Sequence[np.ndarray], stop: bool = False, accept: Accept | None = None
     ) -> StepResult:
         self._gate.set(accept and (lambda: accept(*self._agree(self._loss_before_update(), self._norm))))
+        self._set_scale(self._loss_scale(micro_batches))
         # The iterator holds this step's micro-batches and no more: DeepSpeed never rewinds one.
         self.deepspeed.train_batch(self._pairs(micro_batches))
         return self._result(float(self.deepspeed.dp_group_loss), self._norm, stop)
@@ -86,13 +89,20 @@ class PipelineParallelEngine(Engine):
     @torch.no_grad()
     def evaluate(self, steps: Iterator[Sequence[np.ndarray]]) -> float:
         losses: list[Tensor] = []
+        shares: list[float] = []
+        self._set_scale(None)
         for batches in steps:
+            shares += [self._counted_share([batch]) for batch in batches]
             here = self.deepspeed.eval_batch(
                 self._pairs(batches), reduce_output=None, bcast_loss=False, num_micro_batches=len(batches)
             )
             losses += here or []
         mine = float(torch.stack(losses).float().mean()) if self._grid.pipe.is_last else float("nan")
-        return self._mean_loss(gather_numbers([mine], self.device)[:, 0])
+        return self._mean_of_counted(mine, shares)
+
+    def _set_scale(self, scale: float | None) -> None:
+        if self._grid.pipe.is_last:
+            self._output.scale = scale or 1.0
 
     def _mean_loss(self, everyone: np.ndarray) -> float:
         # The pipe is the slowest axis of the grid, so the last stage's ranks are the last ones.
@@ -105,7 +115,7 @@ class PipelineParallelEngine(Engine):
             self.deepspeed.reset_activation_shape()
             self._shape = micro_batches[0].shape
         batches = (torch.from_numpy(batch) for batch in micro_batches)
-        return ((batch[:, :-1], batch[:, 1:]) for batch in batches)
+        return ((batch[:, :-1], self._documents.targets(batch)) for batch in batches)
 
     def _clip_before_step(self, *_: Any) -> None:
         """Clip by the global norm: over all stages and shards, what several of them hold counted once."""

@@ -35,7 +35,7 @@ def open_metrics(
 
     return Metrics(
         [
-            JsonLines(run_dir / "metrics.jsonl", frozenset({"train", "eval", "run"})),
+            JsonLines(run_dir / "metrics.jsonl", frozenset({"train", "eval", "corpora", "run"})),
             JsonLines(run_dir / "decisions.jsonl", frozenset({"decision"})),
             TensorBoard(tensorboard_dir, log_interval, first_step),
             Terminal(train_iters, log_interval, first_step, budget),

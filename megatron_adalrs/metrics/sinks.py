@@ -12,7 +12,7 @@ Record = Mapping[str, Any]
 
 
 class Sink(Protocol):
-    """Somewhere that records go. `kind` is train, eval, decision or run."""
+    """Somewhere that records go. `kind` is train, eval, corpora, decision or run."""
 
     name: str
     """For people: what cannot be written, when it fails."""

@@ -65,6 +65,7 @@ class TensorBoard:
         "discarded_tokens",
     )
     EVAL = ("loss", "perplexity")
+    CORPUS = ("samples", "tokens", "epochs")
 
     def __init__(self, folder: Path, log_interval: int, first_step: int) -> None:
         self.name = f"TensorBoard's files in {folder}"
@@ -83,6 +84,10 @@ class TensorBoard:
                 self._events.add({f"{phase}/loss": record["loss"]}, record["step"])
         elif kind == "eval":
             self._events.add({f"{record['split']}/{name}": record[name] for name in self.EVAL}, record["step"])
+        elif kind == "corpora":
+            for use in record["corpora"]:
+                tags = {f"corpora/{use['name']}/{name}": use[name] for name in self.CORPUS}
+                self._events.add(tags, record["step"])
         elif kind == "decision":
             self._add_decision(record)
 

@@ -54,6 +54,12 @@ class Terminal:
                 f"[bold]{record['split']:>5} at step {record['step']}[/] | loss {record['loss']:.4f} | "
                 f"perplexity {record['perplexity']:.2f}"
             )
+        elif kind == "corpora" and len(record["corpora"]) > 1:
+            uses = (
+                f"{use['name']} {quantity(use['tokens'], 'token')}, {use['epochs']:.3g} epochs"
+                for use in record["corpora"]
+            )
+            self._print(f"data at step {record['step']} | {' | '.join(uses)}")
         elif kind == "decision" and record["event"] != "window":
             event, is_bad = record["event"], record["event"].startswith("bad_number")
             is_red = is_bad or event in ("failed", "aborted", "scaled_down")

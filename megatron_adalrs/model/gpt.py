@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron_adalrs.config import ModelConfig
+from megatron_adalrs.model.documents import NOT_COUNTED, ONE_DOCUMENT, UNMARKED, Documents, Marks
 from megatron_adalrs.parallel.cross_entropy import linear_cross_entropy
 from megatron_adalrs.parallel.layers import (
     ColumnParallelLinear,
@@ -51,23 +52,24 @@ class Attention(nn.Module):
         self.qkv = ColumnParallelLinear(config.hidden_size, (q, kv, kv), config.has_qkv_bias, layout)
         self.output = RowParallelLinear(q, config.hidden_size, config.add_bias_linear, layout)
 
-    def forward(self, x: Tensor, rotary: Rotary | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary | None, marks: Marks = UNMARKED) -> Tensor:
         heads = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [b, n + 2 g, s, d]
         q, k, v = heads.split([self.heads, self.groups, self.groups], dim=1)
         q, k, v = share_heads(q, k, v, self.layout.context)
         core = partial(recomputed, self._core) if self.layout.recompute == "selective" else self._core
-        y = share_sequence(core(q, k, v, rotary), self.layout.context)
+        y = share_sequence(core(q, k, v, rotary, marks), self.layout.context)
         return self.output(y.transpose(1, 2).flatten(2))  # [b, s, n d]
 
-    def _core(self, q: Tensor, k: Tensor, v: Tensor, rotary: Rotary | None) -> Tensor:
+    def _core(self, q: Tensor, k: Tensor, v: Tensor, rotary: Rotary | None, marks: Marks) -> Tensor:
         """[b, n, s, d] of q [b, n, s, d] and k, v [b, g, s, d]: whole sequences, and the heads whose part is here."""
         if rotary is not None:
-            q, k = rotary(q), rotary(k)
+            q, k = rotary(q, marks.positions), rotary(k, marks.positions)
         if k.shape[1] != q.shape[1]:
             k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))  # [b, n, s, d]
         drop = self.dropout if self.training else 0.0
         with own_stream(self.layout.tensor) if drop else nullcontext():
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=drop)
+            is_causal = marks.mask is None
+            return F.scaled_dot_product_attention(q, k, v, marks.mask, dropout_p=drop, is_causal=is_causal)
 
 
 class MLP(nn.Module):
@@ -98,12 +100,12 @@ class Block(nn.Module):
         self.mlp_norm, self.mlp = norm(config, layout), MLP(config, layout)
         self.dropout = HiddenDropout(config, layout)
 
-    def forward(self, x: Tensor, rotary: Rotary | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary | None, marks: Marks = UNMARKED) -> Tensor:
         """x: [b, s, h] -> the same shape."""
-        return recomputed(self._forward, x, rotary) if self.recompute else self._forward(x, rotary)
+        return recomputed(self._forward, x, rotary, marks) if self.recompute else self._forward(x, rotary, marks)
 
-    def _forward(self, x: Tensor, rotary: Rotary | None) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotary))
+    def _forward(self, x: Tensor, rotary: Rotary | None, marks: Marks) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, marks))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
@@ -130,10 +132,11 @@ class Rotary(nn.Module):
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("signed_sin", angles.sin() * sign, persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [b, heads, s, d] -> the same shape, rotated."""
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """x: [b, heads, s, d] -> the same shape, rotated. positions: [b, s], default 0 ... s - 1."""
         s, half = x.shape[-2], x.shape[-1] // 2
-        cos, signed_sin = (table[:s].to(x.dtype) for table in (self.cos, self.signed_sin))
+        tables = [table[:s].to(x.dtype) for table in (self.cos, self.signed_sin)]
+        cos, signed_sin = tables if positions is None else (table[positions].unsqueeze(1) for table in tables)
         return x * cos + x.roll(half, dims=-1) * signed_sin
 
 
@@ -151,13 +154,15 @@ class Embedding(nn.Module):
         self.positions = nn.Embedding(config.max_positions, config.hidden_size) if learned else None
         self.dropout = HiddenDropout(config, layout)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """tokens: [b, s], int64 -> [b, s, h]."""
+    def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """tokens: [b, s], int64 -> [b, s, h]. positions: [b, s], default those in the sequence."""
         x = self.tokens(tokens)
         if self.positions is not None:
             length = tokens.shape[1]
             first = self.layout.context.rank * length
-            x = x + self.positions(torch.arange(first, first + length, device=tokens.device))
+            if positions is None:
+                positions = torch.arange(first, first + length, device=tokens.device)
+            x = x + self.positions(positions)
         if self.splits:
             x = scatter(x, self.layout.tensor, SEQUENCE)
         return self.dropout(x)
@@ -170,11 +175,18 @@ class GPT(nn.Module):
         config: the shape.
         vocab_size: tokens that there are; the tables have padding rows beyond, which never count.
         layout: the default holds the whole model.
+        documents: what an end-of-document token resets.
     """
 
-    def __init__(self, config: ModelConfig, vocab_size: int, layout: Layout = ONE_PROCESS_LAYOUT) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocab_size: int,
+        layout: Layout = ONE_PROCESS_LAYOUT,
+        documents: Documents = ONE_DOCUMENT,
+    ) -> None:
         super().__init__()
-        self.vocab_size, self.layout = vocab_size, layout
+        self.vocab_size, self.layout, self.documents = vocab_size, layout, documents
         padded_vocab_size = config.padded_vocab_size(vocab_size, layout.tensor.size)
         self.embedding = Embedding(config, padded_vocab_size, layout)
         self.rotary = None
@@ -188,16 +200,25 @@ class GPT(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Mean next-token loss. tokens: [b, s + 1], int64, whole sequences on every rank; the last column is only a
-        target. Along a context axis the mean is over the rank's part of the sequence."""
-        targets = part_of_sequence(tokens[:, 1:], self.layout.context)
-        return next_token_loss(self.hidden(tokens[:, :-1]), targets, self.output_weight, self.vocab_size, self.layout)
+        target. Along a context axis the mean is over the rank's part of the sequence. Tokens whose loss does not count
+        are in the mean, as 0."""
+        targets = part_of_sequence(self.documents.targets(tokens), self.layout.context)
+        hidden = self.hidden(tokens[:, :-1])
+        masked = self.documents.loss
+        return next_token_loss(hidden, targets, self.output_weight, self.vocab_size, self.layout, masked)
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """Final hidden states of tokens [b, s]: [b, s / context ranks, h], with sequence parallelism
         [b, s / context ranks / tensor ranks, h]."""
-        x = self.embedding(part_of_sequence(tokens, self.layout.context))
+        marks, here = UNMARKED, None
+        if self.documents.marks_tokens:
+            marks = self.documents.marks(self.documents.numbers(tokens), self.embedding.tokens.weight.dtype)
+            here = marks.positions
+        if here is not None:
+            here = part_of_sequence(here, self.layout.context)
+        x = self.embedding(part_of_sequence(tokens, self.layout.context), here)
         for block in self.blocks:
-            x = block(x, self.rotary)
+            x = block(x, self.rotary, marks)
         return self.final_norm(x)
 
     def logits(self, tokens: Tensor) -> Tensor:
@@ -211,17 +232,24 @@ class GPT(nn.Module):
         return self.embedding.tokens.weight if self.output is None else self.output.weight
 
 
-def next_token_loss(hidden: Tensor, targets: Tensor, weight: Tensor, vocab_size: int, layout: Layout) -> Tensor:
-    """Mean cross entropy of final hidden states.
+def next_token_loss(
+    hidden: Tensor, targets: Tensor, weight: Tensor, vocab_size: int, layout: Layout, masked: bool = False
+) -> Tensor:
+    """Mean cross entropy of final hidden states; where a target is NOT_COUNTED it is 0.
 
     Args:
         hidden: as `GPT.hidden` returns it.
         targets: [b, s], int64.
+        masked: whether there may be targets that do not count.
         weight: the output matrix, [padded vocabulary / tensor ranks, h].
         vocab_size: before padding.
     """
     x = into_vocabulary(hidden, layout).flatten(0, 1)
-    return linear_cross_entropy(x, weight, targets.flatten(), vocab_size, layout.tensor)
+    targets = targets.flatten()
+    counted = targets != NOT_COUNTED if masked else None
+    if masked:
+        targets = targets.clamp(min=0)
+    return linear_cross_entropy(x, weight, targets, vocab_size, layout.tensor, counted)
 
 
 def into_vocabulary(x: Tensor, layout: Layout) -> Tensor:

@@ -9,6 +9,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from megatron_adalrs.config import ModelConfig
+from megatron_adalrs.model.documents import ONE_DOCUMENT, UNMARKED, Documents
 from megatron_adalrs.model.gpt import Block, Embedding, Rotary, next_token_loss, norm
 from megatron_adalrs.parallel.layers import ColumnParallelLinear, VocabularyParallelEmbedding
 from megatron_adalrs.parallel.layout import ONE_PROCESS_LAYOUT, Layout
@@ -25,15 +26,40 @@ class PipelineLayer:
     """Path within the layer of the weight that the first and the last layer share."""
 
 
+Activations = Tensor | tuple[Tensor, Tensor]
+"""[b, s, h], or the tensor rank's part; where blocks need to know of documents, with their numbers, int32 [b, s]."""
+
+
+class PipelineEmbedding(Embedding):
+    """The embedding that sends the numbers of documents down the pipe with its activations."""
+
+    def __init__(self, config: ModelConfig, padded_vocab_size: int, layout: Layout, documents: Documents) -> None:
+        super().__init__(config, padded_vocab_size, layout)
+        self.documents = documents
+
+    def forward(self, tokens: Tensor) -> Activations:  # type: ignore[override]
+        if not self.documents.marks_tokens:
+            return super().forward(tokens)
+        numbers = self.documents.numbers(tokens)
+        return super().forward(tokens, self.documents.positions_of(numbers)), numbers
+
+
 class PipelineBlock(Block):
-    """A block that knows its rotary table, since activations are all that travels down the pipe."""
+    """A block that knows its rotary table, since activations are all that travels down the pipe, and with them, to
+    the last block, the numbers of documents."""
 
-    def __init__(self, config: ModelConfig, layout: Layout, rotary: Rotary | None) -> None:
+    def __init__(
+        self, config: ModelConfig, layout: Layout, rotary: Rotary | None, documents: Documents, is_last: bool
+    ) -> None:
         super().__init__(config, layout)
-        self.rotary = rotary
+        self.rotary, self.documents, self.is_last = rotary, documents, is_last
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x, self.rotary)
+    def forward(self, inputs: Activations) -> Activations:  # type: ignore[override]
+        if isinstance(inputs, Tensor):
+            return super().forward(inputs, self.rotary, UNMARKED)
+        x, numbers = inputs
+        x = super().forward(x, self.rotary, self.documents.marks(numbers, x.dtype))
+        return x if self.is_last else (x, numbers)
 
 
 class _Output(nn.Module):
@@ -42,13 +68,18 @@ class _Output(nn.Module):
     weight: Tensor  # [padded vocabulary / tensor ranks, h]
     vocab_size: int  # before padding
     layout: Layout
+    masked = False
+    """Whether there may be targets that do not count."""
+    scale = 1.0
+    """Of the loss: the engine sets it where not every token counts."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x
 
     def loss(self, x: Tensor, targets: Tensor) -> Tensor:
         """Mean next-token loss of final hidden states, [b, s, h] or the tensor rank's part; targets: [b, s], int64."""
-        return next_token_loss(x, targets, self.weight, self.vocab_size, self.layout)
+        loss = next_token_loss(x, targets, self.weight, self.vocab_size, self.layout, self.masked)
+        return loss * self.scale if self.masked else loss
 
 
 class Output(_Output, ColumnParallelLinear):
@@ -67,7 +98,12 @@ class TiedOutput(_Output, VocabularyParallelEmbedding):
         self.vocab_size, self.layout = vocab_size, layout
 
 
-def pipeline_layers(config: ModelConfig, vocab_size: int, layout: Layout = ONE_PROCESS_LAYOUT) -> list[PipelineLayer]:
+def pipeline_layers(
+    config: ModelConfig,
+    vocab_size: int,
+    layout: Layout = ONE_PROCESS_LAYOUT,
+    documents: Documents = ONE_DOCUMENT,
+) -> list[PipelineLayer]:
     """Embedding, blocks, final norm, output: what GPT does with tokens [b, s], in its order.
 
     Args:
@@ -78,11 +114,12 @@ def pipeline_layers(config: ModelConfig, vocab_size: int, layout: Layout = ONE_P
     if config.position_embedding_type == "rope":
         # One table for all blocks of a stage.
         rotary = Rotary(config.head_dim, config.max_positions, config.rotary_base)
-    build_block = partial(PipelineBlock, config, layout, rotary)
-    blocks = [PipelineLayer(f"blocks.{i}", build_block) for i in range(config.num_layers)]
+    build_block = partial(PipelineBlock, config, layout, rotary, documents)
+    last = config.num_layers - 1
+    blocks = [PipelineLayer(f"blocks.{i}", partial(build_block, i == last)) for i in range(config.num_layers)]
     final_norm = PipelineLayer("final_norm", partial(norm, config, layout))
     padded_vocab_size = config.padded_vocab_size(vocab_size, layout.tensor.size)
-    build_embedding = partial(Embedding, config, padded_vocab_size, layout)
+    build_embedding = partial(PipelineEmbedding, config, padded_vocab_size, layout, documents)
     if config.untie_embeddings_and_output_weights:
         embedding = PipelineLayer("embedding", build_embedding)
         output = PipelineLayer("output", partial(Output, config, vocab_size, layout))

@@ -20,7 +20,12 @@ CHUNK_ELEMENTS = 1 << 22
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int | None = None, axis: Axis = ONE_RANK
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    vocab_size: int | None = None,
+    axis: Axis = ONE_RANK,
+    counted: Tensor | None = None,
 ) -> Tensor:
     """Mean cross entropy of the logits `hidden @ weight.T`, over the first `vocab_size` rows of the whole weight.
 
@@ -33,18 +38,21 @@ def linear_cross_entropy(
         weight: [rows, hidden_size], same dtype: this rank's rows of the whole weight, as many on each rank.
         targets: [tokens], int64, each in [0, vocab_size).
         vocab_size: default: all rows.
+        counted: [tokens], bool: where it is False, a token's loss is taken as 0; the mean is over all tokens still.
 
     Returns:
         Scalar, float32, the same on each rank. Differentiable once, with respect to `hidden` and `weight`.
     """
     first = axis.rank * weight.shape[0]
     rows = weight.shape[0] if vocab_size is None else min(max(vocab_size - first, 0), weight.shape[0])
-    return _LinearCrossEntropy.apply(hidden, weight, targets - first if first else targets, rows, axis)
+    return _LinearCrossEntropy.apply(hidden, weight, targets - first if first else targets, rows, axis, counted)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int, axis: Axis) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        ctx, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int, axis: Axis, counted: Tensor | None
+    ) -> Tensor:
         """`targets` count from this rank's first row; `rows`: those of `weight` that are no padding."""
         tokens, training = hidden.shape[0], any(ctx.needs_input_grad)
         # In float16 a token's share of the mean is too small a number, and a sum over tokens may be too large a one,
@@ -61,7 +69,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, tokens, chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
             logits = (hidden[chunk] @ used.t()).float()  # [chunk, rows]
-            loss, grad_logits = _cross_entropy(logits, targets[chunk], tokens // ctx.pending, axis, training)
+            ignored = None if counted is None else ~counted[chunk].unsqueeze(1)
+            loss, grad_logits = _cross_entropy(logits, targets[chunk], tokens // ctx.pending, axis, training, ignored)
             total += loss
             if training:
                 grad_logits = grad_logits.to(hidden.dtype)
@@ -82,15 +91,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.gradients
         ctx.gradients = None
         grad_loss = grad_loss / ctx.pending
-        return grad_hidden.mul_(grad_loss), grad_weight.mul_(grad_loss).to(ctx.dtype), None, None, None
+        return grad_hidden.mul_(grad_loss), grad_weight.mul_(grad_loss).to(ctx.dtype), None, None, None, None
 
 
 def _cross_entropy(
-    logits: Tensor, targets: Tensor, tokens: int, axis: Axis, training: bool
+    logits: Tensor, targets: Tensor, tokens: int, axis: Axis, training: bool, ignored: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """Sum of a chunk's losses, and that sum's gradient / `tokens` with respect to its logits [chunk, rows].
 
-    Overwrites `logits`; the gradient is made in its memory.
+    Overwrites `logits`; the gradient is made in its memory. `ignored`: [chunk, 1], bool, tokens whose loss is 0.
     """
     target = targets.unsqueeze(1)  # [chunk, 1]
     step = logits.new_full(target.shape, -1.0 / tokens)
@@ -110,10 +119,15 @@ def _cross_entropy(
         sums = torch.cat([mine, logits.exp_().sum(dim=1, keepdim=True)], dim=1)
         dist.all_reduce(sums, group=axis.group)
         target_logit, denominator = sums.split(1, dim=1)
-    loss = denominator.log().sum() - target_logit.sum()
+    if ignored is None:
+        loss = denominator.log().sum() - target_logit.sum()
+    else:
+        loss = (denominator.log() - target_logit).masked_fill(ignored, 0.0).sum()
     if not training:
         return loss, None
     gradient = logits.div_(denominator * tokens)
     if gradient.shape[1]:
         gradient.scatter_add_(1, target, step)
+    if ignored is not None:
+        gradient.masked_fill_(ignored, 0.0)
     return loss, gradient

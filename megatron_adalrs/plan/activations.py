@@ -36,7 +36,7 @@ class Activations:
     backward: int
     """Gradients of activations that are alive at once in a block's backward pass."""
     embedding: int
-    """What the embedding keeps: token numbers, and a dropout mask."""
+    """What the embedding keeps: token numbers, a dropout mask, and outside a pipe the mask of documents."""
     output: int
     """What the final norm and the loss keep, the gradients that the loss makes in the forward pass included."""
     loss: int
@@ -63,12 +63,15 @@ def activations_of(config: Config, vocab_size: int, shape: GridShape, on_cpu: bo
     whole_block = 2 * norm_kept + 2 * b * s * model.hidden_size * unit + core + mlp + 2 * mask
     granularity = config.training.recompute_granularity
     kept = {None: whole_block, "full": residual, "selective": whole_block - core + core_input}[granularity]
+    # The mask of documents is made once, and kept by all blocks; in a pipe each block makes its own.
+    documents = b * model.seq_length**2 * unit if config.data.reset_attention_mask else 0
+    in_blocks = documents if shape.pipe > 1 else 0
     return Activations(
         residual=residual,
-        block=kept,
+        block=kept + in_blocks,
         rerun=whole_block - kept,
         backward=2 * residual + width,
-        embedding=b * s * 8 + mask,
+        embedding=b * s * 8 + mask + documents - in_blocks,
         output=norm_kept + _kept_by_loss(config, vocab_size, shape, b * s),
         loss=_temporaries_of_loss(config, vocab_size, shape, b * s),
     )

@@ -38,6 +38,7 @@ _DISCARDED = {
     "rewound for bad numbers": "bad_number_rewound",
 }
 """Discarded steps by the event that discarded them."""
+_CORPUS_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _UNREMARKABLE = {"window", "trial_started", "control_started", "initial_kept", "caught_up"}
 
 
@@ -106,26 +107,38 @@ def _add_loss_curves(figure: go.Figure, run: Run, alone: bool) -> None:
 
 
 def _add_evaluations(figure: go.Figure, run: Run, alone: bool) -> None:
-    for split, symbol, size, name in (("valid", "circle", 8, "validation"), ("test", "star", 12, "test")):
+    """Points of each part of the data, and a thin curve of each corpus where a part has several."""
+    curves = run.log.evaluated_corpora
+    for split in ("valid", "test", *curves):
         points = [evaluation for evaluation in run.log.evaluations if evaluation.split == split]
-        if points:
-            trace = go.Scatter(
-                x=compact([point.step for point in points]),
-                y=compact([point.loss for point in points]),
-                customdata=compact([point.perplexity for point in points]),
-                name=name if alone else escape(run.name),
-                legendgroup=name if alone else run.name,
-                showlegend=alone,
-                mode="markers",
-                marker={
-                    "symbol": symbol,
-                    "size": size,
-                    "color": run.color,
-                    "line": {"width": 1.5, "color": "white"},
-                },
-                hovertemplate=f"{name} at step %{{x:,}}: loss %{{y:.4f}}, perplexity %{{customdata:.2f}}",
-            )
-            figure.add_trace(trace)
+        if not points:
+            continue
+        part, _, corpus = split.partition("/")
+        name = escape(f"{'validation' if part == 'valid' else part} {corpus}".strip())
+        color, dash = run.color, "solid"
+        if corpus:
+            place = curves.index(split)
+            dash = _CORPUS_DASHES[place % len(_CORPUS_DASHES)]
+            color = RUN_COLORS[(place + 1) % len(RUN_COLORS)] if alone else run.color
+        symbol, size = ("star", 12) if part == "test" else ("circle", 8)
+        trace = go.Scatter(
+            x=compact([point.step for point in points]),
+            y=compact([point.loss for point in points]),
+            customdata=compact([point.perplexity for point in points]),
+            name=name if alone else escape(run.name),
+            legendgroup=name if alone else run.name,
+            showlegend=alone,
+            mode="lines+markers" if corpus else "markers",
+            line={"width": 1, "color": color, "dash": dash} if corpus else None,
+            marker={
+                "symbol": symbol,
+                "size": size - 3 if corpus else size,
+                "color": color,
+                "line": {"width": 1.5, "color": "white"},
+            },
+            hovertemplate=f"{name} at step %{{x:,}}: loss %{{y:.4f}}, perplexity %{{customdata:.2f}}",
+        )
+        figure.add_trace(trace)
 
 
 def _add_decisions(figure: go.Figure, run: Run, alone: bool) -> None:

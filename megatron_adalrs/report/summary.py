@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,7 +44,7 @@ class Row:
 def headline(runs: Sequence[RunLog]) -> list[Row]:
     """Headline figures with one cell a run; a row that no run has anything for is left out."""
     rows = []
-    for label, figure_of, comparison, lower_is_better in _FIGURES:
+    for label, figure_of, comparison, lower_is_better in (*_FIGURES, *_of_corpora(runs)):
         figures = [figure_of(run) for run in runs]
         if any(figure is not None for figure in figures):
             cells = tuple(_cell(figure, figures[0], comparison, lower_is_better) for figure in figures)
@@ -186,7 +186,8 @@ def _median(values: np.ndarray) -> float | None:
     return float(np.median(finite)) if finite.size else None
 
 
-_FIGURES: tuple[tuple[str, Callable[[RunLog], Figure | None], Comparison, bool], ...] = (
+_Headline = tuple[str, Callable[[RunLog], Figure | None], Comparison, bool]
+_FIGURES: tuple[_Headline, ...] = (
     ("Validation loss", _last_evaluation("valid"), "difference", True),
     ("Validation perplexity", _perplexity, "percent", True),
     ("Test loss", _last_evaluation("test"), "difference", True),
@@ -200,3 +201,11 @@ _FIGURES: tuple[tuple[str, Callable[[RunLog], Figure | None], Comparison, bool],
     ("Throughput", _throughput, "percent", False),
     ("Memory", _memory, "percent", False),
 )
+
+
+def _of_corpora(runs: Sequence[RunLog]) -> Iterator[_Headline]:
+    """The last losses on single corpora, where a part of the data has several."""
+    for split in dict.fromkeys(split for run in runs for split in run.evaluated_corpora):
+        part, _, name = split.partition("/")
+        label = f"{'Validation' if part == 'valid' else 'Test'} loss on {name}"
+        yield label, _last_evaluation(split), "difference", True

@@ -19,6 +19,7 @@ UNTIED = COMMON | {"preset": "llama-tiny", "num_query_groups": 4, "untie_embeddi
 TENSOR, PIPE, CONTEXT = (
     f"{name}_size" for name in ("tensor_model_parallel", "pipeline_model_parallel", "context_parallel")
 )
+DOCUMENTS = {"reset_attention_mask": True, "reset_position_ids": True, "eod_mask_loss": True, "eod_token_id": 3}
 TWO_RANKS = [
     *(GPT2 | {"zero_stage": stage} for stage in (0, 1)),
     *(QWEN2 | {"zero_stage": stage, "bf16": True} for stage in (0, 3)),
@@ -28,6 +29,9 @@ TWO_RANKS = [
     QWEN2 | {PIPE: 2, "zero_stage": 1, "bf16": True, "recompute_granularity": "full"},
     GPT2 | {CONTEXT: 2, "zero_stage": 3, "recompute_granularity": "selective"},
     GPT2 | {"hidden_dropout": 0.1, "attention_dropout": 0.1},
+    # A mask as large as all else that is kept.
+    QWEN2 | DOCUMENTS | {"zero_stage": 1, "bf16": True, "seq_length": 512},
+    QWEN2 | DOCUMENTS | {PIPE: 2, "seq_length": 512},
 ]
 FOUR_RANKS = [GPT2 | {PIPE: 4, "num_layers": 4}, UNTIED | {TENSOR: 2, CONTEXT: 2}]
 

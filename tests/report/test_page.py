@@ -264,3 +264,19 @@ def test_no_run_and_a_run_twice_are_refused(make_run: MakeRun) -> None:
     run = make_run("run")
     with pytest.raises(ValueError, match="given twice"):
         write_report([run, run.parent / "." / "run"])
+
+
+def test_each_of_several_corpora_has_a_curve_and_a_figure(tmp_path: Path) -> None:
+    made = SyntheticRun(tmp_path / "run", 40, seed=0)
+    for _ in range(2):
+        made.train(20)
+        for split in ("valid/code", "valid/<b>", "valid", "test"):
+            made.evaluate(split)
+    page = Page(write_report([made.write()]))
+    figure = page.figures["loss"]
+    assert trace(figure, "validation code")["mode"] == "lines+markers"
+    assert values(trace(figure, "validation code")["x"]).tolist() == [20, 40]
+    assert trace(figure, "validation")["mode"] == "markers"
+    losses = [record["loss"] for record in made.metrics if record.get("split") == "valid/code"]
+    assert f"Validation loss on code {losses[-1]:.4f} at step 40" in page.sections["summary"]
+    assert "Validation loss on <b>" in page.sections["summary"]

@@ -25,11 +25,11 @@ from megatron_adalrs import build
 from megatron_adalrs.arguments import config_from_values, load_yaml
 from megatron_adalrs.config import Config
 from megatron_adalrs.data.loader import BatchLoader
+from megatron_adalrs.evaluation import Evaluation
 from megatron_adalrs.metrics import JsonLines, Metrics, perplexity
 from megatron_adalrs.model.gpt import GPT, count_parameters, initialise
 from megatron_adalrs.optim import build_optimizer
 from megatron_adalrs.schedule import build_schedule
-from megatron_adalrs.trainer import Evaluation
 
 RANGE_TESTS = ("lr-range-test-steepest", "lr-range-test-tenth")
 RANGE = 1e-6
@@ -61,10 +61,17 @@ def train(config: Config, kind: str) -> None:
         ValueError, OSError: the configuration, its data or its directory cannot be used.
         ImportError: the optimizer's package is not installed.
     """
+    if config.data.marks_documents:
+        raise ValueError(
+            "reset_attention_mask, reset_position_ids and eod_mask_loss are not for other optimizers' runs"
+        )
     config = build.with_run_dir(config)
     vocab_size = build.resolve_vocab_size(config)
     size = config.global_batch_size(1)
-    train_set, valid_set, _ = build.build_datasets(config, size)
+    datasets = build.build_datasets(config, size)
+    if len(datasets.valid) != 1:
+        raise ValueError(f"data_path: {len(datasets.valid)} corpora to validate on: required one")
+    train_set, valid_set = datasets.train, datasets.valid[0].dataset
     build.write_config(config)
     metrics = Metrics([JsonLines(config.run.run_dir / "metrics.jsonl", frozenset({"train", "eval", "run"}))])
     metrics.write("run", event_of("start", 0) | {"parameters": count_parameters(config.model, vocab_size)})
@@ -215,8 +222,6 @@ def set_mode(optimizer: torch.optim.Optimizer, mode: str) -> None:
 
 def loader(dataset, config: Config) -> BatchLoader:
     """One process's batches."""
-    if dataset is None:
-        raise ValueError(f"split: {config.data.split!r} leaves nothing to validate on")
     return BatchLoader(dataset, config.training.micro_batch_size, 0, 1, config.micro_batches_per_step(1))
 
 

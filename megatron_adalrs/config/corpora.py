@@ -1,0 +1,99 @@
+"""Which corpora a part of the data is made of: the grammar of `--data-path` and the flags like it."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from megatron_adalrs.config.base import require
+
+_NAMED = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
+
+
+def _as_entries(value: Any) -> Any:
+    """One prefix, or a list of prefixes and numbers as YAML holds it, as the words of a command line."""
+    words = [value] if isinstance(value, (str, Path)) else value
+    if not isinstance(words, (list, tuple)):
+        return value
+    return tuple(str(word) if isinstance(word, (str, int, float, Path)) else word for word in words)
+
+
+Entries = Annotated[tuple[str, ...], BeforeValidator(_as_entries)]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A preprocessed corpus, `prefix`.bin and `prefix`.idx, as a part of what it is blended with."""
+
+    name: str
+    """Of its curves and its consumption."""
+    prefix: str
+    size: float
+    """Finite and not negative; in relation to those of the others, or in what `blend_sizes` says."""
+
+
+def parse_corpora(field: str, entries: Sequence[str], needs_sizes: bool) -> tuple[Corpus, ...]:
+    """The corpora of a flag: one PREFIX, SIZE PREFIX pairs or, unless sizes are needed, several PREFIX of equal size.
+
+    A prefix may be written NAME=PREFIX; without a name its last part is the name.
+
+    Raises:
+        ValueError: naming the field, the entry and what is required.
+    """
+    require(len(entries) > 0, f"{field}: names no corpus: required the prefix of a .bin/.idx pair")
+    has_sizes = len(entries) > 1 and (needs_sizes or _number(entries[0]) is not None)
+    if has_sizes:
+        require(
+            len(entries) % 2 == 0,
+            f"{field}: {len(entries)} entries ({' '.join(entries)}): required one prefix, or as many numbers as "
+            "prefixes: SIZE PREFIX SIZE PREFIX",
+        )
+        sizes = [_size(field, size, prefix) for size, prefix in zip(entries[::2], entries[1::2], strict=True)]
+        require(sum(sizes) > 0, f"{field}: all sizes are 0: required at least one above")
+        entries = entries[1::2]
+    else:
+        sizes = [1.0] * len(entries)
+        for entry in entries if len(entries) > 1 else ():
+            require(
+                _number(entry) is None,
+                f"{field}: {entry!r} stands among prefixes without sizes: required SIZE PREFIX SIZE PREFIX",
+            )
+    named = [_named(entry) for entry in entries]
+    for what, values in (("called", [name for name, _ in named]), ("at", [prefix for _, prefix in named])):
+        value, count = Counter(values).most_common(1)[0]
+        require(
+            count == 1,
+            f"{field}: {count} corpora are {what} {value!r}: required different corpora with different names, "
+            "NAME=PREFIX gives one",
+        )
+    return tuple(Corpus(name, prefix, size) for (name, prefix), size in zip(named, sizes, strict=True))
+
+
+def _named(entry: str) -> tuple[str, str]:
+    given = _NAMED.fullmatch(entry)
+    return (given[1], given[2]) if given else (Path(entry).name or entry, entry)
+
+
+def _size(field: str, entry: str, prefix: str) -> float:
+    size = _number(entry)
+    if size is None:
+        raise ValueError(f"{field}: {entry!r} before {prefix} is no number: required SIZE PREFIX SIZE PREFIX")
+    require(
+        math.isfinite(size) and size >= 0,
+        f"{field}: size {entry} of {prefix}: required a finite number that is not negative",
+    )
+    return size
+
+
+def _number(entry: str) -> float | None:
+    try:
+        return float(entry)
+    except ValueError:
+        return None

@@ -1,0 +1,179 @@
+"""The corpora of a run as data sets: what it trains on, blended, and what it is evaluated on, one by one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from megatron_adalrs.config.corpora import Corpus
+from megatron_adalrs.config.data import DataConfig
+from megatron_adalrs.data.blend_order import BlendOrder
+from megatron_adalrs.data.gpt_dataset import GPTDataset, build_gpt_datasets, check_vocabulary, split_documents
+from megatron_adalrs.data.indexed_dataset import IndexedDataset, idx_path
+
+_BLEND_VERSION = 1  # raise with any change to `blend_order`
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one corpus contributes. `share`: of the samples, or of a mean; those of all parts add up to 1."""
+
+    name: str
+    share: Fraction
+    dataset: GPTDataset
+
+
+@dataclass(frozen=True)
+class Use:
+    """What was consumed of a corpus; epochs are passes over the tokens of its part."""
+
+    name: str
+    samples: int
+    tokens: int
+    epochs: float
+
+
+class Blend:
+    """`num_samples` samples of `seq_length` + 1 tokens from several corpora, each in the order that it has alone.
+
+    Raises ValueError and OSError as `build` does for a corpus without documents enough.
+
+    Args:
+        shares: of each corpus, by its name; not negative, with sum 1.
+        build: the data set of the corpus of an index, with so many samples.
+    """
+
+    def __init__(
+        self, shares: Sequence[tuple[str, Fraction]], num_samples: int, build: Callable[[int, int], GPTDataset]
+    ) -> None:
+        used = [(index, name, share) for index, (name, share) in enumerate(shares) if share]
+        self._length = num_samples
+        self._order = BlendOrder([share for _, _, share in used], num_samples)
+        counts = self._order.counts(num_samples)
+        self.parts = tuple(
+            Part(name, share, build(index, max(1, count)))
+            for (index, name, share), count in zip(used, counts, strict=True)
+        )
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, number: int) -> npt.NDArray[np.int64]:
+        """int64[seq_length + 1]: the tokens of sample `number`. Raises IndexError outside 0 ... len - 1."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"sample {number} of the blend: required 0 <= sample < {len(self)}")
+        corpus, sample = self._order.locate(number)
+        return self.parts[corpus].dataset[sample]
+
+    @property
+    def shares(self) -> dict[str, str]:
+        """Of the samples, as exact fractions."""
+        return {part.name: str(part.share) for part in self.parts}
+
+    def order_digest(self, first_n: int = 65536) -> str:
+        """12 hex digits for the order of the first samples; see `GPTDataset.order_digest`, whose it is for a single
+        corpus."""
+        digests = [
+            part.dataset.order_digest(count)
+            for part, count in zip(self.parts, self._order.counts(min(first_n, len(self))), strict=True)
+        ]
+        if len(digests) == 1:
+            return digests[0]
+        return hashlib.sha256(f"{_BLEND_VERSION} {list(self.shares.values())} {digests}".encode()).hexdigest()[:12]
+
+    def used(self, consumed_samples: int, passed_over: Iterable[Span] = ()) -> list[Use]:
+        """What was consumed of each corpus at a position in the data.
+
+        Args:
+            passed_over: samples first to last - 1, apart from each other, that were not.
+        """
+        here = np.array(self._order.counts(consumed_samples))
+        for first, last in passed_over:
+            ends = [self._order.counts(min(end, consumed_samples)) for end in (first, last)]
+            here -= np.subtract(ends[1], ends[0])
+        uses = []
+        for part, samples in zip(self.parts, here.tolist(), strict=True):
+            tokens = samples * part.dataset.seq_length
+            uses.append(Use(part.name, samples, tokens, tokens / part.dataset.num_tokens))
+        return uses
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """What a run reads. `valid` and `test`: each corpus by itself; empty where there is nothing to evaluate on."""
+
+    train: Blend
+    valid: tuple[Part, ...]
+    test: tuple[Part, ...]
+
+
+def build_datasets(
+    data: DataConfig, seq_length: int, train_samples: int, evaluated_samples: int, seed: int
+) -> Datasets:
+    """The data sets of a configuration. Call it in one process first: all others then open the same caches.
+
+    Raises FileNotFoundError, ValueError and OSError as `build_gpt_datasets` does; ValueError where the corpora differ
+    in token type, or their split leaves nothing to train on.
+    """
+    _require_one_token_type([corpus.prefix for corpus in data.corpora])
+
+    def build(corpus: Corpus, split: str, samples: tuple[int, int, int]) -> Sequence[GPTDataset | None]:
+        return build_gpt_datasets(corpus.prefix, split, seq_length, samples, seed, data.data_cache_path)
+
+    first_split, trained_on = data.parts[0]
+
+    def trained(index: int, samples: int) -> GPTDataset:
+        dataset = build(trained_on[index], first_split, (samples, 0, 0))[0]
+        if dataset is None:
+            raise ValueError(f"split: {first_split!r} leaves nothing to train on")
+        return dataset
+
+    train = Blend(shares_of(data, first_split, trained_on), train_samples, trained)
+    held_out: tuple[list[Part], list[Part]] = [], []
+    for split, corpora in data.parts:
+        total = sum(corpus.size for corpus in corpora)
+        for corpus in corpora:
+            parts = build(corpus, split, (0, evaluated_samples, evaluated_samples))[1:]
+            for into, dataset in zip(held_out, parts, strict=True):
+                if dataset is not None:
+                    into.append(Part(corpus.name, Fraction(corpus.size) / Fraction(total), dataset))
+    return Datasets(train, *map(tuple, held_out))
+
+
+def shares_of(data: DataConfig, split: str, corpora: Sequence[Corpus]) -> list[tuple[str, Fraction]]:
+    """What share of the training samples each corpus has, by its name."""
+    sizes = [Fraction(repr(corpus.size)) for corpus in corpora]
+    if data.blend_sizes == "epochs":
+        for index, corpus in enumerate(corpora):
+            indexed = IndexedDataset(corpus.prefix)
+            documents = split_documents(split, indexed.num_documents)[0]
+            offsets = indexed.document_offsets
+            sizes[index] *= int(offsets[documents.stop] - offsets[documents.start])
+    total = sum(sizes)
+    if not total:
+        raise ValueError("blend_sizes: epochs of corpora without tokens to train on: required at least one with some")
+    return [(corpus.name, size / total) for corpus, size in zip(corpora, sizes, strict=True)]
+
+
+def check_vocabularies(data: DataConfig, vocab_size: int) -> None:
+    """`check_vocabulary` of every corpus."""
+    for prefix in dict.fromkeys(corpus.prefix for corpus in data.corpora):
+        check_vocabulary(prefix, vocab_size)
+
+
+def _require_one_token_type(prefixes: Sequence[Path | str]) -> None:
+    types = {prefix: IndexedDataset(prefix).dtype.name for prefix in dict.fromkeys(prefixes)}
+    first, *others = types
+    for other in others:
+        if types[other] != types[first]:
+            raise ValueError(
+                f"{idx_path(other)} has token type {types[other]}, {idx_path(first)} has {types[first]}: required the "
+                "same, that of one tokenizer"
+            )

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from megatron_adalrs.arguments import config_from_values
+from megatron_adalrs.build import known_vocab_size, with_end_of_document
+from megatron_adalrs.config import DataConfig
+from megatron_adalrs.data.blend import Datasets, build_datasets
+from megatron_adalrs.data.gpt_dataset import build_gpt_datasets
+from megatron_adalrs.data.indexed_dataset import IndexedDatasetBuilder
+
+LENGTH = 8
+
+
+def corpus(prefix: Path, token: int, documents: int, dtype: type = np.uint16) -> str:
+    """Documents of 20 tokens: `token`, and their number in hundreds."""
+    with IndexedDatasetBuilder(prefix, dtype) as builder:
+        for number in range(documents):
+            builder.add_document(np.full(20, 100 * number + token))
+        builder.finalize()
+    return str(prefix)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for token, (name, documents) in enumerate({"a": 40, "b": 20, "c": 21}.items()):
+        corpus(tmp_path / name, token, documents)
+    return tmp_path
+
+
+def built(folder: Path, samples: int = 60, **values: Any) -> Datasets:
+    return build_datasets(DataConfig(**values), LENGTH, samples, 5, seed=3)
+
+
+def read(dataset: Any, count: int) -> list[bytes]:
+    return [dataset[number].tobytes() for number in range(count)]
+
+
+def test_each_corpus_is_read_in_the_order_that_it_has_alone(folder: Path) -> None:
+    blend = built(folder, data_path=[2, f"{folder}/a", 1, f"{folder}/b"], split="1,0,0").train
+    assert len(blend) == 60
+    by_token: dict[int, list[bytes]] = {0: [], 1: []}
+    for number in range(60):
+        by_token[int(blend[number][0]) % 100].append(blend[number].tobytes())
+    assert [len(samples) for samples in by_token.values()] == [40, 20]
+    for name, samples in zip("ab", by_token.values(), strict=True):
+        alone = build_gpt_datasets(folder / name, "1,0,0", LENGTH, (len(samples), 0, 0), seed=3)[0]
+        assert read(alone, len(samples)) == samples
+    for outside in (-1, 60):
+        with pytest.raises(IndexError, match=f"sample {outside} of the blend: required 0 <= sample < 60"):
+            blend[outside]
+
+
+def test_a_single_corpus_has_the_order_and_the_digest_that_it_always_had(folder: Path) -> None:
+    blend = built(folder, data_path=f"{folder}/a", split="8,1,1").train
+    alone = build_gpt_datasets(folder / "a", "8,1,1", LENGTH, (60, 0, 0), seed=3)[0]
+    assert read(blend, 60) == read(alone, 60)
+    assert blend.order_digest(30) == alone.order_digest(30)
+    assert blend.shares == {"a": "1"}
+
+
+def test_the_digest_knows_corpora_and_shares_and_not_the_length(folder: Path) -> None:
+    def digest(*entries: Any, samples: int = 60) -> str:
+        return built(folder, samples, data_path=entries, split="1,0,0").train.order_digest(50)
+
+    a, b, c = (f"{folder}/{name}" for name in "abc")
+    digests = [digest(2, a, 1, b), digest(1, a, 2, b), digest(2, a, 1, c), digest(1, b, 2, a), digest(2, a, 1.01, b)]
+    assert len(set(digests)) == 5
+    assert digest(4, a, 2, f"other={b}", samples=200) == digests[0]
+
+
+def test_sizes_in_tokens_and_in_epochs(folder: Path) -> None:
+    entries = [1, f"{folder}/a", 3, f"{folder}/b", 0, f"{folder}/c"]
+    for sizes, shares in (("weights", ["1/4", "3/4"]), ("tokens", ["1/4", "3/4"]), ("epochs", ["2/5", "3/5"])):
+        blend = built(folder, data_path=entries, split="1,0,0", blend_sizes=sizes).train
+        assert list(blend.shares.values()) == shares
+    assert blend.used(250)[0].epochs == pytest.approx(1.0)  # 100 samples of 8 of the 800 tokens of a
+    assert blend.used(250)[1].epochs == pytest.approx(3.0)
+
+
+def test_what_was_passed_over_is_not_consumed(folder: Path) -> None:
+    blend = built(folder, data_path=[1, f"{folder}/a", 1, f"{folder}/b"], split="1,0,0").train
+    of_each = [[int(blend[n][0]) % 100 == token for n in range(60)] for token in (0, 1)]
+    spans = ((3, 8), (20, 21), (30, 50))
+    for here in (0, 5, 8, 25, 60):
+        left = [n for n in range(here) if not any(first <= n < last for first, last in spans)]
+        for use, belongs in zip(blend.used(here, spans), of_each, strict=True):
+            assert use.samples == sum(belongs[n] for n in left)
+            assert use.tokens == use.samples * LENGTH
+
+
+def test_separate_corpora_are_used_whole(folder: Path) -> None:
+    paths = {"train_data_path": f"{folder}/a", "valid_data_path": [f"{folder}/b", f"x={folder}/c"]}
+    datasets = built(folder, **paths, test_data_path=[3, f"{folder}/b", 1, f"{folder}/c"])
+    assert datasets.train.parts[0].dataset.num_tokens == 800
+    assert [(part.name, float(part.share)) for part in datasets.valid] == [("b", 0.5), ("x", 0.5)]
+    assert [(part.name, float(part.share)) for part in datasets.test] == [("b", 0.75), ("c", 0.25)]
+    assert {part.dataset.num_tokens for part in (*datasets.valid, *datasets.test)} == {400, 420}
+    assert [part.dataset.split for part in (datasets.valid[0], datasets.test[0])] == ["valid", "test"]
+    assert built(folder, train_data_path=f"{folder}/a").valid == ()
+
+
+def test_a_split_blend_is_evaluated_corpus_by_corpus(folder: Path) -> None:
+    datasets = built(folder, data_path=[2, f"{folder}/a", 0, f"{folder}/b"], split="6,4,0")
+    assert [part.name for part in datasets.train.parts] == ["a"]
+    assert [(part.name, part.share) for part in datasets.valid] == [("a", 1), ("b", 0)]
+    assert datasets.test == ()
+
+
+def test_what_does_not_fit_together_is_refused(folder: Path) -> None:
+    corpus(folder / "wide", 3, 20, np.int32)
+    with pytest.raises(ValueError, match=r"wide.idx has token type int32, .*a.idx has uint16: required the same"):
+        built(folder, data_path=[1, f"{folder}/a", 1, f"{folder}/wide"])
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*nothing.idx"):
+        built(folder, train_data_path=f"{folder}/a", valid_data_path=f"{folder}/nothing")
+    with pytest.raises(ValueError, match="split: '0,1,1' leaves nothing to train on"):
+        built(folder, data_path=[1, f"{folder}/a", 1, f"{folder}/b"], split="0,1,1")
+    with pytest.raises(ValueError, match="blend_sizes: epochs of corpora without tokens to train on"):
+        built(folder, data_path=[1, f"{folder}/a", 1, f"{folder}/b"], split="0,1,1", blend_sizes="epochs")
+
+
+VALUES = {"preset": "gpt2-tiny", "seq_length": LENGTH, "train_iters": 1, "lr": 1e-3}
+NOTE = {
+    "tokenizer_type": "ByteTokenizer", "vocab_size": 257, "eod": 256, "append_eod": True, "dtype": "uint16",
+    "documents": 20, "tokens": 400, "tokenizer_sha256": "1" * 64,
+}  # fmt: skip
+
+
+def test_corpora_of_different_tokenizers_are_refused(folder: Path) -> None:
+    config = config_from_values(VALUES | {"data_path": [1, f"{folder}/a", 1, f"{folder}/b"]})
+    (folder / "b.json").write_text(json.dumps(NOTE))
+    assert known_vocab_size(config) == 257
+    (folder / "a.json").write_text(json.dumps(NOTE | {"tokenizer_sha256": "2" * 64}))
+    with pytest.raises(ValueError, match=r"b.json names another tokenizer \(ByteTokenizer, SHA-256 1{12}\) than"):
+        known_vocab_size(config)
+
+
+def test_the_end_of_document_token_comes_from_where_it_is_known(folder: Path) -> None:
+    def eod(vocab_size: int = 300, **values: Any) -> int | None:
+        config = config_from_values(VALUES | {"data_path": f"{folder}/a", "reset_attention_mask": True} | values)
+        return with_end_of_document(config, vocab_size).data.eod_token_id
+
+    assert eod(eod_token_id=3) == 3
+    assert eod(tokenizer_type="ByteTokenizer") == 256
+    assert eod(reset_attention_mask=False) is None
+    with pytest.raises(ValueError, match="reset_position_ids: the end-of-document token is unknown; give --eod-token"):
+        eod(reset_attention_mask=False, reset_position_ids=True)
+    with pytest.raises(ValueError, match="eod_token_id: 300: required 0 to 299, the vocabulary of 300"):
+        eod(eod_token_id=300)
+    (folder / "a.json").write_text(json.dumps(NOTE))
+    assert eod() == 256
+    with pytest.raises(ValueError, match=r"eod_token_id: 3 contradicts .*a.json, which says 256"):
+        eod(eod_token_id=3)
+    (folder / "a.json").write_text(json.dumps(NOTE | {"append_eod": False}))
+    with pytest.raises(ValueError, match=r"eod_mask_loss: .*a.json says that no document has an end-of-document"):
+        eod(reset_attention_mask=False, eod_mask_loss=True)
