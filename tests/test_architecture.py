@@ -91,6 +91,4 @@ def test_tensorboard_is_written_by_metrics_only() -> None:
 
 @pytest.mark.parametrize("program", sorted((PACKAGE.parent / "tools").glob("*.py")), ids=lambda path: path.name)
 def test_a_tool_is_a_program(program: Path) -> None:
-    text = program.read_text()
-    assert text.startswith("#!/usr/bin/env python3\n")
-    assert 'if __name__ == "__main__":\n' in text
+    assert 'if __name__ == "__main__":\n' in program.read_text()

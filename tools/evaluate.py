@@ -18,9 +18,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
+
+if TYPE_CHECKING:
+    from megatron_adalrs.checkpoint import OpenedModel
 
 
 @dataclass(frozen=True)
@@ -84,11 +87,7 @@ def evaluated(given: Arguments) -> dict[str, Any]:
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     opened = open_model(locate_model(given.source, "model"), "model")
-    data_path = given.data_path or opened.data_path
-    if data_path is None:
-        raise ValueError(f"data_path: {opened.path} was trained on no corpus of ours; give --data-path")
-    is_own = data_path == opened.data_path
-    split = given.split or (opened.split if is_own else None)
+    data_path, split = corpus_of(given, opened)
     indexed = IndexedDataset(data_path)
     check_vocabulary(data_path, opened.vocab_size)
     if given.part == "all":
@@ -110,6 +109,23 @@ def evaluated(given: Arguments) -> dict[str, Any]:
         "model": str(opened.path), "step": opened.step, "data": f"{data_path} ({given.part})", "loss": found.loss,
         "loss_error": found.error, "perplexity": found.perplexity, "tokens": found.tokens, "seq_length": length,
     }  # fmt: skip
+
+
+def corpus_of(given: Arguments, opened: OpenedModel) -> tuple[str, str | None]:
+    """Prefix of the corpus, and the weights of its parts, as far as they are known.
+
+    Raises:
+        ValueError: the model alone does not tell which corpus is meant.
+    """
+    own = opened.data.parts if opened.data else ()
+    known = {corpus.prefix: split for split, corpora in own for corpus in corpora}
+    if given.data_path is not None:
+        return given.data_path, given.split or known.get(given.data_path)
+    if len(known) != 1:
+        several = f"was trained on {', '.join(known)}" if known else "is not of a run of ours"
+        raise ValueError(f"data_path: {opened.path} {several}; give --data-path")
+    ((prefix, split),) = known.items()
+    return prefix, given.split or split
 
 
 def device() -> str:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from megatron_adalrs.data.indexed_dataset import IndexedDataset
+from megatron_adalrs.model.documents import NOT_COUNTED
 from megatron_adalrs.model.gpt import GPT
 
 
@@ -51,7 +53,7 @@ def evaluate(
     max_tokens: int | None = None,
     on_progress: Callable[[int], None] = lambda tokens: None,
 ) -> Evaluated:
-    """The mean next-token loss of a model, each window seen by itself.
+    """The mean next-token loss of a model, each window seen by itself, over the tokens that counted in its training.
 
     Args:
         length: tokens that are predicted in a window, which is the most context that one has.
@@ -71,9 +73,11 @@ def evaluate(
         if batch:
             tokens = torch.from_numpy(np.stack(batch)).to(device)
             logits = model.logits(tokens[:, :-1]).float()
-            each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
-            losses.extend(each.double().mean(dim=1).tolist())
-            sizes.extend([each.shape[1]] * len(batch))
+            targets = model.documents.targets(tokens)
+            each = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none", ignore_index=NOT_COUNTED)
+            counted = (targets != NOT_COUNTED).sum(dim=1)
+            losses.extend((each.double().sum(dim=1) / counted.clamp(min=1)).tolist())
+            sizes.extend(counted.tolist())
             batch.clear()
             on_progress(sum(sizes))
 
@@ -86,7 +90,7 @@ def evaluate(
         if max_tokens is not None and sum(sizes) + sum(len(one) - 1 for one in batch) >= max_tokens:
             break
     flush()
-    if not losses:
+    if not sum(sizes):
         raise ValueError(f"the documents of {indexed.prefix} have fewer than 2 tokens: nothing can be predicted")
     weights, found = np.array(sizes, dtype=np.float64), np.array(losses)
     share = weights / weights.sum()

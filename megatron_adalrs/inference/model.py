@@ -6,11 +6,13 @@ import torch
 
 from megatron_adalrs.checkpoint import OpenedModel
 from megatron_adalrs.data.tokenizer import Tokenizer, build_tokenizer
+from megatron_adalrs.model.documents import ONE_DOCUMENT, Documents
 from megatron_adalrs.model.gpt import GPT, write_weights
 
 
 def whole_model(opened: OpenedModel, dtype: torch.dtype | None = None, device: str = "cpu") -> GPT:
-    """The model, ready to compute with, without dropout and gradients.
+    """The model, ready to compute with, without dropout and gradients. Documents within a sample are what they were in
+    its training.
 
     Args:
         dtype: None: what the model computes with where it was trained.
@@ -18,11 +20,12 @@ def whole_model(opened: OpenedModel, dtype: torch.dtype | None = None, device: s
     Raises:
         ValueError: a tensor cannot be read.
     """
+    documents = Documents.of(opened.data) if opened.data else ONE_DOCUMENT
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype or opened.dtype("final_norm.weight"))
     try:
         with torch.device(device):
-            model = GPT(opened.model, opened.vocab_size)
+            model = GPT(opened.model, opened.vocab_size, documents=documents)
     finally:
         torch.set_default_dtype(before)
     write_weights(model, opened.weights)
@@ -40,19 +43,21 @@ def tokenizer_of(opened: OpenedModel, kind: str | None, path: str | None) -> Tok
         tokenizer = build_tokenizer(kind, path)
     elif path:
         raise ValueError(f"tokenizer_model: {path}: give --tokenizer-type too")
-    elif file := opened.companions.get("tokenizer.json"):
-        tokenizer = build_tokenizer("HuggingFaceTokenizer", file)
-    elif file := opened.companions.get("tokenizer.model"):
-        tokenizer = build_tokenizer("SentencePieceTokenizer", file)
-    elif opened.speaks_bytes:
-        tokenizer = build_tokenizer("ByteTokenizer")
     else:
-        raise ValueError(
-            f"tokenizer_type: {opened.path} names no tokenizer; give --tokenizer-type and --tokenizer-model"
-        )
+        tokenizer = _own_tokenizer(opened)
     if tokenizer.vocab_size > opened.vocab_size:
         raise ValueError(
             f"tokenizer_type: the tokenizer has {tokenizer.vocab_size} tokens, the model of {opened.path} "
             f"{opened.vocab_size}"
         )
     return tokenizer
+
+
+def _own_tokenizer(opened: OpenedModel) -> Tokenizer:
+    known = opened.tokenizer()
+    if known.is_bytes:
+        return build_tokenizer("ByteTokenizer")
+    for name, kind in (("tokenizer.json", "HuggingFaceTokenizer"), ("tokenizer.model", "SentencePieceTokenizer")):
+        if name in known.files:
+            return build_tokenizer(kind, known.files[name])
+    raise ValueError(f"tokenizer_type: {opened.path} names no tokenizer; give --tokenizer-type and --tokenizer-model")
