@@ -82,6 +82,7 @@ def build_trainer(config: Config) -> Trainer:
     saved = on_first_rank(lambda: checkpoint.read_state(resumed)) if resumed else None
     source = on_first_rank(lambda: checkpoint.source_of_weights(config.run, saved))
     config = with_source(config, source)
+    tokenizer = on_first_rank(lambda: tokenizer_sha256(config))
     vocab_size = on_first_rank(lambda: resolve_vocab_size(config))
     config = on_first_rank(lambda: with_end_of_document(config, vocab_size))
     if resumed and saved:
@@ -96,7 +97,9 @@ def build_trainer(config: Config) -> Trainer:
     def identity(consumed_samples: int) -> dict[str, Any]:
         """What a run must share with a checkpoint beyond its configuration."""
         data_order = blend.order_digest(min(consumed_samples, ORDER_SAMPLES))
-        return {"vocab_size": vocab_size, "blend": blend.shares, "data_order": data_order}
+        return {
+            "vocab_size": vocab_size, "tokenizer_sha256": tokenizer, "blend": blend.shares, "data_order": data_order,
+        }  # fmt: skip
 
     data_order = blend.order_digest(min(config.training.train_iters * global_batch_size, ORDER_SAMPLES))
     bad_numbers = BadNumbers(config.bad_numbers, config.training.train_iters, config.training.precision == "fp16")
@@ -110,7 +113,9 @@ def build_trainer(config: Config) -> Trainer:
     # A search under way may still go back to the weights that the run began with.
     weights = weights_step = None
     if source and (not resumed or controller.needs_initial):
-        weights, weights_step = on_every_rank(lambda: checkpoint.open_weights(source, config.model, vocab_size))
+        weights, weights_step = on_every_rank(
+            lambda: checkpoint.open_weights(source, config.model, vocab_size, tokenizer)
+        )
     plan = plan_run(config, vocab_size, grid.shape, computes_on_cpu())
     snapshot_bytes = plan.stages[grid.pipe.rank].snapshot
     directory = config.adalrs.snapshot_dir if config.live_snapshots else None
@@ -249,6 +254,25 @@ def known_vocab_size(config: Config) -> int:
     if asked and known > asked:
         raise ValueError(f"vocab_size: {asked} is below the {known} tokens of {source}")
     return asked or known
+
+
+def tokenizer_sha256(config: Config) -> str | None:
+    """The digest of the tokenizer that the tokens of this run are of; None where nothing tells.
+
+    Raises:
+        ValueError: the data was made with another one than the flags name.
+        FileNotFoundError: its file is not there.
+    """
+    data, made = config.data, made_with(config)
+    if not data.tokenizer_type:
+        return made[1].tokenizer_sha256 if made else None
+    named = build_tokenizer(data.tokenizer_type, data.tokenizer_model).sha256
+    if made and named != made[1].tokenizer_sha256:
+        raise ValueError(
+            f"tokenizer_model: {data.tokenizer_model or data.tokenizer_type} (SHA-256 {named:.12}) is not what made "
+            f"{made[0]} ({made[1].tokenizer_type}, {made[1].tokenizer_sha256:.12}, says {description_path(made[0])})"
+        )
+    return named
 
 
 def made_with(config: Config) -> tuple[str, Description] | None:

@@ -79,6 +79,15 @@ def shape_of(state: dict[str, Any]) -> GridShape:
     return GridShape.of_world(state["world_size"], **sizes)
 
 
+def require_one_tokenizer(model: str, theirs: str | None, ours: str | None) -> None:
+    """Raise ValueError where the digests of a model's tokenizer and of that of a run's data are known, and differ."""
+    if theirs and ours and theirs != ours:
+        raise ValueError(
+            f"{model} was trained on tokens of another tokenizer (SHA-256 {theirs:.12}) than the data of this run "
+            f"({ours:.12}): required the same"
+        )
+
+
 def require_identity(checkpoint: Path, state: dict[str, Any], identity: dict[str, Any]) -> None:
     """Check that a run has the vocabulary of a checkpoint and sees the data that it saw in the same order.
 
@@ -90,6 +99,7 @@ def require_identity(checkpoint: Path, state: dict[str, Any], identity: dict[str
         raise ValueError(
             f"--load: {checkpoint} has vocab_size {saved['vocab_size']}, this run has {identity['vocab_size']}"
         )
+    require_one_tokenizer(f"--load: {checkpoint}", saved.get("tokenizer_sha256"), identity["tokenizer_sha256"])
     # One corpus, whatever it is called, is what checkpoints without this entry saw.
     theirs, ours = saved.get("blend", {"data": "1"}), identity["blend"]
     if list(theirs.values()) != list(ours.values()):

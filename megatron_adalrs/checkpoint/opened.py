@@ -57,6 +57,8 @@ class OpenedModel:
     """Looks for it. Raises OSError: one that is there cannot be read."""
     data: DataConfig | None = None
     """What it was trained on; None: not of a run of ours."""
+    tokenizer_sha256: str | None = None
+    """Of the tokenizer that made its data, where its run knew it."""
 
 
 def locate_model(path: Path, flag: str, strict: bool = False, verify: bool = False) -> Path:
@@ -120,7 +122,10 @@ def _of_run(path: Path, state: dict[str, Any], model: ModelConfig, vocab_size: i
     precision = torch.bfloat16 if saved.get("bf16") else torch.float16 if saved.get("fp16") else torch.float32
     data = DataConfig(**{name: saved[name] for name in DataConfig.model_fields if name in saved})
     tokenizer = partial(_tokenizer_of_run, saved, data, vocab_size)
-    return OpenedModel(path, model, vocab_size, weights, lambda name: precision, step, tokenizer, data)
+    return OpenedModel(
+        path, model, vocab_size, weights, lambda name: precision, step, tokenizer, data,
+        state["identity"].get("tokenizer_sha256"),
+    )  # fmt: skip
 
 
 def _tokenizer_of_run(saved: dict[str, Any], data: DataConfig, vocab_size: int) -> Tokenizer:
