@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from megatron_adalrs.report import write_report
+from tests.report.conftest import SyntheticRun
 
 MakeRun = Callable[..., Path]
 SECTIONS = [
