@@ -62,9 +62,7 @@ def train(config: Config, kind: str) -> None:
         ImportError: the optimizer's package is not installed.
     """
     if config.data.marks_documents:
-        raise ValueError(
-            "reset_attention_mask, reset_position_ids and eod_mask_loss are not for other optimizers' runs"
-        )
+        raise ValueError("reset_attention_mask, reset_position_ids, eod_mask_loss: required off with other optimizers")
     config = build.with_run_dir(config)
     vocab_size = build.resolve_vocab_size(config)
     size = config.global_batch_size(1)
