@@ -1,5 +1,7 @@
 """From the command line to a Config: defaults, then `--preset`, then the YAML file of `--config`, then flags.
 
+Where none of them gives a shape, that of a Hugging Face folder in `--finetune-from` is taken.
+
 Nothing here imports torch, so that `--help` answers at once.
 """
 
@@ -20,6 +22,7 @@ from pydantic.fields import FieldInfo
 
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
 from megatron_adalrs.config import NESTED, BadNumbersConfig, Config
+from megatron_adalrs.huggingface.shape import Shape, is_model
 from megatron_adalrs.model.presets import PRESETS
 
 GROUPS: dict[str, type[BaseModel]] = {
@@ -54,11 +57,12 @@ def parse_arguments(arguments: Sequence[str], print_errors: bool = True) -> Conf
         ValueError: one sentence naming the field, its value and what is required.
         SystemExit: `--help` (0), or flags that cannot be parsed (2; the message is already printed).
     """
-    chosen = _peek(arguments, ("config", "preset"))
+    chosen = _peek(arguments, ("config", "preset", "finetune_from"))
     values = load_yaml(Path(chosen["config"])) if "config" in chosen else {}
     preset = chosen.get("preset", values.get("preset"))
     if preset in PRESETS:
         values = PRESETS[preset] | values
+    values = _with_shape_of_source(values, chosen.get("finetune_from", values.get("finetune_from")))
     flags = tyro.cli(_flags(values), args=list(arguments), description=Config.__doc__, console_outputs=print_errors)
     given = {name: value for group in GROUPS for name, value in vars(getattr(flags, group)).items()}
     return config_from_values(given | {name: vars(getattr(flags, name)) for name in NESTED})
@@ -71,6 +75,7 @@ def config_from_values(values: Mapping[str, Any]) -> Config:
         ValueError: one sentence naming the field, its value and what is required.
     """
     flat = PRESETS.get(values.get("preset") or "", {}) | _checked(values, source="")
+    flat = _with_shape_of_source(flat, flat.get("finetune_from"))
     groups: dict[str, Any] = {
         name: {key: flat[key] for key in group.model_fields if key in flat} for name, group in GROUPS.items()
     }
@@ -80,6 +85,21 @@ def config_from_values(values: Mapping[str, Any]) -> Config:
         )
     except ValidationError as error:
         raise ValueError(describe(error)) from None
+
+
+def _with_shape_of_source(values: dict[str, Any], source: Path | str | None) -> dict[str, Any]:
+    """The same, with the shape of the Hugging Face model that a run begins with, where nothing else gives one.
+
+    Raises:
+        ValueError: our model cannot have that shape.
+    """
+    if source is None or values.keys() >= {"num_layers", "hidden_size", "num_attention_heads"}:
+        return values
+    folder = Path(source)
+    try:
+        return Shape(folder).fields | values if is_model(folder) else values
+    except ValueError as error:
+        raise ValueError(f"--finetune-from: {error}") from None
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

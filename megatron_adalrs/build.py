@@ -121,7 +121,7 @@ def build_trainer(config: Config) -> Trainer:
     parameters = count_parameters(config.model, vocab_size)
     origin = checkpoint.how_resumed(resumed, saved, config, grid) if resumed and saved else None
     if source and not resumed:
-        origin = f"weights of {source}, step {weights_step}"
+        origin = f"weights of {source}" + ("" if weights_step is None else f", step {weights_step}")
     announce(
         f"{opening(config, grid, parameters, snapshot_bytes, about_the_data(config, blend, global_batch_size), origin)}"
         f"\n{describe(plan)}",

@@ -19,6 +19,7 @@ LAYERS = [  # a module imports only from its own line and the lines below
     {"past"},
     {"checkpoint", "snapshot", "rank_check"},
     {"engine"},
+    {"huggingface"},
     {"model", "optim", "deepspeed_config"},
     {
         "parallel",
@@ -44,7 +45,7 @@ LAYERS = [  # a module imports only from its own line and the lines below
 ]
 WRITERS = ("torch.utils.tensorboard", "tensorboard.summary")
 CONFIG_ONLY = {"data", "metrics", "schedule", "optim"}
-EXCEPTIONS = {("arguments", "model")}  # presets are plain mappings
+EXCEPTIONS = {("arguments", "model"), ("arguments", "huggingface")}  # presets and config.json are plain mappings
 
 
 def room(path: Path) -> str:

@@ -14,7 +14,9 @@ save.py      writing and publishing one, removing old ones
 manifest.py  what a checkpoint consists of, and what is wrong with it
 load.py      finding the one to resume from, and loading it
 regrid.py    resuming, on the grid that wrote it or another
+opened.py    a model in any form that one is kept in, Hugging Face's too
 weights.py   a new run's initial weights from one
+weights_alone.py  a checkpoint of nothing but them
 fitting.py   whether it is of this run's model, grid and data
 """
 
@@ -23,11 +25,14 @@ from __future__ import annotations
 from megatron_adalrs.checkpoint.fitting import require_fitting, require_identity
 from megatron_adalrs.checkpoint.load import checkpoint_to_resume, find_checkpoint, load_checkpoint, read_state, restore
 from megatron_adalrs.checkpoint.manifest import find_damage
+from megatron_adalrs.checkpoint.opened import OpenedModel, locate_model, open_model
 from megatron_adalrs.checkpoint.regrid import how_resumed, resume
 from megatron_adalrs.checkpoint.save import Places, Saving, save_checkpoint
 from megatron_adalrs.checkpoint.weights import open_weights, source_of_weights
+from megatron_adalrs.checkpoint.weights_alone import write_weights_alone
 
 __all__ = [
+    "OpenedModel",
     "Places",
     "Saving",
     "checkpoint_to_resume",
@@ -35,6 +40,8 @@ __all__ = [
     "find_damage",
     "how_resumed",
     "load_checkpoint",
+    "locate_model",
+    "open_model",
     "open_weights",
     "read_state",
     "require_fitting",
@@ -43,4 +50,5 @@ __all__ = [
     "resume",
     "save_checkpoint",
     "source_of_weights",
+    "write_weights_alone",
 ]

@@ -11,6 +11,7 @@ from megatron_adalrs.checkpoint.manifest import (
     ENGINE,
     MANIFEST,
     STATE,
+    WEIGHTS,
     find_damage,
     foreign_versions,
     original_of,
@@ -80,7 +81,14 @@ def checkpoint_to_resume(run: RunConfig) -> Path | None:
         ValueError: there is none that can be loaded, although one is asked for, or one was there.
     """
     load = run.load or (run.save if run.auto_resume and has_checkpoint(run.save) else None)
-    return find_checkpoint(load, run.strict_load, run.verify_checkpoint) if load else None
+    if load is None:
+        return None
+    found = find_checkpoint(load, run.strict_load, run.verify_checkpoint)
+    if (found / WEIGHTS).is_dir():
+        raise ValueError(
+            f"--load: {found} holds weights alone, which cannot be resumed: begin a new run with --finetune-from {load}"
+        )
+    return found
 
 
 def read_state(checkpoint: Path, flag: str = "--load") -> dict[str, Any]:

@@ -18,6 +18,7 @@ from megatron_adalrs.engine import deepspeed_version
 
 FORMAT = 2
 ENGINE, STATE, MANIFEST, LATEST = "engine", "state.json", "manifest.json", "latest"
+WEIGHTS, TOKENIZER = "weights", "tokenizer"  # of a checkpoint of weights alone, in place of ENGINE
 HASHING_THREADS = 8
 CHUNK = 1 << 22
 

@@ -1,4 +1,4 @@
-"""`--finetune-from`: a new run's initial weights from a checkpoint of another, whatever its grid and ZeRO stage."""
+"""`--finetune-from`: a new run's initial weights from a model, whatever its form, its grid and its ZeRO stage."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from megatron_adalrs.checkpoint.fitting import shape_of
-from megatron_adalrs.checkpoint.load import find_checkpoint, read_state
-from megatron_adalrs.checkpoint.manifest import ENGINE
+from megatron_adalrs.checkpoint.opened import locate_model, open_model
 from megatron_adalrs.config import ModelConfig, RunConfig
-from megatron_adalrs.engine import SavedWeights
+from megatron_adalrs.model.gpt import WeightSource
 
 FINETUNE_FROM = "--finetune-from"
 
 
 def source_of_weights(run: RunConfig, saved: dict[str, Any] | None) -> Path | None:
-    """The checkpoint that this run's initial weights come from, an absolute path; None: they are drawn.
+    """The checkpoint or Hugging Face folder that this run's initial weights come from, an absolute path; None: they
+    are drawn.
 
     Args:
         saved: state of the checkpoint that is resumed, if one is: it notes where its run's weights came from.
@@ -28,7 +27,7 @@ def source_of_weights(run: RunConfig, saved: dict[str, Any] | None) -> Path | No
     if saved is None:
         if asked is None:
             return None
-        return find_checkpoint(asked, run.strict_load, run.verify_checkpoint, FINETUNE_FROM).resolve()
+        return locate_model(asked, FINETUNE_FROM, run.strict_load, run.verify_checkpoint)
     noted = saved["config"].get("finetune_from")
     source = Path(noted) if noted else None
     if asked is not None and (source is None or asked.resolve() not in (source, *source.parents)):
@@ -40,8 +39,8 @@ def source_of_weights(run: RunConfig, saved: dict[str, Any] | None) -> Path | No
     return source
 
 
-def open_weights(checkpoint: Path, config: ModelConfig, vocab_size: int) -> tuple[SavedWeights, int]:
-    """A checkpoint's weights, to be read parameter by parameter, and the step that they are of.
+def open_weights(source: Path, config: ModelConfig, vocab_size: int) -> tuple[WeightSource, int | None]:
+    """A model's weights, to be read parameter by parameter, and the step that they are of; None: not of a run of ours.
 
     Args:
         config, vocab_size: of the model that they are meant for.
@@ -49,22 +48,13 @@ def open_weights(checkpoint: Path, config: ModelConfig, vocab_size: int) -> tupl
     Raises:
         ValueError: it cannot be read, or its model is another: the message names the first field that differs.
     """
-    state = read_state(checkpoint, FINETUNE_FROM)
-    saved = state["config"]
-    fields = ModelConfig.model_fields
-    model = ModelConfig(**{name: saved[name] for name in fields if name in saved})
-    theirs, mine = dict(_shape(model, state["identity"]["vocab_size"])), dict(_shape(config, vocab_size))
+    opened = open_model(source, FINETUNE_FROM)
+    theirs, mine = dict(_shape(opened.model, opened.vocab_size)), dict(_shape(config, vocab_size))
     for name, value in mine.items():
         if theirs[name] != value:
-            raise ValueError(f"{FINETUNE_FROM}: {checkpoint} has {name} {theirs[name]!r}, this run has {value!r}")
-    grid = shape_of(state)
-    try:
-        weights = SavedWeights(
-            checkpoint / ENGINE, model, theirs["vocab_size"], saved["zero_stage"], grid.pipe, grid.tensor
-        )
-    except ValueError as error:
-        raise ValueError(f"{FINETUNE_FROM}: {error}") from None
-    return weights, int(state["progress"]["step"])
+            remedy = f"; give --vocab-size {theirs[name]}" if name == "vocab_size" and theirs[name] > value else ""
+            raise ValueError(f"{FINETUNE_FROM}: {source} has {name} {theirs[name]!r}, this run has {value!r}{remedy}")
+    return opened.weights, opened.step
 
 
 def _shape(model: ModelConfig, vocab_size: int) -> Iterator[tuple[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,3 +40,27 @@ def atomic_write(path: Path | str) -> Iterator[BinaryIO]:
     finally:
         stream.close()
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `path` by one rename if the block ends well and leaves nothing behind if not.
+
+    Raises:
+        ValueError: there is something at `path` already, other than an empty folder.
+        OSError: it cannot be written.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"{path} is there already and is not an empty folder: nothing is overwritten")
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = temporary_beside(path)
+    draft.mkdir()
+    try:
+        yield draft
+        for file in (file for file in draft.rglob("*") if file.is_file()):
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+        os.replace(draft, path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

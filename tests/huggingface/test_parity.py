@@ -1,0 +1,77 @@
+"""Logits and gradients are those of transformers, whichever way the weights went."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from megatron_adalrs.config import ModelConfig
+from megatron_adalrs.huggingface.reader import HuggingFaceModel, parameter_shapes
+from megatron_adalrs.huggingface.shape import family_of
+from megatron_adalrs.huggingface.writer import TheirTensors, write_model
+from megatron_adalrs.model.gpt import GPT, write_weights
+from tests.huggingface.models import KINDS, made, randomise, saved
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def assert_same(theirs: PreTrainedModel, ours: GPT, config: ModelConfig, vocab_size: int) -> None:
+    tokens = torch.randint(0, vocab_size, (3, 17), generator=torch.Generator().manual_seed(1))
+    logits = theirs(tokens[:, :-1]).logits
+    assert logits.std() > 0.5, "nothing would be seen"
+    torch.testing.assert_close(ours.logits(tokens[:, :-1]), logits, **CLOSE)
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    found = ours(tokens)
+    torch.testing.assert_close(found, loss, **CLOSE)
+    loss.backward()
+    found.backward()
+    gradients = {name: parameter.grad for name, parameter in ours.named_parameters()}
+    there = dict(TheirTensors(family_of(config), config, vocab_size, lambda n, s: gradients[n][: s[0]]).items())
+    expected = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    assert there.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(there[name], gradient, **CLOSE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_theirs_is_read_as_the_same_function(tmp_path: Path, kind: str) -> None:
+    theirs = made(kind)
+    theirs.save_pretrained(tmp_path)
+    found = HuggingFaceModel(tmp_path)
+    assert (found.vocab_size, found.family.model_type) == (257, kind.split()[0])
+    ours = GPT(found.model, found.vocab_size)
+    write_weights(ours, found)
+    assert_same(theirs, ours, found.model, found.vocab_size)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ours_is_written_as_the_same_function(tmp_path: Path, kind: str) -> None:
+    config = HuggingFaceModel(saved(tmp_path / "shape", kind)).model
+    ours = GPT(config, 257)
+    randomise(ours)
+    weights: dict[str, Tensor] = {name: parameter.detach() for name, parameter in ours.named_parameters()}
+    write_model(
+        tmp_path / "theirs", config, 257, lambda name, shape: weights[name][: shape[0]], lambda name: torch.float32,
+        {"bos_token_id": None, "eos_token_id": 256}, {}, max_shard_size=9000,
+    )  # fmt: skip
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "theirs").eval()
+    assert theirs.dtype == torch.float32
+    assert (theirs.config.eos_token_id, theirs.generation_config.eos_token_id) == (256, 256)
+    assert len(list((tmp_path / "theirs").glob("model-*-of-*.safetensors"))) > 2
+    assert_same(theirs, ours, config, 257)
+
+
+def test_names_of_published_gpt2_and_buffers_of_old_versions_are_read(tmp_path: Path) -> None:
+    """openai-community/gpt2 has no prefix and holds the causal mask."""
+    folder = saved(tmp_path / "theirs", "gpt2 tied")
+    expected = HuggingFaceModel(folder)
+    old = {name.removeprefix("transformer."): one for name, one in load_file(folder / "model.safetensors").items()}
+    save_file(old | {"h.0.attn.bias": torch.ones(1, 1, 16, 16).tril()}, folder / "model.safetensors")
+    found = HuggingFaceModel(folder)
+    for name, shape in parameter_shapes(found.model, 257).items():
+        assert torch.equal(found(name, shape), expected(name, shape))

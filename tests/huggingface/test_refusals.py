@@ -1,0 +1,159 @@
+"""A model that ours cannot be, and damaged folders, are told in one sentence that names the field or the file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from megatron_adalrs.config import ModelConfig
+from megatron_adalrs.huggingface.reader import HuggingFaceModel
+from megatron_adalrs.huggingface.shape import Shape, family_of
+from tests.huggingface.models import change_config, saved
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 5e5}
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("llama", {"model_type": "mistral"}, "model_type: 'mistral': required one of gpt2, llama, qwen2"),
+    ("llama", {"model_type": None}, "model_type: None: required one of"),
+    ("llama", {"architectures": ["LlamaModel"]}, "architectures: ['LlamaModel']: required ['LlamaForCausalLM']"),
+    ("llama", {"quantization_config": {"bits": 4}}, "quantization_config: {'bits': 4}: our model has no such thing"),
+    ("llama", {"rope_parameters": LLAMA3}, "rope_parameters: 'llama3': rotary positions are not scaled here"),
+    ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling: 'linear': rotary positions are not"),
+    ("llama", {"rope_scaling": 2.0}, "rope_scaling: 2.0: must hold parameters by name"),
+    ("llama", {"rope_theta": 7.0}, "rope_theta: {'rope_theta': 7.0, 'rope_parameters': 10000.0}: they contradict"),
+    ("llama", {"rope_theta": -1.0, "rope_parameters": None}, "rope_theta: -1.0: must be a number above 0"),
+    ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor: 0.5: our model has no such thing"),
+    ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "required partial_rotary_factor 1"),
+    ("llama", {"attention_bias": True}, "mlp_bias: False: required attention_bias, which is True"),
+    ("llama", {"hidden_act": "gelu"}, 'hidden_act: \'gelu\': our model has no such thing, required "silu" or "swish"'),
+    ("llama", {"num_key_value_heads": 4}, "is not divisible by num_key_value_heads: 6 = 1 x 4 + 2"),
+    ("llama", {"head_dim": 5}, "kv_channels: rotary positions rotate pairs, so the head size must be even, not 5"),
+    ("llama", {"head_dim": None, "num_attention_heads": 5}, "hidden_size: 24: is not divisible by num_attention_heads"),
+    ("llama", {"vocab_size": "257"}, "vocab_size: '257': must be a whole number above 0"),
+    ("llama", {"rms_norm_eps": 0}, "rms_norm_eps: 0: must be a number above 0"),
+    ("llama", {"tie_word_embeddings": "no"}, "tie_word_embeddings: 'no': must be true or false"),
+    ("qwen2", {"use_sliding_window": True}, "use_sliding_window: True: our model has no such thing, required false"),
+    ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types: ['full_attention', 'sliding_att"),
+    ("gpt2", {"activation_function": "gelu"}, "activation_function: 'gelu': our model has no such thing"),
+    ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights: False: our model has no such thing, required true"),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx: True: our model has no"),
+    ("gpt2", {"add_cross_attention": True}, "add_cross_attention: True: our model has no such thing"),
+    ("gpt2", {"n_head": 5}, "n_embd: 24: is not divisible by n_head: 24 = 4 x 5 + 4"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    kinds = {"llama": "llama untied", "qwen2": "qwen2 tied", "gpt2": "gpt2 tied"}
+    return {name: saved(tmp_path_factory.mktemp("models") / name, kind) for name, kind in kinds.items()}
+
+
+def refusal(folder: Path, read: Callable[[Path], Any] = HuggingFaceModel) -> str:
+    with pytest.raises(ValueError) as error:
+        read(folder)
+    message = str(error.value)
+    assert "\n" not in message and str(folder) in message
+    return message
+
+
+@pytest.mark.parametrize(("name", "changes", "message"), REFUSED)
+def test_what_our_model_cannot_be(
+    folders: dict[str, Path], tmp_path: Path, name: str, changes: dict[str, Any], message: str
+) -> None:
+    folder = shutil.copytree(folders[name], tmp_path / "model")
+    change_config(folder, **changes)
+    told = refusal(folder)
+    assert told.startswith(f"{folder}/config.json: ") and message in told
+
+
+def test_both_versions_ways_of_telling_the_rotary_base(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(folders["qwen2"], tmp_path / "model")
+    for changes, base in [
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 3e5}}, 3e5),
+        ({"rope_parameters": None, "rope_theta": 2e5, "rope_scaling": None}, 2e5),
+        ({"rope_parameters": None, "rope_theta": 2e5, "rope_scaling": {"type": "default"}}, 2e5),
+        ({"rope_parameters": None, "rope_theta": None, "rope_scaling": None}, 1e4),
+    ]:
+        change_config(folder, **changes)
+        assert Shape(folder).fields["rotary_base"] == base
+
+
+def test_a_folder_that_is_damaged(folders: dict[str, Path], tmp_path: Path) -> None:
+    def copy() -> tuple[Path, Path]:
+        shutil.rmtree(tmp_path / "model", ignore_errors=True)
+        folder = shutil.copytree(folders["llama"], tmp_path / "model")
+        return folder, folder / "model.safetensors"
+
+    folder, file = copy()
+    tensors = load_file(file)
+    query, head = "model.layers.1.self_attn.q_proj.weight", "lm_head.weight"
+
+    def refused_with(changed: dict[str, torch.Tensor]) -> str:
+        save_file(changed, file)
+        return refusal(folder)
+
+    assert refused_with({n: t for n, t in tensors.items() if n != query}) == f"{folder} lacks the tensor {query}"
+    assert f"{query} has shape [60, 23], config.json says [60, 24]" in refused_with(
+        tensors | {query: torch.zeros(60, 23)}
+    )
+    assert f"{query} has dtype I8: required one of F64, F32, F16, BF16" in refused_with(
+        tensors | {query: tensors[query].to(torch.int8)}
+    )
+    norm = "model.layers.0.self_attn.q_norm.weight"
+    assert f"has tensors that no LlamaForCausalLM of its shape has: {norm}" in refused_with(
+        tensors | {norm: torch.ones(10)}
+    )
+    change_config(folder, tie_word_embeddings=True)
+    assert "tie_word_embeddings: True: lm_head.weight is not the token embedding" in refused_with(tensors)
+    save_file(tensors | {head: tensors["model.embed_tokens.weight"].clone()}, file)
+    assert not HuggingFaceModel(folder).model.untie_embeddings_and_output_weights, "there twice, it is the same"
+
+    folder, file = copy()
+    file.write_bytes(file.read_bytes()[:-1])
+    assert f"cannot read {file}: " in refusal(folder)
+    file.write_bytes(b"no such format")
+    assert f"cannot read {file}: " in refusal(folder)
+    file.unlink()
+    assert "has neither model.safetensors nor model.safetensors.index.json" in refusal(folder)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {query: "model-00001-of-00001.safetensors"}}))
+    assert f"{folder} lacks model-00001-of-00001.safetensors, which model.safetensors.index.json" in refusal(folder)
+    for text in ("{", "[]", "{}", '{"weight_map": {"a": "../other/model.safetensors"}}', '{"weight_map": {"a": 1}}'):
+        index.write_text(text)
+        assert f"cannot read {index}: " in refusal(folder)
+    for text in ("{", "[]"):
+        (folder / "config.json").write_text(text)
+        assert f"cannot read {folder}/config.json: " in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"normalization": "RMSNorm"}, "normalization: 'RMSNorm': gpt2, the nearest family, has 'LayerNorm'"),
+        ({"swiglu": True}, "swiglu: True: gpt2, the nearest family, has False"),
+        ({"num_query_groups": 2}, "num_query_groups: 2: gpt2, the nearest family, has 4"),
+        ({"kv_channels": 4}, "kv_channels: 4: gpt2, the nearest family, has 8"),
+        ({"add_qkv_bias": False}, "add_qkv_bias: False: gpt2, the nearest family, has True"),
+        ({"position_embedding_type": "rope"}, "normalization: 'LayerNorm': llama, the nearest family, has 'RMSNorm'"),
+        (
+            {"position_embedding_type": "rope", "normalization": "RMSNorm", "swiglu": True, "add_qkv_bias": False},
+            "add_qkv_bias: False: llama, the nearest family, has True",
+        ),
+        (
+            {"position_embedding_type": "rope", "normalization": "RMSNorm", "swiglu": True, "hidden_size": 30,
+             "kv_channels": 8},
+            "hidden_size: 30: llama divides it into heads: 30 = 7 x 4 + 2",
+        ),
+    ],
+)  # fmt: skip
+def test_a_shape_of_ours_that_no_family_has(changes: dict[str, Any], message: str) -> None:
+    shape = {"num_layers": 1, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 8}
+    with pytest.raises(ValueError) as error:
+        family_of(ModelConfig(**shape | changes))
+    assert str(error.value) == message
