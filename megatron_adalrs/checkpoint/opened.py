@@ -13,13 +13,13 @@ from pydantic import ValidationError
 from megatron_adalrs.arguments import describe
 from megatron_adalrs.checkpoint.fitting import shape_of
 from megatron_adalrs.checkpoint.load import find_checkpoint, read_state
-from megatron_adalrs.checkpoint.manifest import ENGINE, TOKENIZER, WEIGHTS, sha256
+from megatron_adalrs.checkpoint.manifest import ENGINE, STATE, TOKENIZER, WEIGHTS, sha256
 from megatron_adalrs.config import ModelConfig
-from megatron_adalrs.data.preprocess import Description, read_description
+from megatron_adalrs.data.preprocess import read_description
 from megatron_adalrs.engine import SavedWeights
 from megatron_adalrs.huggingface.companions import companions_in
 from megatron_adalrs.huggingface.reader import HuggingFaceModel, parameter_shapes
-from megatron_adalrs.huggingface.shape import is_model
+from megatron_adalrs.huggingface.shape import Shape, is_model
 from megatron_adalrs.huggingface.tensor_files import TensorFiles
 from megatron_adalrs.model.gpt import WeightSource
 
@@ -73,6 +73,8 @@ def open_model(path: Path, flag: str) -> OpenedModel:
         model = ModelConfig(**{name: saved[name] for name in fields if name in saved})
         vocab_size, step = int(state["identity"]["vocab_size"]), int(state["progress"]["step"])
         return (_of_weights_alone if (path / WEIGHTS).is_dir() else _of_run)(path, state, model, vocab_size, step)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{flag}: {path / STATE} is not what a run saves ({type(error).__name__}: {error})") from None
     except ValidationError as error:
         raise ValueError(f"{flag}: {path}: {describe(error)}") from None
     except ValueError as error:
@@ -103,60 +105,52 @@ def _of_run(path: Path, state: dict[str, Any], model: ModelConfig, vocab_size: i
     saved, grid = state["config"], shape_of(state)
     weights = SavedWeights(path / ENGINE, model, vocab_size, saved["zero_stage"], grid.pipe, grid.tensor)
     precision = torch.bfloat16 if saved.get("bf16") else torch.float16 if saved.get("fp16") else torch.float32
-    description = _description(saved)
-    companions, note = _companions_of_run(saved, description)
-    ids = dict(_token_ids_before(saved)) if companions else {}
-    if description is not None and description.eod < vocab_size:
-        ids["eos_token_id"] = description.eod
+    companions, ids, note = _tokenizer_of_run(saved, vocab_size)
     return OpenedModel(path, model, vocab_size, weights, lambda name: precision, step, ids, companions, note)
 
 
-def _description(saved: dict[str, Any]) -> Description | None:
+def _tokenizer_of_run(saved: dict[str, Any], vocab_size: int) -> tuple[dict[str, Path], dict[str, Any], str]:
+    """The files of the tokenizer that made a run's data, as far as they can be found, its token ids, and what to tell.
+
+    Args:
+        saved: the run's configuration.
+    """
     try:
-        return read_description(saved["data_path"])
-    except (KeyError, ValueError, OSError):  # the data need not be there any more
-        return None
-
-
-def _origin(saved: dict[str, Any]) -> Path | None:
-    return Path(saved["finetune_from"]) if saved.get("finetune_from") else None
-
-
-def _token_ids_before(saved: dict[str, Any]) -> Mapping[str, Any]:
-    """Of the model that a run began with."""
-    origin = _origin(saved)
-    try:
-        return open_model(origin, "").token_ids if origin is not None else {}
-    except ValueError:
-        return {}
-
-
-def _companions_of_run(saved: dict[str, Any], description: Description | None) -> tuple[dict[str, Path], str]:
-    """The files of its tokenizer, and what to tell of them."""
-    kind, model = saved.get("tokenizer_type"), saved.get("tokenizer_model")
-    kind = kind or (description.tokenizer_type if description else None)
-    origin = _origin(saved)
+        made_with = read_description(saved["data_path"])
+    except (ValueError, OSError):  # whoever exports need not have the data any more
+        made_with = None
+    ids = {"eos_token_id": made_with.eod} if made_with and made_with.eod < vocab_size else {}
+    kind = saved.get("tokenizer_type") or (made_with.tokenizer_type if made_with else None)
     if kind == "ByteTokenizer":
-        return {}, "ByteTokenizer has no files: token ids are the bytes of UTF-8, and 256 ends a document"
-    if model is not None and kind == "SentencePieceTokenizer":
-        found = {"tokenizer.model": Path(model)}
-    elif model is not None:
-        path = Path(model)
-        found = companions_in(path if path.is_dir() else path.parent)
-        if not path.is_dir():
-            found["tokenizer.json"] = path
+        return {}, ids, "ByteTokenizer has no files: token ids are the bytes of UTF-8, and 256 ends a document"
+    named, origin = saved.get("tokenizer_model"), saved.get("finetune_from")
+    if named is not None:
+        found, before = _tokenizer_files(Path(named), kind), {}
     elif origin is not None:
-        found = companions_in(origin) or companions_in(origin / TOKENIZER)
+        found, before = _tokenizer_before(Path(origin))
     else:
-        return {}, "the run names no tokenizer: none is copied"
-    main = next((found[name] for name in ("tokenizer.json", "tokenizer.model") if name in found), None)
-    if main is None or not main.is_file():
-        return {}, f"there is no tokenizer in {model or origin}: none is copied"
-    if description is not None and sha256(main) != description.tokenizer_sha256:
-        return {}, f"{main} is not the tokenizer that made {saved['data_path']}: none is copied"
+        return {}, ids, "the run names no tokenizer, none is copied"
+    file = found.get("tokenizer.json") or found.get("tokenizer.model")
+    if file is None or not file.is_file():
+        return {}, ids, f"there is no tokenizer in {named or origin}, none is copied"
+    if made_with is not None and sha256(file) != made_with.tokenizer_sha256:
+        return {}, ids, f"{file} is not what made {saved['data_path']}, no tokenizer is copied"
+    return found, before | ids, f"{file} is copied; transformers' AutoTokenizer may take another for this kind of model"
+
+
+def _tokenizer_files(named: Path, kind: str | None) -> dict[str, Path]:
     if kind == "SentencePieceTokenizer":
-        return found, (
-            "tokenizer.model is copied, for the package sentencepiece; a tokenizer of transformers may split texts "
-            "otherwise"
-        )
-    return found, f"the tokenizer of {main.parent} is copied"
+        return {"tokenizer.model": named}
+    if named.is_dir():
+        return companions_in(named)
+    return companions_in(named.parent) | {"tokenizer.json": named}
+
+
+def _tokenizer_before(origin: Path) -> tuple[dict[str, Path], dict[str, Any]]:
+    """Files and token ids of the model that a run began with, if these came with it."""
+    try:
+        if is_model(origin):
+            return companions_in(origin), Shape(origin).token_ids
+        return companions_in(origin / TOKENIZER), read_state(origin).get("token_ids", {})
+    except ValueError:  # it need not be there any more
+        return {}, {}

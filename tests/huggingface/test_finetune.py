@@ -83,7 +83,7 @@ def test_from_theirs_to_theirs_over_a_grid(
 
     exported = tmp_path / "exported"
     done = convert("--from", tmp_path / "two", "--to-hf", exported)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
     assert f"{exported}: the model of {tmp_path}/two/checkpoints/iter_0000004, step 4" in done.stdout
     ended = last_validation(tmp_path / "two")
     assert ended < last_validation(tmp_path / "idle") - 0.1, "it learned nothing"
@@ -114,7 +114,7 @@ def resumed_values(run: Path) -> dict[str, Any]:
 
 
 def test_a_shape_that_is_given_must_be_that_of_the_folder(one_rank: Ranks, data: Path, tmp_path: Path) -> None:
-    source = saved(tmp_path / "theirs", "llama untied", vocab_size=50)
+    source = saved(tmp_path / "theirs", "llama untied", vocab_size=64)
 
     def refused(**changes: Any) -> str:
         message = one_rank.run(refusal, values(data, tmp_path / "run", source, **changes))[0]
@@ -122,12 +122,14 @@ def test_a_shape_that_is_given_must_be_that_of_the_folder(one_rank: Ranks, data:
         return message
 
     assert f"{source} has hidden_size 24, this run has 36" in refused(hidden_size=36, kv_channels=6)
-    assert f"{source} has vocab_size 50, this run has 51" in refused(vocab_size=51)
+    assert f"{source} has vocab_size 64, this run has 50; give --vocab-size 64" in refused(vocab_size=50)
     assert f"{source} has rotary_base 10000.0, this run has 7.0" in refused(rotary_base=7.0)
     (source / "model.safetensors").write_bytes(b"")
     assert f"cannot read {source}/model.safetensors: " in refused()
     change_config(source, hidden_act="relu")
-    with pytest.raises(ValueError, match="^--finetune-from: .*config.json: hidden_act: 'relu': our model has no such"):
+    with pytest.raises(
+        ValueError, match=r"^--finetune-from: .*config\.json: hidden_act: 'relu': our model has no such"
+    ):
         config_from_values(values(data, tmp_path / "run", source))
 
 
