@@ -157,6 +157,7 @@ def test_damaged_weights_alone(tmp_path: Path, convert: Callable[..., Done]) -> 
     state["config"]["hidden_size"] = 25
     (checkpoint / "state.json").write_text(json.dumps(state))
     assert "hidden_size: 25 is not divisible by num_attention_heads" in republished(tensors)
+    state["config"]["hidden_size"] = 24
     del state["identity"]
     (checkpoint / "state.json").write_text(json.dumps(state))
     assert "'identity'" in republished(tensors)
