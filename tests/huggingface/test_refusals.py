@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from megatron_adalrs.arguments import config_from_values
 from megatron_adalrs.config import ModelConfig
 from megatron_adalrs.huggingface.reader import HuggingFaceModel
 from megatron_adalrs.huggingface.shape import Shape, family_of
@@ -82,6 +83,43 @@ def test_both_versions_ways_of_telling_the_rotary_base(folders: dict[str, Path],
     ]:
         change_config(folder, **changes)
         assert Shape(folder).fields["rotary_base"] == base
+
+
+PUBLISHED = {
+    "gpt2": {
+        "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1,
+        "bos_token_id": 50256, "embd_pdrop": 0.1, "eos_token_id": 50256, "initializer_range": 0.02,
+        "layer_norm_epsilon": 1e-05, "model_type": "gpt2", "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12,
+        "n_positions": 1024, "resid_pdrop": 0.1, "summary_type": "cls_index", "vocab_size": 50257,
+    },
+    "qwen2.5-1.5b": {
+        "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643,
+        "eos_token_id": 151643, "hidden_act": "silu", "hidden_size": 1536, "initializer_range": 0.02,
+        "intermediate_size": 8960, "max_position_embeddings": 131072, "max_window_layers": 28, "model_type": "qwen2",
+        "num_attention_heads": 12, "num_hidden_layers": 28, "num_key_value_heads": 2, "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0, "sliding_window": 131072, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
+        "use_cache": True, "use_mrope": False, "use_sliding_window": False, "vocab_size": 151936,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_published_configurations_are_our_presets(tmp_path: Path, preset: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[preset]))
+    needed = {"seq_length": 1024, "train_iters": 1, "lr": 1.0, "data_path": "d"}
+    mine = config_from_values(needed | {"preset": preset}).model
+    theirs = config_from_values(needed | {"finetune_from": str(tmp_path)}).model
+    derived = ("head_dim", "num_key_value_heads", "mlp_size", "has_qkv_bias", "max_positions")
+    implied = {
+        "preset",
+        "kv_channels",
+        "num_query_groups",
+        "ffn_hidden_size",
+        "add_qkv_bias",
+        "max_position_embeddings",
+    }
+    for name in (*derived, *(mine.model_dump().keys() - implied)):
+        assert getattr(theirs, name) == getattr(mine, name), name
 
 
 def test_a_folder_that_is_damaged(folders: dict[str, Path], tmp_path: Path) -> None:
