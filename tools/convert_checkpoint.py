@@ -88,13 +88,14 @@ def export_model(source: Path, target: Path, dtype: str | None, max_shard_size: 
     from megatron_adalrs.huggingface.writer import write_model
 
     opened = open_model(locate_model(source, "--from"), "--from")
+    tokenizer = opened.tokenizer()
     cast = getattr(torch, dtype) if dtype else None
     try:
         write_model(
             target, opened.model, opened.vocab_size, opened.weights, (lambda name: cast) if cast else opened.dtype,
-            opened.token_ids, opened.companions, max_shard_size,
+            tokenizer.ids, tokenizer.files, max_shard_size,
         )  # fmt: skip
     except ValueError as error:
         raise ValueError(f"--to-hf: {error}") from None
     step = "" if opened.step is None else f", step {opened.step}"
-    return f"{target}: the model of {opened.path}{step}" + (f"\n{opened.note}" if opened.note else "")
+    return f"{target}: the model of {opened.path}{step}" + (f"\n{tokenizer.note}" if tokenizer.note else "")

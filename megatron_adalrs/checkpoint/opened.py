@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,18 @@ from megatron_adalrs.model.gpt import WeightSource
 
 
 @dataclass(frozen=True)
+class Tokenizer:
+    """What goes with a model's weights where they are exported."""
+
+    files: Mapping[str, Path]
+    """By the names that Hugging Face gives them; with them, settings of generation."""
+    ids: Mapping[str, Any]
+    """What is known of bos_token_id, eos_token_id, pad_token_id."""
+    note: str | None = None
+    """What a person should know of it."""
+
+
+@dataclass(frozen=True)
 class OpenedModel:
     """A model whose weights are read when they are asked for, one parameter at a time."""
 
@@ -38,12 +51,8 @@ class OpenedModel:
     """What the model computes with, by GPT's names: a run's precision, or that of the file."""
     step: int | None
     """None: not of a run of ours."""
-    token_ids: Mapping[str, Any] = field(default_factory=dict)
-    """What is known of bos_token_id, eos_token_id, pad_token_id."""
-    companions: Mapping[str, Path] = field(default_factory=dict)
-    """Files of its tokenizer and the like, by the names that Hugging Face gives them."""
-    note: str | None = None
-    """What a person who exports it should know of its tokenizer."""
+    tokenizer: Callable[[], Tokenizer]
+    """Looks for it. Raises OSError: one that is there cannot be read."""
 
 
 def locate_model(path: Path, flag: str, strict: bool = False, verify: bool = False) -> Path:
@@ -83,9 +92,8 @@ def open_model(path: Path, flag: str) -> OpenedModel:
 
 def _of_hugging_face(path: Path) -> OpenedModel:
     found = HuggingFaceModel(path)
-    return OpenedModel(
-        path, found.model, found.vocab_size, found, found.dtype, None, found.shape.token_ids, companions_in(path)
-    )
+    tokenizer = Tokenizer(companions_in(path), found.shape.token_ids)
+    return OpenedModel(path, found.model, found.vocab_size, found, found.dtype, None, lambda: tokenizer)
 
 
 def _of_weights_alone(path: Path, state: dict[str, Any], model: ModelConfig, vocab_size: int, step: int) -> OpenedModel:
@@ -95,9 +103,10 @@ def _of_weights_alone(path: Path, state: dict[str, Any], model: ModelConfig, voc
     for name, shape in shapes.items():
         if files.entry(name).shape != shape:
             raise ValueError(f"{path / WEIGHTS}: {name} has shape {list(files.entry(name).shape)}, not {list(shape)}")
+    tokenizer = Tokenizer(companions_in(path / TOKENIZER), state.get("token_ids", {}))
     return OpenedModel(
         path, model, vocab_size, lambda name, shape: files(name), lambda name: files.entry(name).dtype, step,
-        state.get("token_ids", {}), companions_in(path / TOKENIZER),
+        lambda: tokenizer,
     )  # fmt: skip
 
 
@@ -105,11 +114,11 @@ def _of_run(path: Path, state: dict[str, Any], model: ModelConfig, vocab_size: i
     saved, grid = state["config"], shape_of(state)
     weights = SavedWeights(path / ENGINE, model, vocab_size, saved["zero_stage"], grid.pipe, grid.tensor)
     precision = torch.bfloat16 if saved.get("bf16") else torch.float16 if saved.get("fp16") else torch.float32
-    companions, ids, note = _tokenizer_of_run(saved, vocab_size)
-    return OpenedModel(path, model, vocab_size, weights, lambda name: precision, step, ids, companions, note)
+    tokenizer = partial(_tokenizer_of_run, saved, vocab_size)
+    return OpenedModel(path, model, vocab_size, weights, lambda name: precision, step, tokenizer)
 
 
-def _tokenizer_of_run(saved: dict[str, Any], vocab_size: int) -> tuple[dict[str, Path], dict[str, Any], str]:
+def _tokenizer_of_run(saved: dict[str, Any], vocab_size: int) -> Tokenizer:
     """The files of the tokenizer that made a run's data, as far as they can be found, its token ids, and what to tell.
 
     Args:
@@ -117,25 +126,26 @@ def _tokenizer_of_run(saved: dict[str, Any], vocab_size: int) -> tuple[dict[str,
     """
     try:
         made_with = read_description(saved["data_path"])
-    except (ValueError, OSError):  # whoever exports need not have the data any more
+    except (KeyError, ValueError, OSError):  # whoever exports need not have the data any more
         made_with = None
     ids = {"eos_token_id": made_with.eod} if made_with and made_with.eod < vocab_size else {}
     kind = saved.get("tokenizer_type") or (made_with.tokenizer_type if made_with else None)
     if kind == "ByteTokenizer":
-        return {}, ids, "ByteTokenizer has no files: token ids are the bytes of UTF-8, and 256 ends a document"
+        return Tokenizer({}, ids, "ByteTokenizer has no files: token ids are the bytes of UTF-8, 256 ends a document")
     named, origin = saved.get("tokenizer_model"), saved.get("finetune_from")
     if named is not None:
         found, before = _tokenizer_files(Path(named), kind), {}
     elif origin is not None:
         found, before = _tokenizer_before(Path(origin))
     else:
-        return {}, ids, "the run names no tokenizer, none is copied"
+        return Tokenizer({}, ids, "the run names no tokenizer, none is copied")
     file = found.get("tokenizer.json") or found.get("tokenizer.model")
     if file is None or not file.is_file():
-        return {}, ids, f"there is no tokenizer in {named or origin}, none is copied"
+        return Tokenizer({}, ids, f"there is no tokenizer in {named or origin}, none is copied")
     if made_with is not None and sha256(file) != made_with.tokenizer_sha256:
-        return {}, ids, f"{file} is not what made {saved['data_path']}, no tokenizer is copied"
-    return found, before | ids, f"{file} is copied; transformers' AutoTokenizer may take another for this kind of model"
+        return Tokenizer({}, ids, f"{file} is not what made {saved['data_path']}, no tokenizer is copied")
+    note = f"{file} is copied; transformers' AutoTokenizer may take another for this kind of model"
+    return Tokenizer(found, before | ids, note)
 
 
 def _tokenizer_files(named: Path, kind: str | None) -> dict[str, Path]:
@@ -143,7 +153,8 @@ def _tokenizer_files(named: Path, kind: str | None) -> dict[str, Path]:
         return {"tokenizer.model": named}
     if named.is_dir():
         return companions_in(named)
-    return companions_in(named.parent) | {"tokenizer.json": named}
+    # What is beside a file of another name may belong to another.
+    return companions_in(named.parent) if named.name == "tokenizer.json" else {"tokenizer.json": named}
 
 
 def _tokenizer_before(origin: Path) -> tuple[dict[str, Path], dict[str, Any]]:

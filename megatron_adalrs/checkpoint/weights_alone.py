@@ -38,6 +38,7 @@ def write_weights_alone(opened: OpenedModel, folder: Path, max_shard_size: int =
         ValueError: there is something in `folder`.
         OSError: it cannot be written.
     """
+    tokenizer = opened.tokenizer()
     shapes = parameter_shapes(opened.model, opened.vocab_size)
     entries = [Entry(name, opened.dtype(name), shape) for name, shape in shapes.items()]
     with new_folder(folder) as draft:
@@ -45,13 +46,13 @@ def write_weights_alone(opened: OpenedModel, folder: Path, max_shard_size: int =
         for place in (checkpoint / WEIGHTS, checkpoint / TOKENIZER):
             place.mkdir(parents=True)
         write_tensors(checkpoint / WEIGHTS, entries, lambda name: opened.weights(name, shapes[name]), max_shard_size)
-        copy_companions(opened.companions, checkpoint / TOKENIZER)
+        copy_companions(tokenizer.files, checkpoint / TOKENIZER)
         state = {
             "world_size": 1,
             "progress": {"step": 0},
             "identity": {"vocab_size": opened.vocab_size},
             "config": opened.model.model_dump(mode="json", exclude_none=True),
-            "token_ids": dict(opened.token_ids),
+            "token_ids": dict(tokenizer.ids),
             "weights_of": str(opened.path),
         }
         write_json(checkpoint / STATE, state)

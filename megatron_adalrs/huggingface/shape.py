@@ -7,6 +7,7 @@ own matter, and is not read. No torch in here: the command line takes defaults f
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from megatron_adalrs.config.base import require, shown_division
 from megatron_adalrs.huggingface.families import FAMILIES, GPT2, LLAMA, QWEN2, Family
 
 CONFIG = "config.json"
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 """Names of the tanh form; "gelu" is another function."""
 _SILU = ("silu", "swish")
@@ -51,7 +53,7 @@ class Shape:
     @property
     def token_ids(self) -> dict[str, Any]:
         """The special tokens that config.json names."""
-        return {name: self._content.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        return {name: self._content.get(name) for name in TOKEN_IDS}
 
     def _family(self) -> Family:
         kind, architectures = self._content.get("model_type"), self._content.get("architectures")
@@ -231,13 +233,13 @@ _FIELDS = {
 
 
 def config_json(
-    family: Family, model: ModelConfig, vocab_size: int, dtype: str, token_ids: dict[str, Any]
+    family: Family, model: ModelConfig, vocab_size: int, dtype: str, token_ids: Mapping[str, Any]
 ) -> dict[str, Any]:
     """config.json of a model, for versions 4 and 5 of transformers.
 
     Args:
         dtype: as torch calls it, such as "bfloat16".
-        token_ids: bos_token_id, eos_token_id, pad_token_id; None: there is none.
+        token_ids: bos_token_id, eos_token_id, pad_token_id, as far as they are known.
     """
     common = {
         "architectures": [family.architecture],
@@ -247,7 +249,8 @@ def config_json(
         "initializer_range": model.init_method_std,
         "torch_dtype": dtype,
         "use_cache": True,
-        **token_ids,
+        # Named even where there is none: transformers would take its own defaults.
+        **{name: token_ids.get(name) for name in TOKEN_IDS},
     }
     if family is GPT2:
         return common | {

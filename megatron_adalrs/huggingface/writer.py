@@ -28,7 +28,7 @@ def write_model(
     vocab_size: int,
     weights: WeightSource,
     dtype: Callable[[str], torch.dtype],
-    token_ids: dict[str, Any],
+    token_ids: Mapping[str, Any],
     companions: Mapping[str, Path],
     max_shard_size: int = MAX_SHARD_SIZE,
 ) -> None:
