@@ -99,3 +99,7 @@ def export_model(source: Path, target: Path, dtype: str | None, max_shard_size: 
         raise ValueError(f"--to-hf: {error}") from None
     step = "" if opened.step is None else f", step {opened.step}"
     return f"{target}: the model of {opened.path}{step}" + (f"\n{tokenizer.note}" if tokenizer.note else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from tests.checkpoint.test_checkpoint import files_of, refusal, trained, values
 from tests.data.corpora import counting_corpus
 from tests.distributed.ranks import Ranks
 from tests.huggingface.models import KINDS, change_config, contents, made, saved
-from tests.tools.programs import Done, called
+from tests.tools.programs import ROOT, Done, called
 
 TEXT = "Ein Text, der zweimal gesagt wird: naïve café, 東京 🙂.\n    def f(x):\n\treturn x <|endoftext|> end\n"
 
@@ -104,6 +106,12 @@ def test_what_is_refused_and_left_as_it_was(tmp_path: Path, convert: Callable[..
     (source / "model.safetensors").unlink()
     assert f"--from-hf: {source} has neither model.safetensors nor" in refused(convert(*both))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "theirs"], "something was left behind"
+
+
+def test_it_is_a_program() -> None:
+    command = [sys.executable, str(ROOT / "tools/convert_checkpoint.py"), "--to", "nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (2, "error: give --from-hf with --to, or --from with --to-hf\n")
 
 
 @pytest.fixture(scope="module")
