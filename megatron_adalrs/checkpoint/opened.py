@@ -15,8 +15,8 @@ from megatron_adalrs.arguments import describe
 from megatron_adalrs.checkpoint.fitting import shape_of
 from megatron_adalrs.checkpoint.load import find_checkpoint, read_state
 from megatron_adalrs.checkpoint.manifest import ENGINE, STATE, TOKENIZER, WEIGHTS, sha256
-from megatron_adalrs.config import ModelConfig
-from megatron_adalrs.data.preprocess import read_description
+from megatron_adalrs.config import DataConfig, ModelConfig
+from megatron_adalrs.data.preprocess import Description, read_description
 from megatron_adalrs.engine import SavedWeights
 from megatron_adalrs.huggingface.companions import companions_in
 from megatron_adalrs.huggingface.reader import HuggingFaceModel, parameter_shapes
@@ -124,11 +124,9 @@ def _tokenizer_of_run(saved: dict[str, Any], vocab_size: int) -> Tokenizer:
     Args:
         saved: the run's configuration.
     """
-    try:
-        made_with = read_description(saved["data_path"])
-    except (KeyError, ValueError, OSError):  # whoever exports need not have the data any more
-        made_with = None
-    ids = {"eos_token_id": made_with.eod} if made_with and made_with.eod < vocab_size else {}
+    made, made_with = _making_of_data(saved)
+    eod = made_with.eod if made_with else saved.get("eod_token_id")
+    ids = {"eos_token_id": eod} if eod is not None and eod < vocab_size else {}
     kind = saved.get("tokenizer_type") or (made_with.tokenizer_type if made_with else None)
     if kind == "ByteTokenizer":
         return Tokenizer({}, ids, "ByteTokenizer has no files: token ids are the bytes of UTF-8, 256 ends a document")
@@ -143,9 +141,19 @@ def _tokenizer_of_run(saved: dict[str, Any], vocab_size: int) -> Tokenizer:
     if file is None or not file.is_file():
         return Tokenizer({}, ids, f"there is no tokenizer in {named or origin}, none is copied")
     if made_with is not None and sha256(file) != made_with.tokenizer_sha256:
-        return Tokenizer({}, ids, f"{file} is not what made {saved['data_path']}, no tokenizer is copied")
+        return Tokenizer({}, ids, f"{file} is not what made {made}, no tokenizer is copied")
     note = f"{file} is copied; transformers' AutoTokenizer may take another for this kind of model"
     return Tokenizer(found, before | ids, note)
+
+
+def _making_of_data(saved: dict[str, Any]) -> tuple[str, Description] | tuple[None, None]:
+    """A corpus of a run that has a note of how it was made, and the note. All corpora have the same tokenizer."""
+    try:
+        data = DataConfig(**{name: saved[name] for name in DataConfig.model_fields if name in saved})
+        noted = ((corpus.prefix, read_description(corpus.prefix)) for corpus in data.corpora)
+        return next(((prefix, note) for prefix, note in noted if note), (None, None))
+    except (ValueError, OSError):  # whoever exports need not have the data any more
+        return None, None
 
 
 def _tokenizer_files(named: Path, kind: str | None) -> dict[str, Path]:

@@ -51,7 +51,7 @@ def values(data: Path, run: Path, source: Path, **changes: Any) -> dict[str, Any
 def loss_in_transformers(folder: Path, config: dict[str, Any]) -> float:
     """Of the samples that a run ends with evaluating."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    valid = build_datasets(config_from_values(config), BATCH)[1]
+    valid = build_datasets(config_from_values(config), BATCH).valid[0].dataset
     samples = range(batches_in_one_pass(valid, config["eval_iters"], BATCH) * BATCH)
     tokens = torch.stack([torch.from_numpy(valid[number]) for number in samples])
     return cross_entropy(model(tokens[:, :-1]).logits.flatten(0, 1), tokens[:, 1:].flatten()).item()
