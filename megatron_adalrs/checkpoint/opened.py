@@ -16,7 +16,7 @@ from megatron_adalrs.checkpoint.fitting import shape_of
 from megatron_adalrs.checkpoint.load import find_checkpoint, read_state
 from megatron_adalrs.checkpoint.manifest import ENGINE, STATE, TOKENIZER, WEIGHTS, sha256
 from megatron_adalrs.config import DataConfig, ModelConfig
-from megatron_adalrs.data.preprocess import read_description
+from megatron_adalrs.data.preprocess import Description, read_description
 from megatron_adalrs.engine import SavedWeights
 from megatron_adalrs.huggingface.companions import companions_in
 from megatron_adalrs.huggingface.reader import HuggingFaceModel, parameter_shapes
@@ -134,12 +134,9 @@ def _tokenizer_of_run(saved: dict[str, Any], data: DataConfig, vocab_size: int) 
     Args:
         saved: the run's configuration.
     """
-    corpus = data.corpora[0].prefix  # all are of one tokenizer
-    try:
-        made_with = read_description(corpus)
-    except (ValueError, OSError):  # whoever exports need not have the data any more
-        made_with = None
-    ids = {"eos_token_id": made_with.eod} if made_with and made_with.eod < vocab_size else {}
+    corpus, made_with = _making_of(data)
+    eod = made_with.eod if made_with else data.eod_token_id
+    ids = {"eos_token_id": eod} if eod is not None and eod < vocab_size else {}
     kind = saved.get("tokenizer_type") or (made_with.tokenizer_type if made_with else None)
     if kind == "ByteTokenizer":
         note = "ByteTokenizer has no files: token ids are the bytes of UTF-8, 256 ends a document"
@@ -158,6 +155,15 @@ def _tokenizer_of_run(saved: dict[str, Any], data: DataConfig, vocab_size: int) 
         return Tokenizer({}, ids, f"{file} is not what made {corpus}, no tokenizer is copied")
     note = f"{file} is copied; transformers' AutoTokenizer may take another for this kind of model"
     return Tokenizer(found, before | ids, note)
+
+
+def _making_of(data: DataConfig) -> tuple[str, Description] | tuple[None, None]:
+    """A corpus that has a note of how it was made, and the note. All corpora of a run have the same tokenizer."""
+    try:
+        noted = ((corpus.prefix, read_description(corpus.prefix)) for corpus in data.corpora)
+        return next(((prefix, note) for prefix, note in noted if note), (None, None))
+    except (ValueError, OSError):  # whoever exports need not have the data any more
+        return None, None
 
 
 def _tokenizer_files(named: Path, kind: str | None) -> dict[str, Path]:
