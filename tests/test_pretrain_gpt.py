@@ -200,6 +200,7 @@ def test_a_checkpoint_of_another_shape_or_data_is_refused_and_kept(one_rank: Ran
 
     assert "hidden_size 32, this run has 64" in refused(hidden_size=64)
     assert "bf16 False, this run has True; use the same" in refused(bf16=True)
+    assert "trained with eod_mask_loss False, this run has True" in refused(eod_mask_loss=True, eod_token_id=0)
     assert "its steps have 8 samples, those of this run 4" in refused(zero_stage=1, global_batch_size=4)
     assert "saw its data in order" in refused(seed=7)
     assert "vocab_size 50, this run has 60" in refused(vocab_size=60)

@@ -11,6 +11,7 @@ from megatron_adalrs.deepspeed_config import deepspeed_settings
 from megatron_adalrs.parallel.topology import Grid, GridShape
 
 SHAPE_FREE = {"preset", "vocab_size", "seq_length", "attention_dropout", "hidden_dropout", "init_method_std"}
+DOCUMENTS = ("reset_attention_mask", "reset_position_ids", "eod_mask_loss")
 _PARALLEL = {name: field.default for name, field in ParallelConfig.model_fields.items()}
 
 
@@ -25,6 +26,10 @@ def require_fitting(checkpoint: Path, state: dict[str, Any], config: Config, gri
         default = type(config.model).model_fields[name].default
         if name not in SHAPE_FREE and saved.get(name, default) != value:
             raise ValueError(f"--load: {checkpoint} has {name} {saved.get(name, default)!r}, this run has {value!r}")
+    for name in DOCUMENTS:
+        theirs, ours = saved.get(name, False), getattr(config.data, name)
+        if theirs != ours:
+            raise ValueError(f"--load: {checkpoint} was trained with {name} {theirs!r}, this run has {ours!r}")
     for name in ("bf16", "fp16"):
         if saved.get(name, False) != getattr(config.training, name):
             raise ValueError(
