@@ -23,10 +23,10 @@ from megatron_adalrs.data.tokenizer import TokenizerKind
 
 @dataclass(frozen=True)
 class Arguments:
-    """Turn a JSON-lines file, or a folder of text files, into a Megatron indexed dataset."""
+    """Turn JSON lines, Parquet, or a folder of such files or of texts into a Megatron indexed dataset."""
 
     input: Path
-    """A .jsonl or .json file with one object a line (.gz too), or a folder of text files."""
+    """A .jsonl or .json file with one object a line (.gz and .zst too), a .parquet file, or a folder of files."""
     output_prefix: Path
     """Where to write: PREFIX.bin, PREFIX.idx and PREFIX.json."""
     tokenizer_type: TokenizerKind
@@ -34,9 +34,9 @@ class Arguments:
     tokenizer_model: Path | None = None
     """The .model file of SentencePiece, or the tokenizer.json (or its folder) of Hugging Face."""
     json_key: Annotated[str, tyro.conf.arg(aliases=("--json-keys",))] = "text"
-    """The key that holds a document's text."""
+    """The key, or Parquet's column, that holds a document's text."""
     file_glob: str = "**/*.txt"
-    """Which files of a folder to read."""
+    """Which files of a folder to read: JSON lines and Parquet by their names, any other file as one document."""
     append_eod: bool = True
     """End every document with the tokenizer's end-of-document token."""
     workers: int = 1

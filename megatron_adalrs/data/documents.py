@@ -1,21 +1,30 @@
-"""Reading a corpus: a JSON-lines file, or a folder of text files, in batches that workers decode."""
+"""Reading a corpus: JSON lines, Parquet, or a folder of such files or of texts, in batches that workers decode.
+
+.zst and .parquet are read by pyarrow, which is imported when one is met.
+"""
 
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import BinaryIO
 
-_JSON_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+_JSON_SUFFIXES = tuple(f".{kind}{archive}" for archive in ("", ".gz", ".zst") for kind in ("jsonl", "json"))
+_PARQUET = ".parquet"
+_SUFFIXES = (*_JSON_SUFFIXES, _PARQUET)
+_ROWS = 1000  # of a row group decoded at a time
 _BATCH_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Neighbouring documents, not yet decoded: a few lines of a JSON-lines file, or a few files of a folder.
+    """Neighbouring documents, not yet decoded: lines of a JSON-lines file, a row group of a Parquet file, or texts.
 
     `input_bytes`: how far this batch advances in the input, whose size is `documents_size`.
     """
@@ -25,30 +34,34 @@ class Batch:
     lines: tuple[bytes, ...] = ()
     first_line: int = 1
     files: tuple[Path, ...] = ()
+    row_group: int | None = None
 
     def read(self, json_key: str) -> Iterator[str]:
         """The text of each document; blank lines are none.
 
-        Raises ValueError naming FILE:LINE, or FILE, for text that is not UTF-8, malformed JSON, a line that
-        is not an object, and a key that is missing or not a string.
+        Raises ValueError naming FILE:LINE, FILE:ROW or FILE, for text that is not UTF-8, malformed JSON, a line that
+        is not an object, and a key (of Parquet, a column) that is missing or not a string.
         """
         for number, line in enumerate(self.lines, start=self.first_line):
             if line.strip():
                 yield _text_of_line(f"{self.source}:{number}", line, json_key)
         for path in self.files:
             yield _decode(str(path), path.read_bytes())
+        if self.row_group is not None:
+            yield from _texts_of_rows(self.source, self.row_group, self.first_line, json_key)
 
 
 def read_batches(source: Path, file_glob: str) -> Iterator[Batch]:
-    """The batches of a .jsonl or .json file (one object a line; .gz too) or of the files in a folder that
-    match `file_glob`, in a fixed order: lines as they come, files by their relative POSIX path.
+    """The batches of a .jsonl or .json file (one object a line; .gz and .zst too), of a .parquet file, or of the files
+    in a folder that match `file_glob`, in a fixed order: lines and rows as they come, files by their relative POSIX
+    path. A file of a folder is read by its name: as one of these, or else as a text that is one document.
 
     Raises FileNotFoundError if the source is missing or nothing matches, ValueError if it is of another kind,
-    holds no bytes, or is a damaged archive.
+    holds no bytes, is a damaged archive, or needs a package that is not there.
     """
     if documents_size(source, file_glob) == 0:
         raise ValueError(f"input {source} is empty: required at least one document")
-    return _file_batches(source, file_glob) if source.is_dir() else _line_batches(source)
+    return _folder_batches(source, file_glob) if source.is_dir() else _batches_of(source)
 
 
 def read_documents(source: Path, json_key: str, file_glob: str) -> Iterator[str]:
@@ -63,8 +76,8 @@ def documents_size(source: Path, file_glob: str) -> int:
         return sum(path.stat().st_size for path in _matching_files(source, file_glob))
     if not source.exists():
         raise FileNotFoundError(f"input {source}: there is no such file or folder")
-    if not source.name.endswith(_JSON_SUFFIXES):
-        raise ValueError(f"input {source}: required a folder or a file named *{', *'.join(_JSON_SUFFIXES)}")
+    if not source.name.endswith(_SUFFIXES):
+        raise ValueError(f"input {source}: required a folder or a file named *{', *'.join(_SUFFIXES)}")
     return source.stat().st_size
 
 
@@ -78,22 +91,30 @@ def _matching_files(folder: Path, file_glob: str) -> list[Path]:
     return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
 
 
-def _file_batches(folder: Path, file_glob: str) -> Iterator[Batch]:
+def _folder_batches(folder: Path, file_glob: str) -> Iterator[Batch]:
     files: list[Path] = []
     size = 0
     for path in _matching_files(folder, file_glob):
-        files.append(path)
-        size += path.stat().st_size
-        if size >= _BATCH_BYTES:
+        is_text = not path.name.endswith(_SUFFIXES)
+        if is_text:
+            files.append(path)
+            size += path.stat().st_size
+        if files and (not is_text or size >= _BATCH_BYTES):
             yield Batch(folder, size, files=tuple(files))
             files, size = [], 0
+        if not is_text:
+            yield from _batches_of(path)
     if files:
         yield Batch(folder, size, files=tuple(files))
 
 
+def _batches_of(source: Path) -> Iterator[Batch]:
+    return _row_batches(source) if source.name.endswith(_PARQUET) else _line_batches(source)
+
+
 def _line_batches(source: Path) -> Iterator[Batch]:
     with source.open("rb") as raw:
-        stream = gzip.GzipFile(fileobj=raw) if source.suffix == ".gz" else raw
+        stream = _decompressed(source, raw)
         position, first_line = 0, 1
         try:
             while lines := stream.readlines(_BATCH_BYTES):
@@ -101,6 +122,69 @@ def _line_batches(source: Path) -> Iterator[Batch]:
                 position, first_line = raw.tell(), first_line + len(lines)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(f"input {source} is not a whole gzip file: {error}") from error
+        except OSError as error:
+            if source.suffix != ".zst" or error.errno:  # pyarrow's own have no number
+                raise
+            raise ValueError(f"input {source} is not a whole zstd file: {error}") from error
+
+
+def _decompressed(source: Path, raw: BinaryIO) -> BinaryIO:
+    if source.suffix == ".gz":
+        return gzip.GzipFile(fileobj=raw)
+    if source.suffix == ".zst":
+        pyarrow = _pyarrow(source)
+        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), "zstd"), _BATCH_BYTES)
+    return raw
+
+
+def _row_batches(source: Path) -> Iterator[Batch]:
+    """A row group each; what the file has beside them counts to the last one."""
+    pyarrow = _pyarrow(source)
+    try:
+        metadata = pyarrow.parquet.read_metadata(source)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"input {source} is not a whole Parquet file: {error}") from error
+    left, row = source.stat().st_size, 1
+    for group in range(metadata.num_row_groups):
+        columns = metadata.row_group(group)
+        size = sum(columns.column(index).total_compressed_size for index in range(columns.num_columns))
+        size = left if group + 1 == metadata.num_row_groups else min(size, left)
+        left -= size
+        yield Batch(source, size, first_line=row, row_group=group)
+        row += columns.num_rows
+
+
+def _texts_of_rows(source: Path, group: int, first_row: int, column: str) -> Iterator[str]:
+    pyarrow = _pyarrow(source)
+    try:
+        with pyarrow.parquet.ParquetFile(source) as file:
+            names = file.schema_arrow.names
+            if column not in names:
+                raise ValueError(
+                    f"{source}: there is no column {column!r}; columns found: {', '.join(map(repr, names))}"
+                )
+            kind = file.schema_arrow.field(column).type
+            if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
+                raise ValueError(f"{source}: column {column!r} is {kind}: required strings")
+            row = first_row
+            for batch in file.iter_batches(_ROWS, row_groups=[group], columns=[column], use_threads=False):
+                for text in batch.column(0).to_pylist():
+                    if text is None:
+                        raise ValueError(f"{source}:{row}: column {column!r} is null: required a string")
+                    yield text
+                    row += 1
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source}: row group {group}: not UTF-8: {error.reason}") from error
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"input {source} is not a whole Parquet file: {error}") from error
+
+
+def _pyarrow(source: Path) -> ModuleType:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ValueError(f"input {source} needs the package pyarrow: pip install 'megatron-adalrs[data]'") from error
+    return pyarrow
 
 
 def _text_of_line(origin: str, line: bytes, json_key: str) -> str:

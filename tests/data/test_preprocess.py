@@ -5,6 +5,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from megatron_adalrs.data.documents import read_documents
@@ -18,8 +20,28 @@ TEXTS = ["first", "", "zweites – mit Strich", "line\nbreak\ttab", "\u2028 😀
 
 def write_lines(path: Path, texts: list[str], key: str = "text") -> Path:
     content = "".join(json.dumps({"id": 1, key: text}, ensure_ascii=False) + "\n" for text in texts).encode()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    if path.suffix == ".parquet":
+        table = pyarrow.table({"id": [1] * len(texts), key: texts})
+        pyarrow.parquet.write_table(table, path, row_group_size=2)
+    else:
+        path.write_bytes({".gz": gzip.compress, ".zst": zstd}.get(path.suffix, bytes)(content))
     return path
+
+
+def zstd(content: bytes) -> bytes:
+    """In two frames, as tools that append write them."""
+    frames = []
+    for part in (content[:7], content[7:]):
+        target = pyarrow.BufferOutputStream()
+        with pyarrow.CompressedOutputStream(target, "zstd") as stream:
+            stream.write(part)
+        frames.append(target.getvalue().to_pybytes())
+    return b"".join(frames)
+
+
+def parquet(folder: Path, name: str = "x.parquet", **columns: list) -> Path:
+    pyarrow.parquet.write_table(pyarrow.table(columns), folder / name, row_group_size=2)
+    return folder / name
 
 
 def documents(prefix: Path) -> list[list[int]]:
@@ -27,7 +49,7 @@ def documents(prefix: Path) -> list[list[int]]:
     return [dataset.get_document(number).tolist() for number in range(dataset.num_documents)]
 
 
-@pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.jsonl.gz"])
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.jsonl.gz", "x.json.zst", "x.parquet"])
 @pytest.mark.parametrize("append_eod", [True, False])
 def test_lines_become_documents(tmp_path: Path, name: str, append_eod: bool) -> None:
     source = write_lines(tmp_path / name, TEXTS, key="content")
@@ -68,6 +90,29 @@ def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path) -> None:
         "three",
     ]
     assert result.skipped == 1
+
+
+def test_files_of_a_folder_are_read_by_their_names(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    (folder / "sub").mkdir(parents=True)
+    write_lines(folder / "a.parquet", ["p1", "p2", "p3"])
+    write_lines(folder / "b.jsonl.zst", ["z1", "z2"])
+    (folder / "c.txt").write_text("one\ntext")
+    write_lines(folder / "sub" / "d.jsonl", ["j1"])
+    seen: list[int] = []
+    preprocess(folder, tmp_path / "out", BYTES, file_glob="**/*", on_progress=seen.append)
+    expected = ["p1", "p2", "p3", "z1", "z2", "one\ntext", "j1"]
+    assert documents(tmp_path / "out") == [[*text.encode(), 256] for text in expected]
+    assert sum(seen) == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_damaged_row_group_is_refused(tmp_path: Path) -> None:
+    source = parquet(tmp_path, text=["some text that is long enough to be stored by itself"] * 2 + ["b", "c"])
+    content = bytearray(source.read_bytes())
+    content[4:60] = bytes(56)
+    source.write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.parquet is not a whole Parquet file"):
+        preprocess(source, tmp_path / "out", BYTES)
 
 
 def test_the_output_is_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
@@ -155,6 +200,21 @@ BAD_INPUTS = {
         r"x\.jsonl\.gz is not a whole gzip file: Not a gzipped file",
     ),
     "cut archive": (lines(gzip.compress(GOOD)[:-6], "x.jsonl.gz"), r"x\.jsonl\.gz is not a whole gzip file"),
+    "zstd archive": (lines(b"no archive", "x.jsonl.zst"), r"x\.jsonl\.zst is not a whole zstd file"),
+    "cut zstd archive": (lines(zstd(GOOD * 99)[:-6], "x.jsonl.zst"), r"x\.jsonl\.zst is not a whole zstd file: Trunc"),
+    "no Parquet": (lines(b"no Parquet", "x.parquet"), r"input .*x\.parquet is not a whole Parquet file"),
+    "column": (
+        lambda folder: parquet(folder, txt=["a"], id=[1]),
+        r"x\.parquet: there is no column 'text'; columns found: 'txt', 'id'",
+    ),
+    "column's type": (
+        lambda folder: parquet(folder, text=[1, 2]),
+        r"x\.parquet: column 'text' is int64: required strings",
+    ),
+    "null": (
+        lambda folder: parquet(folder, text=["a", "b", "c", None]),
+        r"x\.parquet:4: column 'text' is null: required a string",
+    ),
     "no match": (folder_with("a.md", b"text"), r"input .*texts: no file matches '\*\*/\*\.txt'"),
     "empty files": (folder_with("a.txt", b""), r"input .*texts is empty"),
     "file encoding": (
