@@ -35,6 +35,7 @@ from megatron_adalrs.engine import (
 )
 from megatron_adalrs.evaluation import Evaluation
 from megatron_adalrs.metrics import announce, open_metrics, quantity
+from megatron_adalrs.metrics.weights_and_biases import WandbRun, require_wandb
 from megatron_adalrs.model.gpt import count_parameters, flops_per_token
 from megatron_adalrs.parallel.collectives import on_every_rank, on_first_rank
 from megatron_adalrs.parallel.topology import AXES, Grid
@@ -77,6 +78,7 @@ def build_trainer(config: Config) -> Trainer:
     grid = grid.with_groups()
     micro_batches = config.micro_batches_per_step(grid.data.size)
     global_batch_size = config.global_batch_size(grid.data.size)
+    on_first_rank(lambda: require_wandb(config.run.wandb_project))
     config = on_first_rank(lambda: with_run_dir(config))
     resumed = on_first_rank(lambda: checkpoint.checkpoint_to_resume(config.run))
     saved = on_first_rank(lambda: checkpoint.read_state(resumed)) if resumed else None
@@ -150,7 +152,7 @@ def build_trainer(config: Config) -> Trainer:
 
     metrics = open_metrics(
         config.run.run_dir, config.run.tensorboard_dir, config.training.train_iters, config.run.log_interval,
-        state.step, grid.is_first, config.adalrs.budget if config.adalrs.enabled else "kept",
+        state.step, grid.is_first, config.adalrs.budget if config.adalrs.enabled else "kept", wandb_run(config),
     )  # fmt: skip
     metrics.write(
         "run",
@@ -351,6 +353,14 @@ def write_config(config: Config) -> None:
     temporary = path.with_suffix(".yaml.incomplete")
     temporary.write_text(yaml.safe_dump(config.to_flat(), sort_keys=False), encoding="utf-8")
     os.replace(temporary, path)
+
+
+def wandb_run(config: Config) -> WandbRun | None:
+    """Weights & Biases, where it is asked for."""
+    run = config.run
+    if run.wandb_project is None:
+        return None
+    return WandbRun(run.wandb_project, run.wandb_exp_name or run.run_dir.name, run.run_dir, config.to_flat())
 
 
 def opening(

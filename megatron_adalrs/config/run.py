@@ -53,6 +53,11 @@ class RunConfig(Group):
     """Steps between console lines and TensorBoard points; metrics.jsonl has every step."""
     tensorboard_dir: Path | None = None
     """TensorBoard's folder. Default: <run_dir>/tensorboard."""
+    wandb_project: str | None = None
+    """Also show what TensorBoard shows as a run in this project of Weights & Biases; its WANDB_* environment variables
+    hold, such as WANDB_MODE=offline. Default: not."""
+    wandb_exp_name: str | None = None
+    """The run's name there. Default: that of run_dir."""
     dry_run: bool = False
     """Print the grid and the memory that each rank would need, and stop: no ranks, no memory, no data needed."""
     world_size: PositiveInt | None = None
@@ -65,6 +70,14 @@ class RunConfig(Group):
     """Seconds of silence after which the other ranks take one for lost and leave, with exit code 4. 0: none watches."""
     local_rank: int | None = None
     """Passed by the DeepSpeed launcher; the environment decides."""
+
+    @model_validator(mode="after")
+    def _named_where_shown(self) -> RunConfig:
+        require(
+            self.wandb_exp_name is None or self.wandb_project is not None,
+            f"wandb_exp_name: {self.wandb_exp_name}: names a run in a project; give wandb_project too",
+        )
+        return self
 
     @model_validator(mode="after")
     def _planned_world_only(self) -> RunConfig:

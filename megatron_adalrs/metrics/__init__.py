@@ -1,7 +1,7 @@
-"""What a run tells: console, TensorBoard, metrics.jsonl and the decision journal. Nobody else writes any of them.
+"""What a run tells: console, TensorBoard, Weights & Biases, metrics.jsonl and the decision journal.
 
-Records are plain mappings; each sink takes what it shows. Only the first rank has sinks: on the others every call is
-a loop over nothing.
+Nobody else writes any of them. Records are plain mappings; each sink takes what it shows. Only the first rank has
+sinks: on the others every call is a loop over nothing.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_adalrs.metrics.json_lines import JsonLines
+from megatron_adalrs.metrics.scalars import Scalars, Target
 from megatron_adalrs.metrics.sinks import Metrics, Record, Sink
 from megatron_adalrs.metrics.terminal import Terminal
+from megatron_adalrs.metrics.weights_and_biases import WandbRun
 from megatron_adalrs.metrics.words import duration, first_line, perplexity, quantity
 
 __all__ = [
@@ -27,17 +29,27 @@ def open_metrics(
     first_step: int,
     is_first_rank: bool,
     budget: str = "kept",
+    wandb: WandbRun | None = None,
 ) -> Metrics:
-    """The sinks of a run that begins, or goes on, at `first_step`; `budget` is what `train_iters` counts."""
+    """The sinks of a run that begins, or goes on, at `first_step`.
+
+    Args:
+        budget: what `train_iters` counts.
+        wandb: where scalars go beside TensorBoard.
+    """
     if not is_first_rank:
         return Metrics([])
-    from megatron_adalrs.metrics.tensorboard import TensorBoard
+    from megatron_adalrs.metrics.tensorboard import EventFile
 
+    targets: list[Target] = [EventFile(tensorboard_dir, first_step)]
+    if wandb is not None:
+        wandb.begin()
+        targets.append(wandb)
     return Metrics(
         [
             JsonLines(run_dir / "metrics.jsonl", frozenset({"train", "eval", "corpora", "run"})),
             JsonLines(run_dir / "decisions.jsonl", frozenset({"decision"})),
-            TensorBoard(tensorboard_dir, log_interval, first_step),
+            *(Scalars(target, log_interval) for target in targets),
             Terminal(train_iters, log_interval, first_step, budget),
         ]
     )

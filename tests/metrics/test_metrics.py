@@ -11,7 +11,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_adalrs.metrics import JsonLines, Metrics, Terminal, duration, open_metrics, perplexity, quantity
-from megatron_adalrs.metrics.tensorboard import TensorBoard
+from megatron_adalrs.metrics.scalars import Scalars
+from megatron_adalrs.metrics.tensorboard import EventFile
 
 
 def train(step: int, phase: str = "watch", loss: float = 2.0) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def test_a_torn_last_line_is_cut_before_more_is_written(tmp_path: Path) -> None:
 def test_tensorboard_shows_a_trial_as_training_only_once_its_steps_stay(
     tmp_path: Path, event: str, restore: str | None, kept: list[int]
 ) -> None:
-    board = Metrics([TensorBoard(tmp_path, 5, 0)])
+    board = Metrics([Scalars(EventFile(tmp_path, 0), 5)])
     board.write("train", train(5))
     board.write("decision", decision("trial_started", 5))
     for step in (10, 12, 15):
