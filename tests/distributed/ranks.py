@@ -109,6 +109,7 @@ def _serve(rank: int, world_size: int, port: int, accelerator: str, pipe: Connec
     from megatron_adalrs.parallel.topology import Grid
 
     torch.set_num_threads(1)
+    _share_one_gloo_device()
     init_distributed(Grid.from_environment())
     groups = _Groups()
     gc.freeze()  # what is imported need not be searched for garbage after every test
@@ -128,10 +129,25 @@ def _serve(rank: int, world_size: int, port: int, accelerator: str, pipe: Connec
     os._exit(0)  # an interpreter that has imported torch takes a second to leave in good order
 
 
-class _Groups:
-    """Process groups of a rank that serves tests. Every gloo group has threads that wake a hundred times a second, and
-    a suite would leave hundreds of groups behind: those of a grid are made once, those of an engine end with its test.
+def _share_one_gloo_device() -> None:
+    """For all groups of this process. Each would have a thread of its own that wakes a hundred times a second, and what
+    engines leave behind keeps groups alive: hundreds of them by the end of a suite, and half of its time.
     """
+    from torch.distributed import ProcessGroupGloo
+
+    device = ProcessGroupGloo.create_default_device()
+    initialise = ProcessGroupGloo.__init__
+
+    def initialise_on_device(group: Any, store: Any, rank: int, size: int, timeout: Any) -> None:
+        options = ProcessGroupGloo._Options()
+        options._devices, options._threads, options._timeout = [device], 2, timeout
+        initialise(group, store, rank, size, options)
+
+    ProcessGroupGloo.__init__ = initialise_on_device  # type: ignore[method-assign]
+
+
+class _Groups:
+    """Process groups of a rank that serves tests: a grid's are made once, an engine's end with its test."""
 
     def __init__(self) -> None:
         from megatron_adalrs.parallel.topology import Grid
