@@ -24,6 +24,7 @@ from megatron_adalrs.build import build_trainer
 from megatron_adalrs.run_log import read_run
 from tests.data.corpora import counting_corpus
 from tests.distributed.ranks import Ranks
+from tests.distributed.runs import refusal
 
 ROOT = Path(__file__).parent.parent
 DEEPSPEED = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2", "--master_port"]
@@ -146,14 +147,6 @@ def test_torchrun_starts_the_ranks_again_when_one_dies(two_ranks: Ranks, tmp_pat
     assert "resumed from" in output and "done: 60 steps" in output
     assert two_ranks.run(trained, config | {"run_dir": str(whole)}) == [0, 0]
     assert kept_losses(killed) == kept_losses(whole)
-
-
-def refusal(config: dict[str, Any]) -> str:
-    try:
-        build_trainer(config_from_values(config)).close("end", "")
-    except ValueError as error:
-        return str(error)
-    return "accepted"
 
 
 def trained(config: dict[str, Any]) -> int:

@@ -13,7 +13,6 @@ this is exhaustive, and the same for any two models with the same tokenizer.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,15 +76,15 @@ def evaluated(given: Arguments) -> dict[str, Any]:
         if (value := getattr(given, name)) is not None and value < 1:
             raise ValueError(f"{name}: {value}: must be at least 1")
     import torch
+    from tqdm import tqdm
 
     from megatron_adalrs.checkpoint import locate_model, open_model
     from megatron_adalrs.data.gpt_dataset import SPLITS, check_vocabulary, split_documents
     from megatron_adalrs.data.indexed_dataset import IndexedDataset
     from megatron_adalrs.inference.decoder import max_positions
     from megatron_adalrs.inference.evaluation import evaluate
-    from megatron_adalrs.inference.model import whole_model
+    from megatron_adalrs.inference.model import best_device, whole_model
 
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     opened = open_model(locate_model(given.source, "model"), "model")
     data_path, split = corpus_of(given, opened)
     indexed = IndexedDataset(data_path)
@@ -98,12 +97,18 @@ def evaluated(given: Arguments) -> dict[str, Any]:
         documents = split_documents(split, indexed.num_documents)[SPLITS.index(given.part)]
     if not documents:
         raise ValueError(f"part: the {given.part} part of {data_path} is empty with split {split}")
-    model = whole_model(opened, getattr(torch, given.dtype) if given.dtype else None, device())
+    model = whole_model(opened, getattr(torch, given.dtype) if given.dtype else None, best_device())
     length = given.seq_length or min(opened.model.seq_length, 2048)
     if length > max_positions(model):
         raise ValueError(f"seq_length: {length}: the model has {max_positions(model)} positions")
     last = int(indexed.document_offsets[documents.stop] - indexed.document_offsets[documents.start]) - 1
-    with progress(min(last, given.max_tokens or last)) as tell:
+    # disable=None: a bar only where there is a terminal to draw it on
+    total = min(last, given.max_tokens or last)
+    with tqdm(total=total, unit="token", unit_scale=True, leave=False, disable=None) as bar:
+
+        def tell(tokens: int) -> None:
+            bar.update(tokens - bar.n)
+
         found = evaluate(model, indexed, documents, length, given.batch_size, given.max_tokens, tell)
     return {
         "model": str(opened.path), "step": opened.step, "data": f"{data_path} ({given.part})", "loss": found.loss,
@@ -126,27 +131,6 @@ def corpus_of(given: Arguments, opened: OpenedModel) -> tuple[str, str | None]:
         raise ValueError(f"data_path: {opened.path} {several}; give --data-path")
     ((prefix, split),) = known.items()
     return prefix, given.split or split
-
-
-def device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda" else "cpu"
-
-
-class progress:
-    """A bar on standard error, where that is a terminal."""
-
-    def __init__(self, total: int) -> None:
-        from tqdm import tqdm
-
-        self._bar = tqdm(total=total, unit="token", unit_scale=True, leave=False, disable=None)
-
-    def __enter__(self):
-        return lambda tokens: self._bar.update(tokens - self._bar.n)
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
 
 
 if __name__ == "__main__":

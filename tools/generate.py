@@ -10,7 +10,6 @@ not printed again. The keys and values of what came before are kept, not compute
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -72,18 +71,16 @@ def generate(given: Arguments) -> None:
         raise ValueError(f"dtype: {given.dtype}: must be float32 or bfloat16")
     prompt = prompt_of(given)
     import torch
-    from evaluate import device
 
     from megatron_adalrs.checkpoint import locate_model, open_model
-    from megatron_adalrs.inference.model import tokenizer_of, whole_model
+    from megatron_adalrs.inference.model import best_device, tokenizer_of, whole_model
     from megatron_adalrs.inference.sampling import Sampling, complete
 
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     sampling = Sampling(given.temperature, given.top_p, given.top_k)
     opened = open_model(locate_model(given.source, "model"), "model")
     tokenizer = tokenizer_of(opened, given.tokenizer_type, given.tokenizer_model)
     ids = tokenizer.encode(prompt) or [tokenizer.eod]  # an empty prompt is the beginning of a document
-    model = whole_model(opened, getattr(torch, given.dtype) if given.dtype else None, device())
+    model = whole_model(opened, getattr(torch, given.dtype) if given.dtype else None, best_device())
     found: list[list[int]] = [[] for _ in range(given.samples)]
     told = ""
     began = time.monotonic()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
-from megatron_adalrs.data.atomic import atomic_write
-from megatron_adalrs.data.indexed_dataset import IndexedDataset, IndexedDatasetBuilder, bin_path, idx_path
-from megatron_adalrs.data.preprocess import Description, description_path, read_description
+from megatron_adalrs.data.indexed_dataset import IndexedDataset, IndexedDatasetBuilder, bin_path
+from megatron_adalrs.data.preprocess import (
+    Description,
+    description_path,
+    read_description,
+    require_new,
+    write_description,
+)
 
 
 def merge(prefixes: Sequence[Path], output_prefix: Path, overwrite: bool = False) -> Description | None:
@@ -29,9 +33,7 @@ def merge(prefixes: Sequence[Path], output_prefix: Path, overwrite: bool = False
     resolved = [bin_path(prefix).resolve() for prefix in prefixes]
     if bin_path(output_prefix).resolve() in resolved:
         raise ValueError(f"output_prefix: {output_prefix} is one of the inputs: required another")
-    outputs = (bin_path(output_prefix), idx_path(output_prefix), description_path(output_prefix))
-    if not overwrite and (existing := [str(path) for path in outputs if path.exists()]):
-        raise FileExistsError(f"output {', '.join(existing)} exists: required a new prefix, or --overwrite")
+    require_new(output_prefix, overwrite)
     description = _common_description(prefixes)
     output_prefix.parent.mkdir(parents=True, exist_ok=True)
     with IndexedDatasetBuilder(output_prefix, IndexedDataset(prefixes[0]).dtype) as builder:
@@ -40,8 +42,7 @@ def merge(prefixes: Sequence[Path], output_prefix: Path, overwrite: bool = False
         description_path(output_prefix).unlink(missing_ok=True)
         builder.finalize()
     if description is not None:
-        with atomic_write(description_path(output_prefix)) as stream:
-            stream.write(json.dumps(asdict(description), indent=2).encode() + b"\n")
+        write_description(output_prefix, description)
     return description
 
 

@@ -116,6 +116,19 @@ def read_description(prefix: Path | str) -> Description | None:
         raise ValueError(f"{path} does not describe an indexed dataset: {error}") from error
 
 
+def write_description(prefix: Path | str, description: Description) -> None:
+    """The sidecar that `read_description` reads. Raises OSError where it cannot be written."""
+    with atomic_write(description_path(prefix)) as stream:
+        stream.write(json.dumps(asdict(description), indent=2).encode() + b"\n")
+
+
+def require_new(prefix: Path | str, overwrite: bool) -> None:
+    """Raise FileExistsError where a file of a dataset is there already, unless it may be replaced."""
+    outputs = (bin_path(prefix), idx_path(prefix), description_path(prefix))
+    if not overwrite and (existing := [str(path) for path in outputs if path.exists()]):
+        raise FileExistsError(f"output {', '.join(existing)} exists: required a new prefix, or --overwrite")
+
+
 def preprocess(
     source: Path | str,
     output_prefix: Path | str,
@@ -137,9 +150,7 @@ def preprocess(
     """
     if workers < 1:
         raise ValueError(f"workers {workers}: required at least 1")
-    outputs = (bin_path(output_prefix), idx_path(output_prefix), description_path(output_prefix))
-    if not overwrite and (existing := [str(path) for path in outputs if path.exists()]):
-        raise FileExistsError(f"output {', '.join(existing)} exists: required a new prefix, or --overwrite")
+    require_new(output_prefix, overwrite)
     started = time.perf_counter()
     encoder = _Encoder(recipe)
     batches = read_batches(Path(source), file_glob)
@@ -168,8 +179,7 @@ def preprocess(
         documents=documents,
         tokens=tokens,
     )
-    with atomic_write(description_path(output_prefix)) as stream:
-        stream.write(json.dumps(asdict(description), indent=2).encode() + b"\n")
+    write_description(output_prefix, description)
     return Result(description, skipped, time.perf_counter() - started)
 
 

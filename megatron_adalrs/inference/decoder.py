@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megatron_adalrs.model.gpt import GPT, Attention, Block, Rotary
+from megatron_adalrs.model.gpt import GPT, Attention, Block
 
 
 class Decoder:
@@ -34,32 +34,29 @@ class Decoder:
     def __call__(self, tokens: Tensor) -> Tensor:
         """Show the next tokens [b, s], int64. Returns the logits of what follows the last one, [b, vocabulary]."""
         first, self.length = self.length, self.length + tokens.shape[1]
-        embedding = self.model.embedding
-        x = embedding.tokens(tokens)
-        if embedding.positions is not None:
-            x = x + embedding.positions(torch.arange(first, self.length, device=tokens.device))
+        positions = torch.arange(first, self.length, device=tokens.device)[None]
+        x = self.model.embedding(tokens, positions)
         for number, block in enumerate(self.model.blocks):
-            x = self._block(number, block, x, first)
+            x = self._block(number, block, x, positions)
         x = self.model.final_norm(x[:, -1])
         return (x @ self.model.output_weight.t())[:, : self.model.vocab_size]
 
-    def _block(self, number: int, block: Block, x: Tensor, first: int) -> Tensor:
-        x = x + self._attend(number, block.attention, block.attention_norm(x), first)
+    def _block(self, number: int, block: Block, x: Tensor, positions: Tensor) -> Tensor:
+        x = x + self._attend(number, block.attention, block.attention_norm(x), positions)
         return x + block.mlp(block.mlp_norm(x))
 
-    def _attend(self, number: int, attention: Attention, x: Tensor, first: int) -> Tensor:
+    def _attend(self, number: int, attention: Attention, x: Tensor, positions: Tensor) -> Tensor:
         heads = attention.qkv(x).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)  # [b, n + 2 g, s, d]
         q, k, v = heads.split([attention.heads, attention.groups, attention.groups], dim=1)
         if self.model.rotary is not None:
-            q, k = (rotated(self.model.rotary, part, first) for part in (q, k))
-        self._keys[number, :, :, first : self.length] = k
-        self._values[number, :, :, first : self.length] = v
+            q, k = (self.model.rotary(part, positions) for part in (q, k))
+        self._keys[number, :, :, positions[0]] = k
+        self._values[number, :, :, positions[0]] = v
         k, v = (kept[number, :, :, : self.length] for kept in (self._keys, self._values))
         if attention.groups != attention.heads:
             k, v = (t.repeat_interleave(attention.heads // attention.groups, dim=1) for t in (k, v))
         # A query sees all that came before it, and itself.
-        places = torch.arange(self.length, device=x.device)
-        seen = places[None, :] <= places[first:, None]
+        seen = torch.arange(self.length, device=x.device) <= positions[0, :, None]
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
         return attention.output(y.transpose(1, 2).flatten(2))
 
@@ -69,9 +66,3 @@ def max_positions(model: GPT) -> int:
     if model.embedding.positions is not None:
         return model.embedding.positions.num_embeddings
     return model.rotary.cos.shape[0]
-
-
-def rotated(rotary: Rotary, x: Tensor, first: int) -> Tensor:
-    """x [b, heads, s, d] at the positions from `first` on: see `Rotary`."""
-    cos, signed_sin = (table[first : first + x.shape[-2]].to(x.dtype) for table in (rotary.cos, rotary.signed_sin))
-    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * signed_sin

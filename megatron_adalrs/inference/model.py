@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from megatron_adalrs.checkpoint import OpenedModel
@@ -30,6 +32,11 @@ def whole_model(opened: OpenedModel, dtype: torch.dtype | None = None, device: s
         torch.set_default_dtype(before)
     write_weights(model, opened.weights)
     return model.eval().requires_grad_(False)
+
+
+def best_device() -> str:
+    """cuda where there is one and DS_ACCELERATOR does not say otherwise, else cpu."""
+    return "cuda" if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda" else "cpu"
 
 
 def tokenizer_of(opened: OpenedModel, kind: str | None, path: str | None) -> Tokenizer:

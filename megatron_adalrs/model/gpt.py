@@ -135,8 +135,8 @@ class Rotary(nn.Module):
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """x: [b, heads, s, d] -> the same shape, rotated. positions: [b, s], default 0 ... s - 1."""
         s, half = x.shape[-2], x.shape[-1] // 2
-        tables = [table[:s].to(x.dtype) for table in (self.cos, self.signed_sin)]
-        cos, signed_sin = tables if positions is None else (table[positions].unsqueeze(1) for table in tables)
+        places = slice(s) if positions is None else positions.unsqueeze(1)  # [b, 1, s]: the same for all heads
+        cos, signed_sin = (table[places].to(x.dtype) for table in (self.cos, self.signed_sin))
         return x * cos + x.roll(half, dims=-1) * signed_sin
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from megatron_adalrs.arguments import config_from_values
+from megatron_adalrs.build import build_trainer
 from megatron_adalrs.config import Config
 from megatron_adalrs.engine import Engine, build_engine
 from megatron_adalrs.parallel.topology import Grid
@@ -45,3 +46,12 @@ def micro_batches(config: Config, grid: Grid, step: int) -> list[np.ndarray]:
     starts = np.random.default_rng(step).integers(0, VOCABULARY, (size, 1))
     samples = (starts + np.arange(config.model.seq_length + 1)) % VOCABULARY
     return list(samples.reshape(-1, grid.data.size, micro, config.model.seq_length + 1)[:, grid.data.rank])
+
+
+def refusal(config: dict[str, Any]) -> str:
+    """Why a run cannot begin, or "accepted"."""
+    try:
+        build_trainer(config_from_values(config)).close("end", "")
+    except ValueError as error:
+        return str(error)
+    return "accepted"

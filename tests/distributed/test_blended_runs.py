@@ -16,6 +16,7 @@ from megatron_adalrs.build import build_trainer
 from megatron_adalrs.data.indexed_dataset import IndexedDatasetBuilder
 from megatron_adalrs.run_log import RunLog, read_run
 from tests.distributed.ranks import Ranks
+from tests.distributed.runs import refusal
 
 STEPS = 60
 LOST = {
@@ -58,14 +59,6 @@ def trained(config: dict[str, Any], ends_in_a_trial: bool = False) -> int:
 
     trainer.controller.observe = observed
     return trainer.train()
-
-
-def refusal(config: dict[str, Any]) -> str:
-    try:
-        build_trainer(config_from_values(config)).close("end", "")
-    except ValueError as error:
-        return str(error)
-    return "accepted"
 
 
 def kept(run: RunLog) -> list[float]:
