@@ -17,8 +17,8 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -85,8 +85,9 @@ class Partial:
 
     def append(self, encoded: Encoded) -> None:
         """The batch that follows."""
-        _write(self._streams["tokens"], encoded.tokens)
-        _write(self._streams["lengths"], encoded.lengths)
+        with self._writing():
+            _write(self._streams["tokens"], encoded.tokens)
+            _write(self._streams["lengths"], encoded.lengths)
         done = self.progress
         self.progress = Progress(  # from this one assignment on the batch counts
             position=encoded.end,
@@ -105,11 +106,12 @@ class Partial:
         """Whatever happens afterwards, the work goes on from here. Raises OSError where it cannot be written."""
         if self.progress == self._committed:
             return
-        for name, size in self._sizes().items():
-            self._streams[name].truncate(size)
-            os.fsync(self._streams[name].fileno())
-        with atomic_write(self.folder / "state.json") as stream:
-            stream.write(json.dumps(asdict(self.progress)).encode())
+        with self._writing():
+            for name, size in self._sizes().items():
+                self._streams[name].truncate(size)
+                os.fsync(self._streams[name].fileno())
+            with atomic_write(self.folder / "state.json") as stream:
+                stream.write(json.dumps(asdict(self.progress)).encode())
         self._committed = self.progress
         self._commit_time = time.monotonic()
 
@@ -117,9 +119,10 @@ class Partial:
         """All is tokenized: add the index, in which each document is a sequence, and the description."""
         self.commit()
         lengths = np.fromfile(self.folder / "lengths", "<i4")
-        write_index(self.folder / "index", self.dtype, lengths, np.arange(len(lengths) + 1))
-        with atomic_write(self.folder / "description") as stream:
-            stream.write(description)
+        with self._writing():
+            write_index(self.folder / "index", self.dtype, lengths, np.arange(len(lengths) + 1))
+            with atomic_write(self.folder / "description") as stream:
+                stream.write(description)
         self.progress = replace(self.progress, complete=True)
         self.commit()
 
@@ -136,6 +139,16 @@ class Partial:
         for name, path in left.items():
             os.replace(self.folder / name, path)
         self._published = True
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(
+                f"{self.folder} cannot be written: {reason}; once it can, the same command goes on"
+            ) from error
 
     def _sizes(self) -> dict[str, int]:
         """Bytes that count of each file that grows."""
