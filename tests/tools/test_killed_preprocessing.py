@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import resource
 import signal
@@ -15,26 +16,30 @@ from pathlib import Path
 import pytest
 
 from megatron_adalrs.data.preprocess import Recipe, preprocess
+from megatron_adalrs.data.tokenizer import train_sentencepiece
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = 4000
+DOCUMENTS, EMPTY = 8000, 20
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a corpus, x.jsonl, and what an uninterrupted run makes of it."""
+    """A folder with a corpus, x.jsonl, a tokenizer that takes its time, and what an uninterrupted run makes of both."""
     folder = tmp_path_factory.mktemp("whole")
     with (folder / "x.jsonl").open("w") as stream:
         for number in range(DOCUMENTS):
-            stream.write(json.dumps({"text": f"{number} " * (number % 999)}) + "\n")
-    preprocess(folder / "x.jsonl", folder / "whole", Recipe("ByteTokenizer"))
+            stream.write(json.dumps({"text": f"{number} " * (number % 400)}) + "\n")
+    train_sentencepiece([folder / "x.jsonl"], folder / "x.model", vocab_size=300, sample_bytes=100_000)
+    preprocess(folder / "x.jsonl", folder / "whole", Recipe("SentencePieceTokenizer", folder / "x.model"))
     return folder
 
 
 def begin(folder: Path, prefix: Path, *flags: str, limit: Callable[[], None] | None = None) -> subprocess.Popen[str]:
+    model = folder / "x.model"
     command = [sys.executable, ROOT / "tools" / "preprocess_data.py", "--input", folder / "x.jsonl"]
-    command += ["--output-prefix", prefix, "--tokenizer-type", "ByteTokenizer", "--commit-seconds", "0", *flags]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    command += ["--output-prefix", prefix, "--commit-seconds", "0", *flags]
+    command += ["--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model", model]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=limit
     )
@@ -78,7 +83,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(whole: Path, tmp_pat
     assert int(told.split(": ")[1].split()[0]) >= lives[-1]
     assert same(tmp_path / "out", whole)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.bin", "out.idx", "out.json"]
-    assert f"out: {DOCUMENTS - 5} documents (5 empty ones skipped), " in output
+    assert f"out: {DOCUMENTS - EMPTY} documents ({EMPTY} empty ones skipped), " in output
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -116,7 +121,8 @@ def test_where_there_is_no_room_it_says_so_and_goes_on_once_there_is(whole: Path
 
 
 def test_a_changed_input_is_one_line_and_exit_code_2(whole: Path, tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_bytes((whole / "x.jsonl").read_bytes())
+    for name in ("x.jsonl", "x.model"):
+        (tmp_path / name).write_bytes((whole / name).read_bytes())
     process = begin(tmp_path, tmp_path / "out")
     wait_for_documents(process, tmp_path / "out", 500)
     process.kill()
@@ -133,4 +139,4 @@ def test_a_changed_input_is_one_line_and_exit_code_2(whole: Path, tmp_path: Path
     process = begin(tmp_path, tmp_path / "out", "--restart")
     output, told = process.communicate()
     assert (process.returncode, told) == (0, "")
-    assert f"out: {DOCUMENTS - 4} documents" in output
+    assert f"out: {DOCUMENTS - EMPTY + 1} documents" in output
