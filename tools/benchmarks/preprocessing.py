@@ -77,10 +77,10 @@ def measure_preprocessing(corpus_mb: float, blocks: int, workers: int | None, fo
     tokens = tokens_path(corpus).read_bytes()
     assert all((folder / f"{name}.bin").read_bytes() == tokens for name in ("one", "many")), "sides differ in tokens"
     about = {"bytes": corpus.stat().st_size, "documents": documents, "tokens": len(tokens) // 2, "pieces": PIECES}
-    return {"corpus": about, "blocks": blocks, "workers": workers} | compared(spent[1:], workers)
+    return {"corpus": about, "blocks": blocks, "workers": workers} | compared(spent[1:])
 
 
-def compared(blocks: list[dict[str, Spent]], workers: int) -> dict[str, Any]:
+def compared(blocks: list[dict[str, Spent]]) -> dict[str, Any]:
     """Medians over blocks; `plain_loop` and `one_worker` are one process each, the others `workers` at once."""
     speed = {name: np.array([block[name].speed for block in blocks]) for name in blocks[0]}
     cpu = {name: np.array([block[name].cpu for block in blocks]) for name in blocks[0]}
