@@ -59,8 +59,8 @@ def test_a_fixed_rate_that_is_also_an_initial_rate_is_one_run() -> None:
     fixed = {run for run in rest if (run.schedule, run.method) == ("cosine", "fixed")}
     assert {run.lr for run in fixed} == {1e-4, 3e-4, 3e-3, 3e-2}
     assert fixed <= set(grid)
-    assert len(rest) == len(set(rest)) == 2 * 3 * 4 + 4
-    assert [run.schedule for run in rest if run.settings == plan.EQUAL_COMPUTE] == ["cosine"] * 4
+    assert len(rest) == len(set(rest)) == 2 * 4 * 4
+    assert [run.schedule for run in rest if run.settings == plan.EQUAL_COMPUTE] == ["cosine"] * 4 + ["WSD"] * 4
 
 
 def test_only_the_methods_that_were_asked_for_are_run() -> None:

@@ -162,7 +162,7 @@ def runs_after_grid(
         for ratio in scale.ratios:
             lr = scaled(best[study.name, schedule], ratio)
             runs += [Run(study.name, schedule, method, lr, seed) for method in scale.methods for seed in seeds]
-            if (study, schedule) == (MAIN, first) and "robust" in scale.methods:
+            if "robust" in scale.methods:
                 runs += [Run(study.name, schedule, "robust", lr, seed, EQUAL_COMPUTE) for seed in seeds]
     for ratios, variants in variants_of(experiments, scale).values():
         for ratio in ratios:
