@@ -85,6 +85,7 @@ def export_model(source: Path, target: Path, dtype: str | None, max_shard_size: 
     import torch
 
     from megatron_adalrs.checkpoint import locate_model, open_model
+    from megatron_adalrs.huggingface.companions import TOKENIZER_FOLDER
     from megatron_adalrs.huggingface.writer import write_model
 
     opened = open_model(locate_model(source, "--from"), "--from")
@@ -98,7 +99,13 @@ def export_model(source: Path, target: Path, dtype: str | None, max_shard_size: 
     except ValueError as error:
         raise ValueError(f"--to-hf: {error}") from None
     step = "" if opened.step is None else f", step {opened.step}"
-    return f"{target}: the model of {opened.path}{step}" + (f"\n{tokenizer.note}" if tokenizer.note else "")
+    told = [f"{target}: the model of {opened.path}{step}", tokenizer.note]
+    if (apart := target / TOKENIZER_FOLDER).is_dir():
+        told.append(
+            f"transformers' AutoTokenizer splits texts for this kind of model as Qwen2 does, whatever {target} says: "
+            f"give it {apart} (lm_eval: --model_args pretrained={target},tokenizer={apart})"
+        )
+    return "\n".join(filter(None, told))
 
 
 if __name__ == "__main__":

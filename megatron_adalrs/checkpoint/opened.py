@@ -153,8 +153,7 @@ def _tokenizer_of_run(saved: dict[str, Any], data: DataConfig, vocab_size: int) 
         return Tokenizer({}, ids, f"there is no tokenizer in {named or origin}, none is copied")
     if made_with is not None and sha256(file) != made_with.tokenizer_sha256:
         return Tokenizer({}, ids, f"{file} is not what made {corpus}, no tokenizer is copied")
-    note = f"{file} is copied; transformers' AutoTokenizer may take another for this kind of model"
-    return Tokenizer(found, before | ids, note)
+    return Tokenizer(found, before | ids, f"{file} is copied")
 
 
 def _making_of(data: DataConfig) -> tuple[str, Description] | tuple[None, None]:

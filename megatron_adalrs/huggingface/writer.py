@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from megatron_adalrs.config import ModelConfig
 from megatron_adalrs.data.atomic import new_folder
-from megatron_adalrs.huggingface.companions import GENERATION, copy_companions
+from megatron_adalrs.huggingface.companions import GENERATION, complete_tokenizer, copy_companions, write_json
 from megatron_adalrs.huggingface.families import Family
 from megatron_adalrs.huggingface.reader import parameter_shapes, part_shapes
 from megatron_adalrs.huggingface.shape import CONFIG, config_json, family_of
@@ -53,12 +52,13 @@ def write_model(
         sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.nbytes
     main = str(max(sizes, key=lambda one: sizes[one])).removeprefix("torch.")
     with new_folder(folder) as draft:
-        _write_json(draft / CONFIG, config_json(family, model, vocab_size, main, token_ids))
+        write_json(draft / CONFIG, config_json(family, model, vocab_size, main, token_ids))
         write_tensors(draft, entries, tensors, max_shard_size)
         copy_companions(companions, draft)
+        complete_tokenizer(draft, family, token_ids, model.max_positions)
         if not (draft / GENERATION).exists():
             known = {name: value for name, value in token_ids.items() if value is not None}
-            _write_json(draft / GENERATION, {"_from_model_config": True} | known)
+            write_json(draft / GENERATION, {"_from_model_config": True} | known)
 
 
 class TheirTensors:
@@ -93,7 +93,3 @@ class TheirTensors:
     def items(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor with its name."""
         return ((name, self(name)) for name in self.shapes)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -12,7 +12,7 @@ import pytest
 import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_adalrs.checkpoint import find_damage
 from megatron_adalrs.checkpoint.manifest import sha256, write_manifest
@@ -191,8 +191,9 @@ def test_a_run_takes_its_tokenizer_along(one_rank: Ranks, tmp_path: Path, conver
     assert one_rank.run(trained, config | {"tokenizer_model": str(model)}) == [0]
     done = convert("--from", tmp_path / "run", "--to-hf", tmp_path / "out")
     assert f"{model}/tokenizer.json is copied" in done.stdout
-    ours, theirs = HuggingFaceTokenizer(model), PreTrainedTokenizerFast.from_pretrained(tmp_path / "out")
-    assert theirs(TEXT, add_special_tokens=False)["input_ids"] == ours.encode(TEXT)
+    ours, theirs = HuggingFaceTokenizer(model), AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert theirs(TEXT)["input_ids"] == ours.encode(TEXT)
+    assert (theirs.eos_token_id, theirs.model_max_length) == (ours.eod, 16)
     told = json.loads((tmp_path / "out/config.json").read_text())
     assert (told["eos_token_id"], told["vocab_size"]) == (ours.eod, ours.vocab_size)
 
@@ -211,6 +212,15 @@ def test_a_run_takes_its_tokenizer_along(one_rank: Ranks, tmp_path: Path, conver
     done = convert("--from", tmp_path / "begun", "--to-hf", tmp_path / "out4")
     assert f"there is no tokenizer in {source}, none is copied" in done.stdout
     assert not list((tmp_path / "out4").glob("tokenizer*"))
+
+
+def test_a_qwen2_model_with_another_tokenizer_is_told_of(tmp_path: Path, convert: Callable[..., Done]) -> None:
+    source, out = saved(tmp_path / "theirs", "qwen2 tied", vocab_size=310), tmp_path / "out"
+    shutil.copy(hugging_face_tokenizer(tmp_path / "tokenizer") / "tokenizer.json", source)
+    change_config(source, eos_token_id=0)
+    assert f"give it {out}/tokenizer (lm_eval: --model_args" in convert("--from", source, "--to-hf", out).stdout
+    theirs = AutoTokenizer.from_pretrained(out / "tokenizer")
+    assert theirs(TEXT)["input_ids"] == HuggingFaceTokenizer(source).encode(TEXT)
 
 
 def test_sentencepiece_and_bytes(one_rank: Ranks, tmp_path: Path, convert: Callable[..., Done]) -> None:
