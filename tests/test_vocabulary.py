@@ -10,7 +10,7 @@ import pytest
 
 from megatron_adalrs.arguments import config_from_values
 from megatron_adalrs.data.preprocess import Recipe, preprocess
-from megatron_adalrs.data.tokenizer import train_sentencepiece
+from megatron_adalrs.data.train_tokenizer import train_sentencepiece
 from megatron_adalrs.vocabulary import known_vocabulary, with_end_of_document
 from tests.checkpoint.test_checkpoint import refusal, trained, values
 from tests.distributed.ranks import Ranks

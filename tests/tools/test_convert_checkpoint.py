@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from megatron_adalrs.checkpoint import find_damage
 from megatron_adalrs.checkpoint.manifest import sha256, write_manifest
 from megatron_adalrs.data.preprocess import Recipe, preprocess
-from megatron_adalrs.data.tokenizer import HuggingFaceTokenizer, train_sentencepiece
+from megatron_adalrs.data.tokenizer import HuggingFaceTokenizer
+from megatron_adalrs.data.train_tokenizer import train_sentencepiece
 from megatron_adalrs.run_log import read_run
 from tests.checkpoint.test_checkpoint import files_of, refusal, trained, values
 from tests.data.corpora import counting_corpus
