@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, get_args
+from typing import Any, Protocol, get_args
 
 from megatron_adalrs.config.data import TokenizerKind
 
@@ -77,7 +77,7 @@ class HuggingFaceTokenizer:
 
     The end of a document is the `eos_token` of a `tokenizer_config.json` beside it, else the first known of
     <|endoftext|>, </s>, <eos>, <|end_of_text|>, else the only special token. As in Hugging Face, a special
-    token that is spelled out in a text is encoded as that token.
+    token that is spelled out in a text is encoded as that token, unless that file has `split_special_tokens`.
     """
 
     def __init__(self, model_path: Path | str) -> None:
@@ -100,7 +100,9 @@ class HuggingFaceTokenizer:
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         self.sha256 = hashlib.sha256(model).hexdigest()
         special = [token.content for token in self._backend.get_added_tokens_decoder().values() if token.special]
-        candidates = [*_configured_eos(path.with_name("tokenizer_config.json")), *_END_OF_DOCUMENT]
+        settings = _settings(path.with_name("tokenizer_config.json"))
+        self._backend.encode_special_tokens = settings.get("split_special_tokens") is True
+        candidates = [*_configured_eos(settings), *_END_OF_DOCUMENT]
         if len(special) == 1:
             candidates += special
         known = [token for token in candidates if token in vocabulary]
@@ -146,12 +148,19 @@ def _model_file(path: Path | str) -> Path:
     return path
 
 
-def _configured_eos(config: Path) -> list[str]:
-    if not config.is_file():
-        return []
+def _settings(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
     try:
-        token = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{config} is not a JSON object: {error}") from error
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a JSON object: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} is not a JSON object: {settings!r:.40}")
+    return settings
+
+
+def _configured_eos(settings: dict[str, Any]) -> list[str]:
+    token = settings.get("eos_token")
     token = token.get("content") if isinstance(token, dict) else token
     return [token] if isinstance(token, str) else []
