@@ -16,9 +16,9 @@ from typing import Annotated
 import tyro
 from tqdm import tqdm
 
+from megatron_adalrs.config.data import TokenizerKind
 from megatron_adalrs.data.documents import documents_size
 from megatron_adalrs.data.preprocess import Recipe, Result, preprocess
-from megatron_adalrs.data.tokenizer import TokenizerKind
 
 
 @dataclass(frozen=True)

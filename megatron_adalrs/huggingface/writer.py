@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from megatron_adalrs.config import ModelConfig
 from megatron_adalrs.data.atomic import new_folder
-from megatron_adalrs.huggingface.companions import GENERATION, complete_tokenizer, copy_companions, write_json
+from megatron_adalrs.huggingface.companions import GENERATION, copy_companions
 from megatron_adalrs.huggingface.families import Family
 from megatron_adalrs.huggingface.reader import parameter_shapes, part_shapes
 from megatron_adalrs.huggingface.shape import CONFIG, config_json, family_of
@@ -28,7 +29,7 @@ def write_model(
     weights: WeightSource,
     dtype: Callable[[str], torch.dtype],
     token_ids: Mapping[str, Any],
-    companions: Mapping[str, Path],
+    companions: Mapping[str, Path | bytes],
     max_shard_size: int = MAX_SHARD_SIZE,
 ) -> None:
     """Write a model folder that transformers loads. It appears whole or not at all; one tensor is in memory at a time.
@@ -38,7 +39,7 @@ def write_model(
         weights: by GPT's names.
         dtype: of each parameter, by GPT's names; the most frequent one goes into config.json.
         token_ids: bos_token_id, eos_token_id, pad_token_id.
-        companions: files to copy beside the weights, by the names that they get.
+        companions: files to copy beside the weights, or contents to write there, by the names that they get.
 
     Raises:
         ValueError: no family has this shape, or there is something in the folder.
@@ -52,13 +53,12 @@ def write_model(
         sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.nbytes
     main = str(max(sizes, key=lambda one: sizes[one])).removeprefix("torch.")
     with new_folder(folder) as draft:
-        write_json(draft / CONFIG, config_json(family, model, vocab_size, main, token_ids))
+        _write_json(draft / CONFIG, config_json(family, model, vocab_size, main, token_ids))
         write_tensors(draft, entries, tensors, max_shard_size)
         copy_companions(companions, draft)
-        complete_tokenizer(draft, family, token_ids, model.max_positions)
         if not (draft / GENERATION).exists():
             known = {name: value for name, value in token_ids.items() if value is not None}
-            write_json(draft / GENERATION, {"_from_model_config": True} | known)
+            _write_json(draft / GENERATION, {"_from_model_config": True} | known)
 
 
 class TheirTensors:
@@ -93,3 +93,7 @@ class TheirTensors:
     def items(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor with its name."""
         return ((name, self(name)) for name in self.shapes)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

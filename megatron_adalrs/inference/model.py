@@ -90,7 +90,7 @@ def tokenizer_of_corpus(
 
 def _own_tokenizer(opened: OpenedModel) -> Tokenizer:
     known = opened.tokenizer()
-    if known.is_bytes:
+    if known.kind == "ByteTokenizer":
         return build_tokenizer("ByteTokenizer")
     for name, kind in (("tokenizer.json", "HuggingFaceTokenizer"), ("tokenizer.model", "SentencePieceTokenizer")):
         if name in known.files:

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_adalrs.checkpoint import locate_model, open_model
 from megatron_adalrs.config import DataConfig
 from megatron_adalrs.data.indexed_dataset import IndexedDataset
 from megatron_adalrs.inference.evaluation import windows
+from megatron_adalrs.inference.model import whole_model
 from megatron_adalrs.run_log import read_run
 from tests.data.corpora import counting_corpus
 from tests.distributed.ranks import Ranks
@@ -123,6 +124,25 @@ def test_the_corpus_of_a_part_is_the_runs_own(
         corpus("all", **separate)
     with pytest.raises(ValueError, match="was trained on b, c; give --data-path"):
         corpus("valid", **separate | {"valid_data_path": ("b", "c")})
+
+
+def test_an_export_needs_nothing_but_itself(
+    tool: Callable[[str], Callable[..., Done]], run: Path, tmp_path: Path
+) -> None:
+    assert tool("convert_checkpoint")("--from", run, "--to-hf", tmp_path / "hf").returncode == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    inputs = tokenizer(SENTENCE[:9] + "é", return_tensors="pt")
+    ids = torch.tensor([[*(SENTENCE[:9] + "é").encode()]])
+    assert torch.equal(inputs["input_ids"], ids)
+    opened = open_model(locate_model(run, "model"), "model")
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(whole_model(opened).logits(ids)[0, :-1], ids[0, 1:])
+        assert float(theirs(**inputs, labels=ids).loss) == pytest.approx(float(loss), rel=1e-5)
+    prompt = tokenizer(SENTENCE + "abcd", return_tensors="pt")
+    said = theirs.generate(**prompt, max_new_tokens=5, do_sample=False, pad_token_id=256)
+    assert tokenizer.decode(said[0]) == SENTENCE + "abcdefghi"
+    assert tool("generate")(tmp_path / "hf", "--prompt", SENTENCE + "abcd", "--max-new-tokens", 5).stdout == "efghi\n"
 
 
 def test_it_says_what_it_was_taught(tool: Callable[[str], Callable[..., Done]], run: Path, tmp_path: Path) -> None:
