@@ -14,9 +14,10 @@ from pathlib import Path
 
 import tyro
 
+from megatron_adalrs.config.data import TokenizerKind
 from megatron_adalrs.data.indexed_dataset import IndexedDataset
 from megatron_adalrs.data.preprocess import description_path, read_description
-from megatron_adalrs.data.tokenizer import TokenizerKind, build_tokenizer
+from megatron_adalrs.data.tokenizer import build_tokenizer
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from typing import Annotated
 import tyro
 from tqdm import tqdm
 
+from megatron_adalrs.config.data import TokenizerKind
 from megatron_adalrs.data.documents import documents_size, find_files
 from megatron_adalrs.data.partial import Progress, partial_path
 from megatron_adalrs.data.preprocess import COMMIT_SECONDS, Recipe, Result, preprocess
-from megatron_adalrs.data.tokenizer import TokenizerKind
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ class Tokenizer:
     """What is known of bos_token_id, eos_token_id, pad_token_id."""
     note: str | None = None
     """What a person should know of it."""
-    is_bytes: bool = False
-    """Whether its tokens are bytes, for which there are no files."""
+    kind: str | None = None
+    """Of `TOKENIZER_KINDS`; None: the files came with a model."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,7 @@ def _tokenizer_of_run(saved: dict[str, Any], data: DataConfig, vocab_size: int) 
     ids = {"eos_token_id": eod} if eod is not None and eod < vocab_size else {}
     kind = saved.get("tokenizer_type") or (made_with.tokenizer_type if made_with else None)
     if kind == "ByteTokenizer":
-        note = "ByteTokenizer has no files: token ids are the bytes of UTF-8, 256 ends a document"
-        return Tokenizer({}, ids, note, is_bytes=True)
+        return Tokenizer({}, ids, kind=kind)
     named, origin = saved.get("tokenizer_model"), saved.get("finetune_from")
     if named is not None:
         found, before = _tokenizer_files(Path(named), kind), {}
@@ -153,8 +152,7 @@ def _tokenizer_of_run(saved: dict[str, Any], data: DataConfig, vocab_size: int) 
         return Tokenizer({}, ids, f"there is no tokenizer in {named or origin}, none is copied")
     if made_with is not None and sha256(file) != made_with.tokenizer_sha256:
         return Tokenizer({}, ids, f"{file} is not what made {corpus}, no tokenizer is copied")
-    note = f"{file} is copied; transformers' AutoTokenizer may take another for this kind of model"
-    return Tokenizer(found, before | ids, note)
+    return Tokenizer(found, before | ids, f"{file} is copied", kind)
 
 
 def _making_of(data: DataConfig) -> tuple[str, Description] | tuple[None, None]:

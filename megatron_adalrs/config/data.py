@@ -12,6 +12,7 @@ from megatron_adalrs.config.corpora import Corpus, Entries, parse_corpora
 
 SEPARATE = ("train_data_path", "valid_data_path", "test_data_path")
 DEFAULT_SPLIT = "969,30,1"
+TokenizerKind = Literal["SentencePieceTokenizer", "HuggingFaceTokenizer", "ByteTokenizer"]
 
 
 class DataConfig(Group):
@@ -44,7 +45,7 @@ class DataConfig(Group):
     """The end-of-document token. Default: the tokenizer's, else the one noted beside the data."""
     data_cache_path: Path | None = None
     """Folder for the sample indices. Default: a folder `cache` beside the data."""
-    tokenizer_type: Literal["SentencePieceTokenizer", "HuggingFaceTokenizer", "ByteTokenizer"] | None = None
+    tokenizer_type: TokenizerKind | None = None
     """Tokenizer that the data was made with; used for the vocabulary size and its checks. Optional."""
     tokenizer_model: Path | None = None
     """The tokenizer's file (or folder)."""

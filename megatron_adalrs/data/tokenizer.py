@@ -1,21 +1,17 @@
-"""Tokenizers behind one small protocol, and training of SentencePiece models that keep source code intact."""
+"""Tokenizers behind one small protocol."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Any, Protocol, get_args
 
-from megatron_adalrs.data.atomic import atomic_write
-from megatron_adalrs.data.documents import read_documents
+from megatron_adalrs.config.data import TokenizerKind
 
-TokenizerKind = Literal["SentencePieceTokenizer", "HuggingFaceTokenizer", "ByteTokenizer"]
 TOKENIZER_KINDS: tuple[str, ...] = get_args(TokenizerKind)
 _END_OF_DOCUMENT = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>")
-_LINE_CHARACTERS = 1000  # SentencePiece ignores lines above 4192 bytes
 
 
 class Tokenizer(Protocol):
@@ -81,7 +77,7 @@ class HuggingFaceTokenizer:
 
     The end of a document is the `eos_token` of a `tokenizer_config.json` beside it, else the first known of
     <|endoftext|>, </s>, <eos>, <|end_of_text|>, else the only special token. As in Hugging Face, a special
-    token that is spelled out in a text is encoded as that token.
+    token that is spelled out in a text is encoded as that token, unless that file has `split_special_tokens`.
     """
 
     def __init__(self, model_path: Path | str) -> None:
@@ -104,7 +100,9 @@ class HuggingFaceTokenizer:
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         self.sha256 = hashlib.sha256(model).hexdigest()
         special = [token.content for token in self._backend.get_added_tokens_decoder().values() if token.special]
-        candidates = [*_configured_eos(path.with_name("tokenizer_config.json")), *_END_OF_DOCUMENT]
+        settings = _settings(path.with_name("tokenizer_config.json"))
+        self._backend.encode_special_tokens = settings.get("split_special_tokens") is True
+        candidates = [*_configured_eos(settings), *_END_OF_DOCUMENT]
         if len(special) == 1:
             candidates += special
         known = [token for token in candidates if token in vocabulary]
@@ -143,77 +141,6 @@ def build_tokenizer(kind: str, model_path: Path | str | None = None) -> Tokenize
     return _FROM_FILE[kind](model_path)
 
 
-def train_sentencepiece(
-    inputs: Iterable[Path | str],
-    output_model: Path | str,
-    vocab_size: int,
-    *,
-    model_type: Literal["bpe", "unigram"] = "bpe",
-    sample_bytes: int = 10_000_000,
-    json_key: str = "text",
-    file_glob: str = "**/*.txt",
-    num_threads: int = 2,
-) -> None:
-    """Train a SentencePiece model that gives back any text it encodes, and write it to a file.
-
-    Every byte survives: no normalisation, no added or removed blanks, newline and tab are pieces of their
-    own, runs of blanks may become pieces, and what is not in the vocabulary falls back to bytes. The one
-    exception is U+2581, which SentencePiece itself uses for the blank. Ids: 0 unknown, 1 beginning, 2 end of
-    sentence.
-
-    The same inputs (what `read_documents` reads) give the same file: it is trained on at most `sample_bytes`
-    of lines, spread evenly over all. 10 MB take a few seconds with bpe, half a minute with unigram. Raises
-    ValueError if the vocabulary is too small for the pieces that are required or too large for the text.
-    """
-    from sentencepiece import SentencePieceTrainer
-
-    texts = (text for source in inputs for text in read_documents(Path(source), json_key, file_glob))
-    lines = _evenly_chosen_lines(texts, sample_bytes)
-    model = io.BytesIO()
-    try:
-        SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
-            model_writer=model,
-            vocab_size=vocab_size,
-            model_type=model_type,
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            add_dummy_prefix=False,
-            allow_whitespace_only_pieces=True,
-            user_defined_symbols=["\n", "\t"],
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            pad_id=-1,
-            num_threads=num_threads,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        raise ValueError(f"vocab size {vocab_size}: SentencePiece cannot train it on this text: {error}") from error
-    with atomic_write(output_model) as stream:
-        stream.write(model.getvalue())
-
-
-def _evenly_chosen_lines(texts: Iterable[str], limit: int) -> list[str]:
-    """Every n-th non-empty line, n a power of two such that all together stay within `limit` bytes.
-
-    Long lines are cut. One pass, no randomness, and no need to know how much text there is.
-    """
-    lines = (line for text in texts for line in text.split("\n") if line)
-    pieces = (line[i : i + _LINE_CHARACTERS] for line in lines for i in range(0, len(line), _LINE_CHARACTERS))
-    chosen: list[str] = []
-    size, stride = 0, 1
-    for number, piece in enumerate(pieces):
-        if number % stride == 0:
-            chosen.append(piece)
-            size += len(piece.encode())
-            if size > limit:
-                chosen, stride = chosen[::2], 2 * stride
-                size = sum(len(kept.encode()) for kept in chosen)
-    return chosen
-
-
 def _model_file(path: Path | str) -> Path:
     path = Path(path)
     if not path.is_file():
@@ -221,12 +148,19 @@ def _model_file(path: Path | str) -> Path:
     return path
 
 
-def _configured_eos(config: Path) -> list[str]:
-    if not config.is_file():
-        return []
+def _settings(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
     try:
-        token = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{config} is not a JSON object: {error}") from error
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a JSON object: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} is not a JSON object: {settings!r:.40}")
+    return settings
+
+
+def _configured_eos(settings: dict[str, Any]) -> list[str]:
+    token = settings.get("eos_token")
     token = token.get("content") if isinstance(token, dict) else token
     return [token] if isinstance(token, str) else []

@@ -1,4 +1,4 @@
-"""The files beside the weights: tokenizers and settings of generation. They are copied as they are."""
+"""The files beside the weights: tokenizers and settings of generation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 GENERATION = "generation_config.json"
 TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
+    "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "plain_tokenizer.py",
 )  # fmt: skip
 
 
@@ -18,7 +18,10 @@ def companions_in(folder: Path) -> dict[str, Path]:
     return {name: folder / name for name in (*TOKENIZER, GENERATION) if (folder / name).is_file()}
 
 
-def copy_companions(files: Mapping[str, Path], folder: Path) -> None:
-    """Copy files to these names. Raises OSError: one cannot be read or written."""
+def copy_companions(files: Mapping[str, Path | bytes], folder: Path) -> None:
+    """Copy files, or write contents, to these names. Raises OSError: one cannot be read or written."""
     for name, file in files.items():
-        shutil.copyfile(file, folder / name)
+        if isinstance(file, bytes):
+            (folder / name).write_bytes(file)
+        else:
+            shutil.copyfile(file, folder / name)
