@@ -45,7 +45,8 @@ def known_vocabulary(config: Config) -> Vocabulary:
     """
     data = config.data
     made = made_with(data)
-    tokenizer = build_tokenizer(data.tokenizer_type, data.tokenizer_model) if data.tokenizer_type else None
+    files = data.tokenizer_model, data.vocab_file, data.merge_file
+    tokenizer = build_tokenizer(data.tokenizer_type, *files) if data.tokenizer_type else None
     if tokenizer and made:
         _require_what_made(data, tokenizer, made)
     known = tokenizer or (made[1] if made else None)
@@ -75,9 +76,10 @@ def _size(asked: int | None, tokenizer: Tokenizer | None, made: tuple[str, Descr
 def _require_what_made(data: DataConfig, tokenizer: Tokenizer, made: tuple[str, Description]) -> None:
     prefix, note = made
     if tokenizer.sha256 != note.tokenizer_sha256:
+        field = "vocab_file" if data.vocab_file else "tokenizer_model"
         raise ValueError(
-            f"tokenizer_model: {data.tokenizer_model or data.tokenizer_type} (SHA-256 {tokenizer.sha256:.12}) is not "
-            f"what made {prefix} ({note.tokenizer_type}, {note.tokenizer_sha256:.12}, says {description_path(prefix)})"
+            f"{field}: {getattr(data, field) or data.tokenizer_type} (SHA-256 {tokenizer.sha256:.12}) is not what made "
+            f"{prefix} ({note.tokenizer_type}, {note.tokenizer_sha256:.12}, says {description_path(prefix)})"
         )
 
 
