@@ -9,8 +9,9 @@ from typing import Any
 
 from megatron_adalrs.checkpoint.load import read_state
 from megatron_adalrs.checkpoint.manifest import TOKENIZER
-from megatron_adalrs.config import DataConfig
+from megatron_adalrs.config import DataConfig, ModelConfig
 from megatron_adalrs.data.preprocess import Description, read_description
+from megatron_adalrs.data.tokenizer import TokenizerOfData
 from megatron_adalrs.huggingface.companions import (
     FORMS,
     MERGES,
@@ -19,8 +20,13 @@ from megatron_adalrs.huggingface.companions import (
     VOCAB,
     companions_in,
     digests_of,
+    made_from,
+    tokenizer_in,
 )
 from megatron_adalrs.huggingface.shape import Shape, is_model
+
+# Of words alone: forms of one tokenizer may differ in what they do with special tokens and runs of blanks.
+_SENTENCE = "The quick brown fox jumps over the lazy dog, and 42 is not 3.14 (ça va?)."
 
 
 @dataclass(frozen=True)
@@ -59,10 +65,53 @@ def tokenizer_of_run(saved: dict[str, Any], data: DataConfig, vocab_size: int) -
     digests = digests_of(found)
     if not digests:
         return Tokenizer({}, ids, f"there is no tokenizer in {named or origin}, none is copied")
-    file = next(found[names[0]] for kind_of_file, names in FORMS.items() if kind_of_file in digests)
+    file = _first_of(found, digests)
     if made_with is not None and made_with.tokenizer_sha256 not in digests.values():
         return Tokenizer({}, ids, f"{file} is not what made {corpus}, no tokenizer is copied")
     return Tokenizer(found, before | ids, f"{file} is copied", kind)
+
+
+def require_tokenizer_among(
+    files: Mapping[str, Path], model: ModelConfig, tokenizer: TokenizerOfData, flag: str
+) -> None:
+    """Check that the files beside a model are, as far as anything tells, of the tokenizer that made a run's data.
+
+    What is in other words the same, as a tokenizer.json that was saved anew, is told by the ids of a sentence.
+
+    Args:
+        model: which the files lie beside.
+
+    Raises:
+        ValueError: they are of another one; the message begins with `flag` and names both files.
+        OSError: one cannot be read.
+    """
+    digests = digests_of(files)
+    if not digests or tokenizer.sha256 in digests.values():
+        return
+    is_same = _says_the_same(files, model, tokenizer)
+    if is_same is None:
+        # Nothing but digests, which say nothing of a tokenizer that has a form of another kind.
+        is_same = tokenizer.kind not in digests and not made_from(files)
+    if not is_same:
+        name = "" if tokenizer.files is not None else "; if it is, give --tokenizer-type and its files"
+        raise ValueError(
+            f"{flag}: {_first_of(files, digests)} is not the tokenizer of this run's data, {tokenizer.told_by} "
+            f"({tokenizer.kind}, SHA-256 {tokenizer.sha256:.12}): required the same{name}"
+        )
+
+
+def _says_the_same(files: Mapping[str, Path], model: ModelConfig, tokenizer: TokenizerOfData) -> bool | None:
+    """Whether two tokenizers have the same ids for a sentence; None: one of them cannot be asked."""
+    try:
+        ours, theirs = tokenizer.build(), tokenizer_in(files, model)
+    except (ValueError, OSError):  # a package is not installed, or nothing tells theirs what ends a document
+        return None
+    return ours.encode(_SENTENCE) == theirs.encode(_SENTENCE) if ours and theirs else None
+
+
+def _first_of(files: Mapping[str, Path], digests: Mapping[str, str]) -> Path:
+    """The file by which a person knows the tokenizer."""
+    return next(files[names[0]] for kind, names in FORMS.items() if kind in digests and names[0] in files)
 
 
 def _making_of(data: DataConfig) -> tuple[str, Description] | tuple[None, None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
@@ -31,6 +32,22 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: list[int]) -> str: ...
+
+
+@dataclass(frozen=True)
+class TokenizerOfData:
+    """What is known of the tokenizer that made a run's data."""
+
+    kind: str
+    sha256: str
+    told_by: str
+    """Its file, or the note beside the data."""
+    files: tuple[Path | None, ...] | None
+    """As `build_tokenizer` takes them; None: it is not known where they are."""
+
+    def build(self) -> Tokenizer | None:
+        """None where it is not known where its files are. Raises ValueError, OSError as `build_tokenizer`."""
+        return None if self.files is None else build_tokenizer(self.kind, *self.files)
 
 
 class ByteTokenizer:

@@ -54,7 +54,7 @@ def digests_of(files: Mapping[str, Path]) -> dict[str, str]:
     for kind, names in FORMS.items():
         if all(name in files and files[name].is_file() for name in names):
             digests[kind] = digest_of_files(*(files[name] for name in names))
-    return digests | made_from(files)
+    return digests and digests | made_from(files)
 
 
 def made_from(files: Mapping[str, Path]) -> dict[str, str]:
