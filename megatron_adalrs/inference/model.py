@@ -10,6 +10,7 @@ from megatron_adalrs.checkpoint import OpenedModel
 from megatron_adalrs.checkpoint.fitting import require_one_tokenizer
 from megatron_adalrs.data.preprocess import read_description
 from megatron_adalrs.data.tokenizer import Tokenizer, build_tokenizer
+from megatron_adalrs.huggingface.companions import tokenizer_in
 from megatron_adalrs.model.documents import ONE_DOCUMENT, Documents
 from megatron_adalrs.model.gpt import GPT, write_weights
 
@@ -41,17 +42,20 @@ def best_device() -> str:
     return "cuda" if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda" else "cpu"
 
 
-def tokenizer_of(opened: OpenedModel, kind: str | None, path: str | None) -> Tokenizer:
+def tokenizer_of(opened: OpenedModel, kind: str | None, *paths: str | None) -> Tokenizer:
     """The tokenizer that is asked for, or else the one that is known to belong to the model.
+
+    Args:
+        kind, paths: as `build_tokenizer` takes them.
 
     Raises:
         ValueError: none is known, it cannot be read, or it has tokens that the model lacks.
         FileNotFoundError: its file is not there.
     """
     if kind:
-        tokenizer = build_tokenizer(kind, path)
-    elif path:
-        raise ValueError(f"tokenizer_model: {path}: give --tokenizer-type too")
+        tokenizer = build_tokenizer(kind, *paths)
+    elif any(paths):
+        raise ValueError(f"tokenizer_model: {next(filter(None, paths))}: give --tokenizer-type too")
     else:
         tokenizer = _own_tokenizer(opened)
     if tokenizer.vocab_size > opened.vocab_size:
@@ -92,7 +96,7 @@ def _own_tokenizer(opened: OpenedModel) -> Tokenizer:
     known = opened.tokenizer()
     if known.kind == "ByteTokenizer":
         return build_tokenizer("ByteTokenizer")
-    for name, kind in (("tokenizer.json", "HuggingFaceTokenizer"), ("tokenizer.model", "SentencePieceTokenizer")):
-        if name in known.files:
-            return build_tokenizer(kind, known.files[name])
-    raise ValueError(f"tokenizer_type: {opened.path} names no tokenizer; give --tokenizer-type and --tokenizer-model")
+    found = tokenizer_in(known.files, opened.model)
+    if found is None:
+        raise ValueError(f"tokenizer_type: {opened.path} names no tokenizer; give --tokenizer-type and its files")
+    return found
