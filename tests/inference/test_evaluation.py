@@ -1,4 +1,4 @@
-"""Every token is predicted once, whatever the batches."""
+"""Every token is predicted once, whatever the batches, and the bytes of its text are counted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from megatron_adalrs.data.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
-from megatron_adalrs.inference.evaluation import evaluate, windows
+from megatron_adalrs.data.tokenizer import ByteTokenizer
+from megatron_adalrs.inference.evaluation import NOT_COUNTED, Evaluated, TextSize, evaluate, windows
 from tests.inference.test_decoder import VOCABULARY, model_of
 
 
@@ -47,7 +48,7 @@ def test_the_loss_is_the_mean_over_tokens(indexed: IndexedDataset, batch_size: i
 
 def test_it_stops_at_the_window_that_reaches_the_limit(indexed: IndexedDataset) -> None:
     told: list[int] = []
-    found = evaluate(model_of("gpt2"), indexed, range(4), 10, 2, 35, told.append)
+    found = evaluate(model_of("gpt2"), indexed, range(4), 10, 2, 35, on_progress=told.append)
     assert found.tokens == 40 and told == [20, 40]
     assert found.error > 0
 
@@ -55,3 +56,35 @@ def test_it_stops_at_the_window_that_reaches_the_limit(indexed: IndexedDataset) 
 def test_a_lone_token_is_refused(indexed: IndexedDataset) -> None:
     with pytest.raises(ValueError, match="fewer than 2 tokens"):
         evaluate(model_of("gpt2"), indexed, range(1, 2), 10, 2)
+
+
+def test_documents_apart_begin_after_an_end_and_their_own_is_not_predicted(indexed: IndexedDataset) -> None:
+    end = int(indexed.tokens(29, 1)[0])  # what the first document ends with, and no other
+    found = list(windows(indexed, range(2), 20, begin=end))
+    assert [len(window) for window in found] == [21, 10, 2]
+    assert np.concatenate([found[0], found[1][1:]]).tolist() == [end, *indexed.get_document(0)[:-1].tolist()]
+    assert found[2].tolist() == [end, int(indexed.get_document(1)[0])]
+    apart = evaluate(model_of("gpt2"), indexed, range(2), 20, 8, begin=end)
+    assert apart.tokens == 30
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 100])
+def test_bytes_of_a_text_are_counted_whatever_the_windows(length: int) -> None:
+    tokenizer = ByteTokenizer()
+    texts = ["日本🙂 naïve", "b", "ü" * 9]
+    stream = [token for text in texts for token in [*tokenizer.encode(text), tokenizer.eod]]
+    size = TextSize(tokenizer)
+    for start in range(0, len(stream) - 1, length):
+        size.add(stream[start], np.array(stream[start + 1 : start + 1 + length]))
+    # The first byte is not predicted: what is left of that character shows as two replacements of three bytes.
+    assert size.total() == sum(len(text.encode()) for text in texts) - 3 + 2 * 3
+    apart = TextSize(tokenizer)
+    for text in texts:
+        apart.add(tokenizer.eod, np.array([NOT_COUNTED, *tokenizer.encode(text)]))
+    assert apart.total() == sum(len(text.encode()) for text in texts)
+
+
+def test_bits_per_byte_spread_the_loss_over_the_text() -> None:
+    assert Evaluated(2 * np.log(2), 0.1, tokens=30, bytes=120).bits_per_byte == pytest.approx(0.5)
+    assert Evaluated(1.0, 0.1, tokens=30, bytes=None).bits_per_byte is None
+    assert Evaluated(1.0, 0.1, tokens=30, bytes=0).bits_per_byte is None, "ends of documents only"

@@ -193,7 +193,8 @@ def test_a_run_takes_its_tokenizer_along(one_rank: Ranks, tmp_path: Path, conver
     done = convert("--from", tmp_path / "run", "--to-hf", tmp_path / "out")
     assert f"{model}/tokenizer.json is copied" in done.stdout
     ours, theirs = HuggingFaceTokenizer(model), AutoTokenizer.from_pretrained(tmp_path / "out")
-    assert theirs(TEXT, add_special_tokens=False)["input_ids"] == ours.encode(TEXT)
+    assert theirs(TEXT)["input_ids"] == ours.encode(TEXT)
+    assert (theirs.eos_token_id, theirs.bos_token) == (ours.eod, None), "what lm_eval puts before a text"
     told = json.loads((tmp_path / "out/config.json").read_text())
     assert (told["eos_token_id"], told["vocab_size"]) == (ours.eod, ours.vocab_size)
 
