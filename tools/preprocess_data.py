@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -99,8 +98,8 @@ def _terminate(number: int, frame: object) -> None:
     raise Terminated
 
 
-def main(given: Sequence[str] | None = None) -> int:
-    arguments = tyro.cli(Arguments, args=given, description=__doc__)
+def main() -> int:
+    arguments = tyro.cli(Arguments, description=__doc__)
     signal.signal(signal.SIGTERM, _terminate)
     try:
         result = run(arguments)

@@ -10,7 +10,7 @@ from megatron_adalrs.checkpoint import OpenedModel
 from megatron_adalrs.checkpoint.fitting import require_one_tokenizer
 from megatron_adalrs.data.preprocess import read_description
 from megatron_adalrs.data.tokenizer import Tokenizer, build_tokenizer
-from megatron_adalrs.huggingface.companions import tokenizer_in
+from megatron_adalrs.huggingface.companions import digests_of, tokenizer_in
 from megatron_adalrs.model.documents import ONE_DOCUMENT, Documents
 from megatron_adalrs.model.gpt import GPT, write_weights
 
@@ -67,7 +67,7 @@ def tokenizer_of(opened: OpenedModel, kind: str | None, *paths: str | None) -> T
 
 
 def tokenizer_of_corpus(
-    opened: OpenedModel, prefix: str, kind: str | None, path: str | None
+    opened: OpenedModel, prefix: str, kind: str | None, *paths: str | None
 ) -> tuple[Tokenizer | None, str]:
     """The tokenizer that gives back the text of a corpus, or None and why there is none.
 
@@ -79,14 +79,16 @@ def tokenizer_of_corpus(
     made = note.tokenizer_sha256 if note else None
     require_one_tokenizer(f"data_path: {prefix}: {opened.path}", opened.tokenizer_sha256, made)
     try:
-        tokenizer = tokenizer_of(opened, kind, path)
-        if made not in (None, tokenizer.sha256):
-            named = path or kind or f"the tokenizer of {opened.path}"
+        tokenizer = tokenizer_of(opened, kind, *paths)
+        # An export's tokenizer.json is not the file that it was made from.
+        known = () if kind else digests_of(opened.companions).values()
+        if made not in (None, tokenizer.sha256, *known):
+            named = next(filter(None, paths), kind) or f"the tokenizer of {opened.path}"
             raise ValueError(
                 f"tokenizer_model: {named} (SHA-256 {tokenizer.sha256:.12}) is not what made {prefix} ({made:.12})"
             )
     except (ValueError, OSError) as error:
-        if kind or path:
+        if kind or any(paths):
             raise
         return None, str(error)
     return tokenizer, ""
