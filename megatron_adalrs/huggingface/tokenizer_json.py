@@ -63,12 +63,29 @@ def made_for_transformers(kind: str | None, files: Mapping[str, Path], model_typ
 def _config_beside(files: Mapping[str, Path], model_type: str) -> dict[str, bytes]:
     """Without a tokenizer_config.json AutoTokenizer takes the class that is usual for the model, whatever there is."""
     if TOKENIZER_CONFIG in files:
-        return {}
+        config = _object_in(files[TOKENIZER_CONFIG])
+        is_qwen2 = str(config.get("tokenizer_class")).startswith("Qwen2")
+        foreign = model_type == QWEN2.model_type and not is_qwen2 and "auto_map" not in config
+        return _with_config({}, config | {"tokenizer_class": "PreTrainedTokenizerFast"}, model_type) if foreign else {}
     from tokenizers import Tokenizer as Backend
 
     path = files[TOKENIZER_JSON]
     eod = build_tokenizer("HuggingFaceTokenizer", path).eod
     return _with_config({}, _config(Backend.from_file(str(path)).id_to_token(eod)), model_type)
+
+
+def made_from(files: Mapping[str, Path]) -> str | None:
+    """The digest of the tokenizer that the tokenizer.json of a folder was made from; None: it was not made here."""
+    source = _object_in(files[TOKENIZER_CONFIG]).get(MADE_FROM) if TOKENIZER_CONFIG in files else None
+    return source.get("sha256") if isinstance(source, dict) else None
+
+
+def _object_in(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return {}  # what came with a model is not judged here
+    return content if isinstance(content, dict) else {}
 
 
 def _written(backend: Backend, eod: str, kind: str, model: Path | None, model_type: str) -> dict[str, bytes]:

@@ -10,6 +10,7 @@ from megatron_adalrs.checkpoint import OpenedModel
 from megatron_adalrs.checkpoint.fitting import require_one_tokenizer
 from megatron_adalrs.data.preprocess import read_description
 from megatron_adalrs.data.tokenizer import Tokenizer, build_tokenizer
+from megatron_adalrs.huggingface.tokenizer_json import made_from
 from megatron_adalrs.model.documents import ONE_DOCUMENT, Documents
 from megatron_adalrs.model.gpt import GPT, write_weights
 
@@ -76,7 +77,8 @@ def tokenizer_of_corpus(
     require_one_tokenizer(f"data_path: {prefix}: {opened.path}", opened.tokenizer_sha256, made)
     try:
         tokenizer = tokenizer_of(opened, kind, path)
-        if made not in (None, tokenizer.sha256):
+        # An export's tokenizer.json may be made from what made the corpus.
+        if made not in (None, tokenizer.sha256, None if kind else made_from(opened.tokenizer().files)):
             named = path or kind or f"the tokenizer of {opened.path}"
             raise ValueError(
                 f"tokenizer_model: {named} (SHA-256 {tokenizer.sha256:.12}) is not what made {prefix} ({made:.12})"

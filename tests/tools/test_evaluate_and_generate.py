@@ -80,10 +80,12 @@ def test_bits_a_byte_of_the_text(tool: Callable[[str], Callable[..., Done]], run
     assert apart["tokens"] == apart["bytes"] == 4 * length
     assert f"{apart['bits_per_byte']:.4f} bits a byte, 864 tokens" in evaluate(run, "--documents-apart").stdout
 
-    # A folder without a tokenizer, until one is named; one window has no error, which JSON cannot say as a number.
     assert tool("convert_checkpoint")("--from", run, "--to-hf", tmp_path / "hf").returncode == 0
-    (tmp_path / "hf/tokenizer.json").unlink(missing_ok=True)
     corpus = (tmp_path / "hf", "--data-path", run.parent / "corpus", "--part", "all", "--max-tokens", 9, "--json")
+    exported = json.loads(evaluate(*corpus).stdout)
+    assert exported["bytes"] == exported["tokens"], "its tokenizer.json was made from what made the corpus"
+    # A folder without a tokenizer, until one is named; one window has no error, which JSON cannot say as a number.
+    (tmp_path / "hf/tokenizer.json").unlink()
     done = evaluate(*corpus)
     told = json.loads(done.stdout)
     assert (told["bits_per_byte"], told["bytes"], told["loss_error"]) == (None, None, None)
