@@ -41,7 +41,7 @@ class Arguments:
     seq_length: int | None = None
     """Tokens in a window. Default: those of the model's training, or its most positions, at most 2048."""
     documents_apart: bool = False
-    """Every document by itself, after an end-of-document token, and its end is not predicted."""
+    """Every document by itself, as in lm_eval: after an end-of-document token, its own not predicted, windows full."""
     batch_size: int = 8
     """Windows at a time."""
     max_tokens: int | None = None
