@@ -84,7 +84,7 @@ def build_trainer(config: Config) -> Trainer:
     source = on_first_rank(lambda: checkpoint.source_of_weights(config.run, saved))
     config = with_source(config, source)
     vocabulary = on_first_rank(lambda: resolve_vocabulary(config))
-    vocab_size, tokenizer = vocabulary.size, vocabulary.tokenizer_sha256
+    vocab_size, tokenizer = vocabulary.size, vocabulary.tokenizer
     config = on_first_rank(lambda: with_end_of_document(config, vocabulary))
     if resumed and saved:
         checkpoint.require_fitting(resumed, saved, config, grid)
@@ -99,7 +99,8 @@ def build_trainer(config: Config) -> Trainer:
         """What a run must share with a checkpoint beyond its configuration."""
         data_order = blend.order_digest(min(consumed_samples, ORDER_SAMPLES))
         return {
-            "vocab_size": vocab_size, "tokenizer_sha256": tokenizer, "blend": blend.shares, "data_order": data_order,
+            "vocab_size": vocab_size, "tokenizer_sha256": tokenizer.sha256 if tokenizer else None,
+            "blend": blend.shares, "data_order": data_order,
         }  # fmt: skip
 
     data_order = blend.order_digest(min(config.training.train_iters * global_batch_size, ORDER_SAMPLES))

@@ -49,9 +49,14 @@ class Arguments:
     dtype: Literal["float32", "bfloat16"] | None = None
     """To compute in. Default: the precision that the model was trained in, or that of its files."""
     tokenizer_type: str | None = None
-    """SentencePieceTokenizer, HuggingFaceTokenizer or ByteTokenizer, to count bytes of text. Default: the model's."""
+    """SentencePieceTokenizer, HuggingFaceTokenizer, GPT2BPETokenizer or ByteTokenizer, to count bytes of text. Default:
+    the one that belongs to the model."""
     tokenizer_model: str | None = None
     """The tokenizer's file (or folder)."""
+    vocab_file: str | None = None
+    """GPT2BPETokenizer's vocab.json."""
+    merge_file: str | None = None
+    """GPT2BPETokenizer's merges.txt."""
     json: bool = False
     """Print one JSON object."""
 
@@ -103,7 +108,8 @@ def evaluated(given: Arguments) -> dict[str, Any]:
     data_path, split = corpus_of(given, opened)
     indexed = IndexedDataset(data_path)
     documents = documents_of(given, opened, indexed, split)
-    tokenizer, reason = tokenizer_of_corpus(opened, data_path, given.tokenizer_type, given.tokenizer_model)
+    files = given.tokenizer_model, given.vocab_file, given.merge_file
+    tokenizer, reason = tokenizer_of_corpus(opened, data_path, given.tokenizer_type, *files)
     if given.documents_apart and tokenizer is None:
         raise ValueError(f"documents_apart: the end-of-document token is unknown: {reason}")
     model = whole_model(opened, getattr(torch, given.dtype) if given.dtype else None, best_device())

@@ -9,6 +9,7 @@ writes data/corpus.bin, data/corpus.idx and data/corpus.json; `--data-path data/
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -33,6 +34,10 @@ class Arguments:
     """Kind of tokenizer."""
     tokenizer_model: Path | None = None
     """The .model file of SentencePiece, or the tokenizer.json (or its folder) of Hugging Face."""
+    vocab_file: Path | None = None
+    """GPT2BPETokenizer's vocab.json."""
+    merge_file: Path | None = None
+    """GPT2BPETokenizer's merges.txt."""
     json_key: Annotated[str, tyro.conf.arg(aliases=("--json-keys",))] = "text"
     """The key, or Parquet's column, that holds a document's text."""
     file_glob: str = "**/*.txt"
@@ -51,6 +56,8 @@ def run(arguments: Arguments) -> Result:
         tokenizer_model=arguments.tokenizer_model,
         json_key=arguments.json_key,
         append_eod=arguments.append_eod,
+        vocab_file=arguments.vocab_file,
+        merge_file=arguments.merge_file,
     )
     size = documents_size(arguments.input, arguments.file_glob)
     # disable=None: a bar only where there is a terminal to draw it on
@@ -66,8 +73,8 @@ def run(arguments: Arguments) -> Result:
         )
 
 
-def main() -> int:
-    arguments = tyro.cli(Arguments, description=__doc__)
+def main(given: Sequence[str] | None = None) -> int:
+    arguments = tyro.cli(Arguments, args=given, description=__doc__)
     try:
         result = run(arguments)
     except (ValueError, OSError) as error:

@@ -29,6 +29,17 @@ def write_corpus(folder: Path) -> Path:
     return path
 
 
+def gpt2_files(folder: Path) -> Path:
+    """The folder, with a vocab.json and a merges.txt of 500 tokens."""
+    tokenizers = pytest.importorskip("tokenizers", reason="the package tokenizers (extra hf) is not installed")
+    trainer = tokenizers.ByteLevelBPETokenizer()
+    trainer.train_from_iterator(
+        TEXTS.values(), vocab_size=500, special_tokens=["<|endoftext|>"], min_frequency=2, show_progress=False
+    )
+    trainer.save_model(str(folder))
+    return folder
+
+
 def require_protocol(tokenizer: Tokenizer) -> None:
     for text in TEXTS.values():
         ids = tokenizer.encode(text)

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, GPT2Config, LlamaConfig, PretrainedConfi
 
 from megatron_adalrs.data.tokenizer import Tokenizer, build_tokenizer
 from megatron_adalrs.data.train_tokenizer import train_sentencepiece
-from megatron_adalrs.huggingface.tokenizer_json import made_for_transformers, made_from
+from megatron_adalrs.huggingface.tokenizer_json import made_for_transformers
 from tests.data.texts import TEXTS, require_protocol, write_corpus
 
 CONFIGS = (GPT2Config, LlamaConfig, Qwen2Config)
@@ -168,7 +168,10 @@ def test_settings_of_another_tokenizer_hold_for_a_qwen2_model(tmp_path: Path) ->
         (tmp_path / name).write_bytes(content)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     assert theirs("12345 123")["input_ids"] == backend.encode("12345 123").ids
-    assert (theirs.eos_token, made_from(files)) == ("<eos>", None)
+    assert theirs.eos_token == "<eos>"
     for config in ('{"tokenizer_class": "Qwen2Tokenizer"}', files["tokenizer_config.json"].read_text()):
         files["tokenizer_config.json"].write_text(config)
         assert made_for_transformers("HuggingFaceTokenizer", files, "qwen2") == ({}, "")
+    files["tokenizer_config.json"].write_text("[]")
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json is not a JSON object"):
+        made_for_transformers("HuggingFaceTokenizer", files, "qwen2")

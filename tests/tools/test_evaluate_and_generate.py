@@ -106,7 +106,12 @@ def test_a_corpus_of_another_tokenizer_is_refused(
     hf = saved(tmp_path / "theirs", "gpt2 tied")
     done = tool("evaluate")(hf, *other, "--tokenizer-type", "ByteTokenizer")
     assert done.returncode == 2
-    assert f"tokenizer_model: ByteTokenizer (SHA-256 {note['tokenizer_sha256']:.12}) is not what made" in done.stderr
+    assert f"tokenizer_type: ByteTokenizer (SHA-256 {note['tokenizer_sha256']:.12}) is not what made" in done.stderr
+    assert tool("convert_checkpoint")("--from", run, "--to-hf", tmp_path / "hf").returncode == 0
+    unlike = {"tokenizer_type": "SentencePieceTokenizer", "tokenizer_sha256": "1" * 64}
+    (tmp_path / "corpus.json").write_text(json.dumps(note | unlike))
+    done = tool("evaluate")(tmp_path / "hf", *other)
+    assert done.returncode == 2 and f"data_path: {tmp_path}/hf/tokenizer.json is not the tokenizer of" in done.stderr
 
 
 def test_the_corpus_of_a_part_is_the_runs_own(
