@@ -19,12 +19,10 @@ from megatron_adalrs.adalrs.host_buffers import require_room
 from megatron_adalrs.adalrs.robust import INITIAL
 from megatron_adalrs.bad_numbers import BadNumbers, LossMemory
 from megatron_adalrs.config import Config
-from megatron_adalrs.data.blend import Blend, Datasets, Part, check_vocabularies
+from megatron_adalrs.data.blend import Blend, Datasets, Part
 from megatron_adalrs.data.blend import build_datasets as build_of_data
 from megatron_adalrs.data.gpt_dataset import GPTDataset
 from megatron_adalrs.data.loader import BatchLoader, SampleDataset
-from megatron_adalrs.data.preprocess import Description, description_path, read_description
-from megatron_adalrs.data.tokenizer import build_tokenizer
 from megatron_adalrs.deepspeed_config import deepspeed_settings
 from megatron_adalrs.engine import (
     build_engine,
@@ -45,6 +43,7 @@ from megatron_adalrs.random_state import seed_everything
 from megatron_adalrs.schedule import build_schedule
 from megatron_adalrs.train_state import TrainState, samples_in
 from megatron_adalrs.trainer import Trainer
+from megatron_adalrs.vocabulary import resolve_vocabulary, with_end_of_document
 
 ORDER_SAMPLES = 65536  # as many samples stand for the whole order
 
@@ -84,9 +83,9 @@ def build_trainer(config: Config) -> Trainer:
     saved = on_first_rank(lambda: checkpoint.read_state(resumed)) if resumed else None
     source = on_first_rank(lambda: checkpoint.source_of_weights(config.run, saved))
     config = with_source(config, source)
-    tokenizer = on_first_rank(lambda: tokenizer_sha256(config))
-    vocab_size = on_first_rank(lambda: resolve_vocab_size(config))
-    config = on_first_rank(lambda: with_end_of_document(config, vocab_size))
+    vocabulary = on_first_rank(lambda: resolve_vocabulary(config))
+    vocab_size, tokenizer = vocabulary.size, vocabulary.tokenizer
+    config = on_first_rank(lambda: with_end_of_document(config, vocabulary))
     if resumed and saved:
         checkpoint.require_fitting(resumed, saved, config, grid)
     progress = checkpoint.restore(resumed, saved, "progress", dict) if resumed and saved else {}
@@ -100,7 +99,8 @@ def build_trainer(config: Config) -> Trainer:
         """What a run must share with a checkpoint beyond its configuration."""
         data_order = blend.order_digest(min(consumed_samples, ORDER_SAMPLES))
         return {
-            "vocab_size": vocab_size, "tokenizer_sha256": tokenizer, "blend": blend.shares, "data_order": data_order,
+            "vocab_size": vocab_size, "tokenizer_sha256": tokenizer.sha256 if tokenizer else None,
+            "blend": blend.shares, "data_order": data_order,
         }  # fmt: skip
 
     data_order = blend.order_digest(min(config.training.train_iters * global_batch_size, ORDER_SAMPLES))
@@ -223,105 +223,6 @@ def with_run_dir(config: Config) -> Config:
         "tensorboard_dir": run.tensorboard_dir or run_dir / "tensorboard",
     }
     return config.model_copy(update={"run": run.model_copy(update=paths)})
-
-
-def resolve_vocab_size(config: Config) -> int:
-    """The vocabulary before padding, checked against the data.
-
-    Raises:
-        ValueError, OSError: see `known_vocab_size`; the data needs more tokens, or cannot be read.
-    """
-    vocab_size = known_vocab_size(config)
-    check_vocabularies(config.data, vocab_size)
-    return vocab_size
-
-
-def known_vocab_size(config: Config) -> int:
-    """The vocabulary before padding: the flag's, the tokenizer's, or the one noted beside the data.
-
-    Raises:
-        ValueError: none of them is known, the tokenizer needs more tokens than the flag allows, or corpora were made
-            with different ones.
-    """
-    data, asked = config.data, config.model.vocab_size
-    made = made_with(config)
-    if data.tokenizer_type:
-        known, source = build_tokenizer(data.tokenizer_type, data.tokenizer_model).vocab_size, "the tokenizer"
-    elif made:
-        known, source = made[1].vocab_size, f"the tokenizer that made {made[0]}"
-    else:
-        known, source = asked or 0, "--vocab-size"
-    if not known:
-        raise ValueError("vocab_size: unknown; give --vocab-size, or --tokenizer-type and --tokenizer-model")
-    if asked and known > asked:
-        raise ValueError(f"vocab_size: {asked} is below the {known} tokens of {source}")
-    return asked or known
-
-
-def tokenizer_sha256(config: Config) -> str | None:
-    """The digest of the tokenizer that the tokens of this run are of; None where nothing tells.
-
-    Raises:
-        ValueError: the data was made with another one than the flags name.
-        FileNotFoundError: its file is not there.
-    """
-    data, made = config.data, made_with(config)
-    if not data.tokenizer_type:
-        return made[1].tokenizer_sha256 if made else None
-    named = build_tokenizer(data.tokenizer_type, data.tokenizer_model).sha256
-    if made and named != made[1].tokenizer_sha256:
-        raise ValueError(
-            f"tokenizer_model: {data.tokenizer_model or data.tokenizer_type} (SHA-256 {named:.12}) is not what made "
-            f"{made[0]} ({made[1].tokenizer_type}, {made[1].tokenizer_sha256:.12}, says {description_path(made[0])})"
-        )
-    return named
-
-
-def made_with(config: Config) -> tuple[str, Description] | None:
-    """The first corpus that has a note of how it was made, and that note; None where none has.
-
-    Raises:
-        ValueError: others were made with another tokenizer, or a note cannot be read.
-    """
-    noted = {c.prefix: note for c in config.data.corpora if (note := read_description(c.prefix))}
-    first = next(iter(noted.items()), None)
-    for prefix, note in noted.items():
-        if first and note.tokenizer_sha256 != first[1].tokenizer_sha256:
-            raise ValueError(
-                f"{description_path(prefix)} names another tokenizer ({note.tokenizer_type}, SHA-256 "
-                f"{note.tokenizer_sha256:.12}) than {description_path(first[0])} ({first[1].tokenizer_type}, "
-                f"{first[1].tokenizer_sha256:.12}): required the same for all corpora"
-            )
-    return first
-
-
-def with_end_of_document(config: Config, vocab_size: int) -> Config:
-    """The configuration with its end-of-document token, where anything depends on that.
-
-    Raises:
-        ValueError: it is not known, contradicts how the data was made, or is beyond the vocabulary.
-    """
-    data = config.data
-    if not data.marks_documents:
-        return config
-    flags = [name for name in ("reset_attention_mask", "reset_position_ids", "eod_mask_loss") if getattr(data, name)]
-    made, eod = made_with(config), data.eod_token_id
-    if made and not made[1].append_eod:
-        raise ValueError(f"{flags[0]}: {description_path(made[0])} says that no document has an end-of-document token")
-    if made and eod not in (None, made[1].eod):
-        raise ValueError(f"eod_token_id: {eod} contradicts {description_path(made[0])}, which says {made[1].eod}")
-    if eod is None and data.tokenizer_type:
-        eod = build_tokenizer(data.tokenizer_type, data.tokenizer_model).eod
-    elif eod is None:
-        eod = made[1].eod if made else None
-    if eod is None:
-        raise ValueError(
-            f"{flags[0]}: the end-of-document token is unknown; give --eod-token-id, or --tokenizer-type and "
-            "--tokenizer-model"
-        )
-    if eod >= vocab_size:
-        raise ValueError(f"eod_token_id: {eod}: required 0 to {vocab_size - 1}, the vocabulary of {vocab_size}")
-    return config.model_copy(update={"data": data.model_copy(update={"eod_token_id": eod})})
 
 
 def build_datasets(config: Config, global_batch_size: int, passed_over: int = 0) -> Datasets:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from megatron_adalrs.build import known_vocab_size, resolve_vocab_size
 from megatron_adalrs.config import Config
 from megatron_adalrs.engine import computes_on_cpu
 from megatron_adalrs.metrics import quantity
 from megatron_adalrs.model.gpt import count_parameters
 from megatron_adalrs.parallel.topology import GridShape
 from megatron_adalrs.plan import describe, plan_run
+from megatron_adalrs.vocabulary import known_vocabulary, resolve_vocabulary
 
 
 def dry_run(config: Config) -> str:
@@ -25,7 +25,7 @@ def dry_run(config: Config) -> str:
     world_size = config.run.world_size or int(os.environ.get("WORLD_SIZE", "1"))
     shape = GridShape.of_world(world_size, **config.parallel.sizes)
     missing = [corpus.prefix for corpus in config.data.corpora if not Path(f"{corpus.prefix}.idx").exists()]
-    vocab_size = (known_vocab_size if missing else resolve_vocab_size)(config)
+    vocab_size = (known_vocabulary if missing else resolve_vocabulary)(config).size
     plan = plan_run(config, vocab_size, shape, computes_on_cpu())
     lines = [
         f"dry run: {quantity(count_parameters(config.model, vocab_size), 'parameters')} on {shape.world_size} rank(s), "

@@ -13,7 +13,7 @@ LAYERS = [  # a module imports only from its own line and the lines below
     {"dry_run"},
     {"build"},
     {"trainer"},
-    {"evaluation"},
+    {"evaluation", "vocabulary"},
     {"saver"},
     {"plan"},
     {"past"},

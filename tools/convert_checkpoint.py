@@ -85,20 +85,24 @@ def export_model(source: Path, target: Path, dtype: str | None, max_shard_size: 
     import torch
 
     from megatron_adalrs.checkpoint import locate_model, open_model
+    from megatron_adalrs.huggingface.shape import family_of
+    from megatron_adalrs.huggingface.tokenizer_json import made_for_transformers
     from megatron_adalrs.huggingface.writer import write_model
 
     opened = open_model(locate_model(source, "--from"), "--from")
     tokenizer = opened.tokenizer()
     cast = getattr(torch, dtype) if dtype else None
     try:
+        family = family_of(opened.model)
+        more, told = made_for_transformers(tokenizer.kind, tokenizer.files, family.model_type)
         write_model(
             target, opened.model, opened.vocab_size, opened.weights, (lambda name: cast) if cast else opened.dtype,
-            tokenizer.ids, tokenizer.files, max_shard_size,
+            tokenizer.ids, {**tokenizer.files, **more}, max_shard_size,
         )  # fmt: skip
     except ValueError as error:
         raise ValueError(f"--to-hf: {error}") from None
     step = "" if opened.step is None else f", step {opened.step}"
-    return f"{target}: the model of {opened.path}{step}" + (f"\n{tokenizer.note}" if tokenizer.note else "")
+    return "\n".join(filter(None, (f"{target}: the model of {opened.path}{step}", tokenizer.note, told)))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Loss and perplexity of a model on a corpus: of a run, a checkpoint, or a folder of Hugging Face's.
+"""Loss, perplexity and bits per byte of a model on a corpus: of a run, a checkpoint, or a folder of Hugging Face's.
 
     python tools/evaluate.py runs/NAME                                 # its newest checkpoint, its own validation part
     python tools/evaluate.py runs/NAME --data-path data/other --part all
@@ -7,12 +7,14 @@
 
 Every token is predicted once: the documents are read one after the other in windows of --seq-length tokens, each with
 the context of its own window. Losses are in nats. Unlike the evaluations of a run, which draw samples in random order,
-this is exhaustive, and the same for any two models with the same tokenizer.
+this is exhaustive, and the same for any two models with the same tokenizer. Between tokenizers, compare the bits per
+byte of text. With --documents-apart they are what lm_eval's loglikelihood_rolling finds.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ import tyro
 
 if TYPE_CHECKING:
     from megatron_adalrs.checkpoint import OpenedModel
+    from megatron_adalrs.data.indexed_dataset import IndexedDataset
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,23 @@ class Arguments:
     """Which part of the corpus."""
     seq_length: int | None = None
     """Tokens in a window. Default: those of the model's training, or its most positions, at most 2048."""
+    documents_apart: bool = False
+    """Every document by itself, as in lm_eval: after an end-of-document token, its own not predicted, windows full."""
     batch_size: int = 8
     """Windows at a time."""
     max_tokens: int | None = None
     """Stop after about so many tokens."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """To compute in. Default: the precision that the model was trained in, or that of its files."""
+    tokenizer_type: str | None = None
+    """SentencePieceTokenizer, HuggingFaceTokenizer, GPT2BPETokenizer or ByteTokenizer, to count bytes of text. Default:
+    the one that belongs to the model."""
+    tokenizer_model: str | None = None
+    """The tokenizer's file (or folder)."""
+    vocab_file: str | None = None
+    """GPT2BPETokenizer's vocab.json."""
+    merge_file: str | None = None
+    """GPT2BPETokenizer's merges.txt."""
     json: bool = False
     """Print one JSON object."""
 
@@ -58,12 +72,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.json:
         print(json.dumps(figures))
     else:
-        print(
-            f"{figures['model']} on {figures['data']}\n"
-            f"loss {figures['loss']:.4f} ± {figures['loss_error']:.4f} nats a token, "
-            f"perplexity {figures['perplexity']:.4g}, {figures['tokens']} tokens in windows of {figures['seq_length']}"
-        )
+        print(in_words(figures))
     return 0
+
+
+def in_words(figures: dict[str, Any]) -> str:
+    error = "" if figures["loss_error"] is None else f" ± {figures['loss_error']:.4f}"
+    bits = "" if figures["bits_per_byte"] is None else f", {figures['bits_per_byte']:.4f} bits a byte"
+    return (
+        f"{figures['model']} on {figures['data']}\n"
+        f"loss {figures['loss']:.4f}{error} nats a token, perplexity {figures['perplexity']:.4g}{bits}, "
+        f"{figures['tokens']} tokens in windows of {figures['seq_length']}"
+    )
 
 
 def evaluated(given: Arguments) -> dict[str, Any]:
@@ -79,24 +99,19 @@ def evaluated(given: Arguments) -> dict[str, Any]:
     from tqdm import tqdm
 
     from megatron_adalrs.checkpoint import locate_model, open_model
-    from megatron_adalrs.data.gpt_dataset import SPLITS, check_vocabulary, split_documents
     from megatron_adalrs.data.indexed_dataset import IndexedDataset
     from megatron_adalrs.inference.decoder import max_positions
     from megatron_adalrs.inference.evaluation import evaluate
-    from megatron_adalrs.inference.model import best_device, whole_model
+    from megatron_adalrs.inference.model import best_device, tokenizer_of_corpus, whole_model
 
     opened = open_model(locate_model(given.source, "model"), "model")
     data_path, split = corpus_of(given, opened)
     indexed = IndexedDataset(data_path)
-    check_vocabulary(data_path, opened.vocab_size)
-    if given.part == "all":
-        documents = range(indexed.num_documents)
-    elif split is None:
-        raise ValueError(f"split: unknown for {data_path}; give --split, or --part all")
-    else:
-        documents = split_documents(split, indexed.num_documents)[SPLITS.index(given.part)]
-    if not documents:
-        raise ValueError(f"part: the {given.part} part of {data_path} is empty with split {split}")
+    documents = documents_of(given, opened, indexed, split)
+    files = given.tokenizer_model, given.vocab_file, given.merge_file
+    tokenizer, reason = tokenizer_of_corpus(opened, data_path, given.tokenizer_type, *files)
+    if given.documents_apart and tokenizer is None:
+        raise ValueError(f"documents_apart: the end-of-document token is unknown: {reason}")
     model = whole_model(opened, getattr(torch, given.dtype) if given.dtype else None, best_device())
     length = given.seq_length or min(opened.model.seq_length, 2048)
     if length > max_positions(model):
@@ -105,15 +120,39 @@ def evaluated(given: Arguments) -> dict[str, Any]:
     # disable=None: a bar only where there is a terminal to draw it on
     total = min(last, given.max_tokens or last)
     with tqdm(total=total, unit="token", unit_scale=True, leave=False, disable=None) as bar:
-
-        def tell(tokens: int) -> None:
-            bar.update(tokens - bar.n)
-
-        found = evaluate(model, indexed, documents, length, given.batch_size, given.max_tokens, tell)
-    return {
-        "model": str(opened.path), "step": opened.step, "data": f"{data_path} ({given.part})", "loss": found.loss,
-        "loss_error": found.error, "perplexity": found.perplexity, "tokens": found.tokens, "seq_length": length,
+        found = evaluate(
+            model, indexed, documents, length, given.batch_size, given.max_tokens, tokenizer,
+            tokenizer.eod if given.documents_apart else None, lambda tokens: bar.update(tokens - bar.n),
+        )  # fmt: skip
+    if tokenizer is None:
+        print(f"bits a byte are unknown: {reason}", file=sys.stderr)
+    figures = {
+        "loss": found.loss, "loss_error": found.error, "perplexity": found.perplexity,
+        "bits_per_byte": found.bits_per_byte, "tokens": found.tokens, "bytes": found.bytes, "seq_length": length,
     }  # fmt: skip
+    # JSON has no word for what is not finite.
+    figures = {name: value if value is not None and math.isfinite(value) else None for name, value in figures.items()}
+    return {"model": str(opened.path), "step": opened.step, "data": f"{data_path} ({given.part})"} | figures
+
+
+def documents_of(given: Arguments, opened: OpenedModel, indexed: IndexedDataset, split: str | None) -> range:
+    """The documents of the part that is asked for.
+
+    Raises:
+        ValueError: it has none, its bounds are unknown, or it has tokens beyond the model's vocabulary.
+    """
+    from megatron_adalrs.data.gpt_dataset import SPLITS, check_vocabulary, split_documents
+
+    check_vocabulary(indexed.prefix, opened.vocab_size)
+    if given.part == "all":
+        documents = range(indexed.num_documents)
+    elif split is None:
+        raise ValueError(f"split: unknown for {indexed.prefix}; give --split, or --part all")
+    else:
+        documents = split_documents(split, indexed.num_documents)[SPLITS.index(given.part)]
+    if not documents:
+        raise ValueError(f"part: the {given.part} part of {indexed.prefix} is empty with split {split}")
+    return documents
 
 
 def corpus_of(given: Arguments, opened: OpenedModel) -> tuple[str, str | None]:
@@ -122,8 +161,12 @@ def corpus_of(given: Arguments, opened: OpenedModel) -> tuple[str, str | None]:
     Raises:
         ValueError: the model alone does not tell which corpus is meant.
     """
+    from megatron_adalrs.data.gpt_dataset import SPLITS, parse_split
+
     own = opened.data.parts if opened.data else ()
-    known = {corpus.prefix: split for split, corpora in own for corpus in corpora}
+    # Of separate corpora, those that are of the part.
+    of_part = [group for group in own if given.part == "all" or parse_split(group[0])[SPLITS.index(given.part)]]
+    known = {corpus.prefix: split for split, corpora in of_part or own for corpus in corpora}
     if given.data_path is not None:
         return given.data_path, given.split or known.get(given.data_path)
     if len(known) != 1:

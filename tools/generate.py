@@ -41,9 +41,14 @@ class Arguments:
     seed: int = 0
     """Of what is drawn."""
     tokenizer_type: str | None = None
-    """SentencePieceTokenizer, HuggingFaceTokenizer or ByteTokenizer. Default: the one that belongs to the model."""
+    """SentencePieceTokenizer, HuggingFaceTokenizer, GPT2BPETokenizer or ByteTokenizer. Default: the one that belongs to
+    the model."""
     tokenizer_model: str | None = None
     """The tokenizer's file (or folder)."""
+    vocab_file: str | None = None
+    """GPT2BPETokenizer's vocab.json."""
+    merge_file: str | None = None
+    """GPT2BPETokenizer's merges.txt."""
     dtype: str | None = None
     """float32 or bfloat16. Default: the precision that the model was trained in, or that of its files."""
 
@@ -78,7 +83,8 @@ def generate(given: Arguments) -> None:
 
     sampling = Sampling(given.temperature, given.top_p, given.top_k)
     opened = open_model(locate_model(given.source, "model"), "model")
-    tokenizer = tokenizer_of(opened, given.tokenizer_type, given.tokenizer_model)
+    files = given.tokenizer_model, given.vocab_file, given.merge_file
+    tokenizer = tokenizer_of(opened, given.tokenizer_type, *files)
     ids = tokenizer.encode(prompt) or [tokenizer.eod]  # an empty prompt is the beginning of a document
     model = whole_model(opened, getattr(torch, given.dtype) if given.dtype else None, best_device())
     found: list[list[int]] = [[] for _ in range(given.samples)]

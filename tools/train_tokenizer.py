@@ -15,7 +15,8 @@ from typing import Literal
 
 import tyro
 
-from megatron_adalrs.data.tokenizer import build_tokenizer, train_sentencepiece
+from megatron_adalrs.data.tokenizer import build_tokenizer
+from megatron_adalrs.data.train_tokenizer import train_sentencepiece
 
 
 @dataclass(frozen=True)

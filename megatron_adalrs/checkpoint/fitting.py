@@ -88,7 +88,7 @@ def require_one_tokenizer(model: str, theirs: str | None, ours: str | None) -> N
     """Raise ValueError where the digests of a model's tokenizer and of that of a run's data are known, and differ."""
     if theirs and ours and theirs != ours:
         raise ValueError(
-            f"{model} was trained on tokens of another tokenizer (SHA-256 {theirs:.12}) than the data of this run "
+            f"{model} was trained on tokens of another tokenizer (SHA-256 {theirs:.12}) than this data "
             f"({ours:.12}): required the same"
         )
 

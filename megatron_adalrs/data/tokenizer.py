@@ -1,29 +1,26 @@
-"""Tokenizers behind one small protocol, and training of SentencePiece models that keep source code intact."""
+"""Tokenizers behind one small protocol."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Any, Protocol, get_args
 
-from megatron_adalrs.data.atomic import atomic_write
-from megatron_adalrs.data.documents import read_documents
+from megatron_adalrs.config.data import TokenizerKind
 
-TokenizerKind = Literal["SentencePieceTokenizer", "HuggingFaceTokenizer", "ByteTokenizer"]
 TOKENIZER_KINDS: tuple[str, ...] = get_args(TokenizerKind)
 _END_OF_DOCUMENT = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>")
-_LINE_CHARACTERS = 1000  # SentencePiece ignores lines above 4192 bytes
 
 
 class Tokenizer(Protocol):
     """Text to token ids and back.
 
     `vocab_size`: every id is below it. `eod`: the id that ends a document. `sha256`: hex digest of the model
-    file (of the name, for a tokenizer without one), to tell whether data and model were made with the same
-    tokenizer.
+    file (of the name, for a tokenizer without one; of both digests, for one of two files), to tell whether data
+    and model were made with the same tokenizer.
     """
 
     vocab_size: int
@@ -35,6 +32,22 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: list[int]) -> str: ...
+
+
+@dataclass(frozen=True)
+class TokenizerOfData:
+    """What is known of the tokenizer that made a run's data."""
+
+    kind: str
+    sha256: str
+    told_by: str
+    """Its file, or the note beside the data."""
+    files: tuple[Path | None, ...] | None
+    """As `build_tokenizer` takes them; None: it is not known where they are."""
+
+    def build(self) -> Tokenizer | None:
+        """None where it is not known where its files are. Raises ValueError, OSError as `build_tokenizer`."""
+        return None if self.files is None else build_tokenizer(self.kind, *self.files)
 
 
 class ByteTokenizer:
@@ -76,35 +89,53 @@ class SentencePieceTokenizer:
         return self._processor.decode(ids)
 
 
-class HuggingFaceTokenizer:
+class _OfThePackage:
+    """A tokenizer of the package tokenizers, its `backend`. Raises ValueError where that is not installed."""
+
+    def __init__(self) -> None:
+        try:
+            import tokenizers
+        except ImportError as error:
+            raise ValueError(
+                f"{type(self).__name__} needs the package tokenizers: pip install 'megatron-adalrs[hf]'"
+            ) from error
+        self._package = tokenizers
+        self.backend: Any = None
+
+    def encode(self, text: str) -> list[int]:
+        text.encode()  # the package would silently replace unpaired surrogates
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: list[int]) -> str:
+        return self.backend.decode(ids, skip_special_tokens=False)
+
+
+class HuggingFaceTokenizer(_OfThePackage):
     """A Hugging Face `tokenizer.json`, or the folder that holds it.
 
     The end of a document is the `eos_token` of a `tokenizer_config.json` beside it, else the first known of
     <|endoftext|>, </s>, <eos>, <|end_of_text|>, else the only special token. As in Hugging Face, a special
-    token that is spelled out in a text is encoded as that token.
+    token that is spelled out in a text is encoded as that token, unless that file has `split_special_tokens`.
     """
 
     def __init__(self, model_path: Path | str) -> None:
-        try:
-            from tokenizers import Tokenizer as Backend
-        except ImportError as error:
-            raise ValueError(
-                "HuggingFaceTokenizer needs the package tokenizers: pip install 'megatron-adalrs[hf]'"
-            ) from error
+        super().__init__()
         path = Path(model_path)
         path = _model_file(path / "tokenizer.json" if path.is_dir() else path)
         model = path.read_bytes()
         try:
-            self._backend = Backend.from_buffer(model)
+            self.backend = self._package.Tokenizer.from_buffer(model)
         except Exception as error:  # the package raises bare Exception for whatever it cannot read
             raise ValueError(f"{path} is not a Hugging Face tokenizer: {error}") from error
-        self._backend.no_truncation()
-        self._backend.no_padding()
-        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        vocabulary = self.backend.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         self.sha256 = hashlib.sha256(model).hexdigest()
-        special = [token.content for token in self._backend.get_added_tokens_decoder().values() if token.special]
-        candidates = [*_configured_eos(path.with_name("tokenizer_config.json")), *_END_OF_DOCUMENT]
+        special = [token.content for token in self.backend.get_added_tokens_decoder().values() if token.special]
+        settings = _settings(path.with_name("tokenizer_config.json"))
+        self.backend.encode_special_tokens = settings.get("split_special_tokens") is True
+        candidates = [*_configured_eos(settings), *_END_OF_DOCUMENT]
         if len(special) == 1:
             candidates += special
         known = [token for token in candidates if token in vocabulary]
@@ -112,106 +143,69 @@ class HuggingFaceTokenizer:
             raise ValueError(f"{path} has none of {', '.join(candidates)}: one is required, it ends a document")
         self.eod: int = vocabulary[known[0]]
 
-    def encode(self, text: str) -> list[int]:
-        text.encode()  # the package would silently replace unpaired surrogates
-        return self._backend.encode(text, add_special_tokens=False).ids
 
-    def decode(self, ids: list[int]) -> str:
-        return self._backend.decode(ids, skip_special_tokens=False)
+class GPT2BPETokenizer(_OfThePackage):
+    """GPT-2's: a `vocab.json` and a `merges.txt`; its <|endoftext|> ends a document, spelled out in a text too."""
+
+    def __init__(self, vocab_file: Path | str, merge_file: Path | str) -> None:
+        super().__init__()
+        vocab_path, merge_path = _model_file(vocab_file), _model_file(merge_file)
+        vocabulary = _json_object(vocab_path)
+        if not all(type(token) is int and token >= 0 for token in vocabulary.values()):
+            raise ValueError(f"{vocab_path} is not a vocabulary: required an id, 0 or more, of each token")
+        models, end = self._package.models, _END_OF_DOCUMENT[0]
+        alphabet = self._package.pre_tokenizers.ByteLevel.alphabet()
+        if lacking := {*alphabet, end} - vocabulary.keys():
+            raise ValueError(f"{vocab_path} lacks {len(lacking)} of {end} and the 256 bytes, such as {min(lacking)!r}")
+        try:
+            model = models.BPE.from_file(str(vocab_path), str(merge_path))
+        except Exception as error:  # bare, as above
+            raise ValueError(f"{merge_path} does not hold merges of {vocab_path}: {error}") from error
+        self.backend = self._package.Tokenizer(model)
+        self.backend.pre_tokenizer = self._package.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        self.backend.decoder = self._package.decoders.ByteLevel()
+        self.backend.add_special_tokens([self._package.AddedToken(end, special=True, normalized=False)])
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.eod: int = vocabulary[end]
+        self.sha256 = digest_of_files(vocab_path, merge_path)
 
 
-_FROM_FILE: dict[str, Callable[[Path | str], Tokenizer]] = {
-    "SentencePieceTokenizer": SentencePieceTokenizer,
-    "HuggingFaceTokenizer": HuggingFaceTokenizer,
-}
+def digest_of_files(*paths: Path) -> str:
+    """`sha256` of the tokenizer that these files are. Raises OSError."""
+    digests = [hashlib.sha256(path.read_bytes()) for path in paths]
+    return (digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(one.digest() for one in digests))).hexdigest()
 
 
-def build_tokenizer(kind: str, model_path: Path | str | None = None) -> Tokenizer:
+def build_tokenizer(
+    kind: str,
+    model_path: Path | str | None = None,
+    vocab_file: Path | str | None = None,
+    merge_file: Path | str | None = None,
+) -> Tokenizer:
     """The tokenizer of one of `TOKENIZER_KINDS`.
 
     Raises ValueError for an unknown kind, a missing or superfluous path, a model that cannot be read or that
-    has no end of document; FileNotFoundError if the file is not there.
+    has no end of document; FileNotFoundError if a file is not there.
     """
     if kind not in TOKENIZER_KINDS:
         raise ValueError(f"tokenizer type {kind!r}: required one of {', '.join(TOKENIZER_KINDS)}")
-    if kind == "ByteTokenizer":
-        if model_path is not None:
-            raise ValueError(f"tokenizer model {model_path}: ByteTokenizer takes none")
-        return ByteTokenizer()
-    if model_path is None:
-        raise ValueError(f"tokenizer model: required for {kind}")
-    return _FROM_FILE[kind](model_path)
+    given = {"tokenizer model": model_path, "vocab_file": vocab_file, "merge_file": merge_file}
+    build, needed = _BUILDERS[kind]
+    for name, path in given.items():
+        if name in needed and path is None:
+            raise ValueError(f"{name}: required for {kind}")
+        if name not in needed and path is not None:
+            takes = f"takes {' and '.join(needed)}" if needed else "takes none"
+            raise ValueError(f"{name} {path}: {kind} {takes}")
+    return build(*(given[name] for name in needed))
 
 
-def train_sentencepiece(
-    inputs: Iterable[Path | str],
-    output_model: Path | str,
-    vocab_size: int,
-    *,
-    model_type: Literal["bpe", "unigram"] = "bpe",
-    sample_bytes: int = 10_000_000,
-    json_key: str = "text",
-    file_glob: str = "**/*.txt",
-    num_threads: int = 2,
-) -> None:
-    """Train a SentencePiece model that gives back any text it encodes, and write it to a file.
-
-    Every byte survives: no normalisation, no added or removed blanks, newline and tab are pieces of their
-    own, runs of blanks may become pieces, and what is not in the vocabulary falls back to bytes. The one
-    exception is U+2581, which SentencePiece itself uses for the blank. Ids: 0 unknown, 1 beginning, 2 end of
-    sentence.
-
-    The same inputs (what `read_documents` reads) give the same file: it is trained on at most `sample_bytes`
-    of lines, spread evenly over all. 10 MB take a few seconds with bpe, half a minute with unigram. Raises
-    ValueError if the vocabulary is too small for the pieces that are required or too large for the text.
-    """
-    from sentencepiece import SentencePieceTrainer
-
-    texts = (text for source in inputs for text in read_documents(Path(source), json_key, file_glob))
-    lines = _evenly_chosen_lines(texts, sample_bytes)
-    model = io.BytesIO()
-    try:
-        SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
-            model_writer=model,
-            vocab_size=vocab_size,
-            model_type=model_type,
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            add_dummy_prefix=False,
-            allow_whitespace_only_pieces=True,
-            user_defined_symbols=["\n", "\t"],
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            pad_id=-1,
-            num_threads=num_threads,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        raise ValueError(f"vocab size {vocab_size}: SentencePiece cannot train it on this text: {error}") from error
-    with atomic_write(output_model) as stream:
-        stream.write(model.getvalue())
-
-
-def _evenly_chosen_lines(texts: Iterable[str], limit: int) -> list[str]:
-    """Every n-th non-empty line, n a power of two such that all together stay within `limit` bytes.
-
-    Long lines are cut. One pass, no randomness, and no need to know how much text there is.
-    """
-    lines = (line for text in texts for line in text.split("\n") if line)
-    pieces = (line[i : i + _LINE_CHARACTERS] for line in lines for i in range(0, len(line), _LINE_CHARACTERS))
-    chosen: list[str] = []
-    size, stride = 0, 1
-    for number, piece in enumerate(pieces):
-        if number % stride == 0:
-            chosen.append(piece)
-            size += len(piece.encode())
-            if size > limit:
-                chosen, stride = chosen[::2], 2 * stride
-                size = sum(len(kept.encode()) for kept in chosen)
-    return chosen
+_BUILDERS: dict[str, tuple[Callable[..., Tokenizer], tuple[str, ...]]] = {
+    "SentencePieceTokenizer": (SentencePieceTokenizer, ("tokenizer model",)),
+    "HuggingFaceTokenizer": (HuggingFaceTokenizer, ("tokenizer model",)),
+    "GPT2BPETokenizer": (GPT2BPETokenizer, ("vocab_file", "merge_file")),
+    "ByteTokenizer": (ByteTokenizer, ()),
+}
 
 
 def _model_file(path: Path | str) -> Path:
@@ -221,12 +215,21 @@ def _model_file(path: Path | str) -> Path:
     return path
 
 
-def _configured_eos(config: Path) -> list[str]:
-    if not config.is_file():
-        return []
+def _settings(path: Path) -> dict[str, Any]:
+    return _json_object(path) if path.is_file() else {}
+
+
+def _json_object(path: Path) -> dict[str, Any]:
     try:
-        token = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{config} is not a JSON object: {error}") from error
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a JSON object: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a JSON object: {content!r:.40}")
+    return content
+
+
+def _configured_eos(settings: dict[str, Any]) -> list[str]:
+    token = settings.get("eos_token")
     token = token.get("content") if isinstance(token, dict) else token
     return [token] if isinstance(token, str) else []

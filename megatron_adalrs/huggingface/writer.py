@@ -29,7 +29,7 @@ def write_model(
     weights: WeightSource,
     dtype: Callable[[str], torch.dtype],
     token_ids: Mapping[str, Any],
-    companions: Mapping[str, Path],
+    companions: Mapping[str, Path | bytes],
     max_shard_size: int = MAX_SHARD_SIZE,
 ) -> None:
     """Write a model folder that transformers loads. It appears whole or not at all; one tensor is in memory at a time.
@@ -39,7 +39,7 @@ def write_model(
         weights: by GPT's names.
         dtype: of each parameter, by GPT's names; the most frequent one goes into config.json.
         token_ids: bos_token_id, eos_token_id, pad_token_id.
-        companions: files to copy beside the weights, by the names that they get.
+        companions: files to copy beside the weights, or contents to write there, by the names that they get.
 
     Raises:
         ValueError: no family has this shape, or there is something in the folder.

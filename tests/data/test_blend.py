@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from megatron_adalrs.arguments import config_from_values
-from megatron_adalrs.build import known_vocab_size, with_end_of_document
 from megatron_adalrs.config import DataConfig
 from megatron_adalrs.data.blend import Datasets, build_datasets
 from megatron_adalrs.data.gpt_dataset import build_gpt_datasets
@@ -122,40 +119,3 @@ def test_what_does_not_fit_together_is_refused(folder: Path) -> None:
         built(folder, data_path=[1, f"{folder}/a", 1, f"{folder}/b"], split="0,1,1")
     with pytest.raises(ValueError, match="blend_sizes: epochs of corpora without tokens to train on"):
         built(folder, data_path=[1, f"{folder}/a", 1, f"{folder}/b"], split="0,1,1", blend_sizes="epochs")
-
-
-VALUES = {"preset": "gpt2-tiny", "seq_length": LENGTH, "train_iters": 1, "lr": 1e-3}
-NOTE = {
-    "tokenizer_type": "ByteTokenizer", "vocab_size": 257, "eod": 256, "append_eod": True, "dtype": "uint16",
-    "documents": 20, "tokens": 400, "tokenizer_sha256": "1" * 64,
-}  # fmt: skip
-
-
-def test_corpora_of_different_tokenizers_are_refused(folder: Path) -> None:
-    config = config_from_values(VALUES | {"data_path": [1, f"{folder}/a", 1, f"{folder}/b"]})
-    (folder / "b.json").write_text(json.dumps(NOTE))
-    assert known_vocab_size(config) == 257
-    (folder / "a.json").write_text(json.dumps(NOTE | {"tokenizer_sha256": "2" * 64}))
-    with pytest.raises(ValueError, match=r"b.json names another tokenizer \(ByteTokenizer, SHA-256 1{12}\) than"):
-        known_vocab_size(config)
-
-
-def test_the_end_of_document_token_comes_from_where_it_is_known(folder: Path) -> None:
-    def eod(vocab_size: int = 300, **values: Any) -> int | None:
-        config = config_from_values(VALUES | {"data_path": f"{folder}/a", "reset_attention_mask": True} | values)
-        return with_end_of_document(config, vocab_size).data.eod_token_id
-
-    assert eod(eod_token_id=3) == 3
-    assert eod(tokenizer_type="ByteTokenizer") == 256
-    assert eod(reset_attention_mask=False) is None
-    with pytest.raises(ValueError, match="reset_position_ids: the end-of-document token is unknown; give --eod-token"):
-        eod(reset_attention_mask=False, reset_position_ids=True)
-    with pytest.raises(ValueError, match="eod_token_id: 300: required 0 to 299, the vocabulary of 300"):
-        eod(eod_token_id=300)
-    (folder / "a.json").write_text(json.dumps(NOTE))
-    assert eod() == 256
-    with pytest.raises(ValueError, match=r"eod_token_id: 3 contradicts .*a.json, which says 256"):
-        eod(eod_token_id=3)
-    (folder / "a.json").write_text(json.dumps(NOTE | {"append_eod": False}))
-    with pytest.raises(ValueError, match=r"eod_mask_loss: .*a.json says that no document has an end-of-document"):
-        eod(reset_attention_mask=False, eod_mask_loss=True)

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import gzip
 import hashlib
-import inspect
 import json
 import sys
 from pathlib import Path
@@ -14,27 +12,10 @@ from hypothesis import strategies as st
 from megatron_adalrs.data.tokenizer import (
     TOKENIZER_KINDS,
     ByteTokenizer,
-    Tokenizer,
     build_tokenizer,
-    train_sentencepiece,
 )
-
-TEXTS = {
-    "code": inspect.getsource(gzip),
-    "blanks": "  lead\n\n\n\ttab \t \r\n    if x:\r\n\t\treturn  1   \n        ",
-    "markers": "<s>not a marker</s> <unk> <0x41> \x00 \x7f \ufeff",
-    "scripts": "Ελληνικά, Кириллица, עברית, العربية, हिन्दी, ไทย, 中文, 日本語かな, 한국어, ქართული, አማርኛ",
-    "combining": "e\u0301 vs \u00e9, ﬁ ligature, ½, full-width ＡＢＣ, no-break\u00a0blank, \u2028",
-    "emoji": "😀 👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 🇺🇳",
-    "empty": "",
-    "newline": "\n",
-}
-
-
-def write_corpus(folder: Path) -> Path:
-    path = folder / "corpus.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS.values()), encoding="utf-8")
-    return path
+from megatron_adalrs.data.train_tokenizer import train_sentencepiece
+from tests.data.texts import TEXTS, require_protocol, write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -77,17 +58,6 @@ def edited_copy(folder: Path, target: Path, **special: str) -> Path:
             vocabulary[special[key] or f"gone{key}"] = vocabulary.pop(old)
     (target / "tokenizer.json").write_text(json.dumps(content))
     return target
-
-
-def require_protocol(tokenizer: Tokenizer) -> None:
-    for text in TEXTS.values():
-        ids = tokenizer.encode(text)
-        assert tokenizer.decode(ids) == text
-        assert all(0 <= token < tokenizer.vocab_size for token in ids)
-        assert tokenizer.eod not in ids
-    assert 0 <= tokenizer.eod < tokenizer.vocab_size
-    with pytest.raises(UnicodeEncodeError):
-        tokenizer.encode("half a \ud83d pair")
 
 
 def test_byte_tokenizer() -> None:
@@ -187,28 +157,3 @@ def test_sentencepiece_without_end_of_sentence_is_refused(tmp_path: Path) -> Non
         )
     with pytest.raises(ValueError, match=r"x\.model has no end-of-sentence piece"):
         build_tokenizer("SentencePieceTokenizer", tmp_path / "x.model")
-
-
-@pytest.mark.parametrize("model_type", ["bpe", "unigram"])
-def test_training_is_deterministic(tmp_path: Path, model_type: str) -> None:
-    corpus = write_corpus(tmp_path)
-    for name in ("a", "b"):
-        train_sentencepiece([corpus], tmp_path / name, 500, model_type=model_type, sample_bytes=9000)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    require_protocol(build_tokenizer("SentencePieceTokenizer", tmp_path / "a"))
-
-
-def test_the_sample_is_spread_over_all_inputs(tmp_path: Path) -> None:
-    for name, word in (("a", "aardvark"), ("b", "buffalo"), ("c", "crocodile")):
-        (tmp_path / f"{name}.txt").write_text(f"{word}\n" * 2000)
-    train_sentencepiece([tmp_path], tmp_path / "x.model", 290, sample_bytes=5000)
-    tokenizer = build_tokenizer("SentencePieceTokenizer", tmp_path / "x.model")
-    assert [len(tokenizer.encode(word)) for word in ("aardvark", "buffalo", "crocodile")] < [8, 7, 9]
-    assert all(len(tokenizer.encode(word)) <= 4 for word in ("aardvark", "buffalo", "crocodile"))
-
-
-@pytest.mark.parametrize("vocab_size", [100, 10**6])
-def test_impossible_vocabularies_are_refused(tmp_path: Path, vocab_size: int) -> None:
-    with pytest.raises(ValueError, match=f"vocab size {vocab_size}: SentencePiece cannot train it on this text"):
-        train_sentencepiece([write_corpus(tmp_path)], tmp_path / "x.model", vocab_size)
-    assert not (tmp_path / "x.model").exists()

@@ -1,4 +1,4 @@
-"""Every token is predicted once, whatever the batches."""
+"""Every token is predicted once, whatever the batches, and the bytes of its text are counted."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from megatron_adalrs.data.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
-from megatron_adalrs.inference.evaluation import evaluate, windows
+from megatron_adalrs.data.tokenizer import ByteTokenizer
+from megatron_adalrs.inference.evaluation import NOT_COUNTED, Evaluated, TextSize, evaluate, windows, windows_apart
 from tests.inference.test_decoder import VOCABULARY, model_of
 
 
@@ -25,11 +27,11 @@ def indexed(tmp_path: Path) -> IndexedDataset:
 
 
 def test_windows_predict_every_token_but_the_first_once(indexed: IndexedDataset) -> None:
-    found = list(windows(indexed, range(1, 3), 8))
+    found = [window.tokens for window in windows(indexed, range(1, 3), 8)]
     stream = indexed.tokens(30, 41).astype(np.int64)
     assert [len(window) for window in found] == [9] * 5
     assert np.concatenate([window[1:] for window in found]).tolist() == stream[1:].tolist()
-    assert [len(window) for window in windows(indexed, range(3, 4), 10)] == [11, 11, 5]
+    assert [len(window.tokens) for window in windows(indexed, range(3, 4), 10)] == [11, 11, 5]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
@@ -37,9 +39,9 @@ def test_the_loss_is_the_mean_over_tokens(indexed: IndexedDataset, batch_size: i
     model = model_of("gpt2")
     found = evaluate(model, indexed, range(4), 10, batch_size)
     expected, tokens = 0.0, 0
-    for window in windows(indexed, range(4), 10):
-        expected += model(torch.from_numpy(window)[None]).item() * (len(window) - 1)
-        tokens += len(window) - 1
+    for window, predicted in windows(indexed, range(4), 10):
+        expected += model(torch.from_numpy(window)[None]).item() * predicted
+        tokens += predicted
     assert found.tokens == tokens == 95
     assert found.loss == pytest.approx(expected / tokens, rel=1e-6)
     assert found.perplexity == pytest.approx(np.exp(expected / tokens), rel=1e-5)
@@ -47,7 +49,7 @@ def test_the_loss_is_the_mean_over_tokens(indexed: IndexedDataset, batch_size: i
 
 def test_it_stops_at_the_window_that_reaches_the_limit(indexed: IndexedDataset) -> None:
     told: list[int] = []
-    found = evaluate(model_of("gpt2"), indexed, range(4), 10, 2, 35, told.append)
+    found = evaluate(model_of("gpt2"), indexed, range(4), 10, 2, 35, on_progress=told.append)
     assert found.tokens == 40 and told == [20, 40]
     assert found.error > 0
 
@@ -55,3 +57,42 @@ def test_it_stops_at_the_window_that_reaches_the_limit(indexed: IndexedDataset) 
 def test_a_lone_token_is_refused(indexed: IndexedDataset) -> None:
     with pytest.raises(ValueError, match="fewer than 2 tokens"):
         evaluate(model_of("gpt2"), indexed, range(1, 2), 10, 2)
+
+
+def test_documents_apart_begin_after_an_end_and_their_own_is_not_predicted(indexed: IndexedDataset) -> None:
+    first, end = indexed.get_document(0), int(indexed.get_document(0)[-1])
+    found = list(windows_apart(indexed, range(2), 20, end))
+    assert [window.predicted for window in found] == [20, 9, 1]
+    assert found[0].tokens.tolist() == [end, *first[:20].tolist()]
+    assert found[1].tokens.tolist() == first[8:29].tolist(), "full, of which 9 are predicted"
+    assert found[2].tokens.tolist() == [end, int(indexed.get_document(1)[0])]
+    model, batch_sizes = model_of("gpt2"), (1, 8)
+    expected = sum(
+        cross_entropy(model.logits(tokens[None, :-1])[0, -count:], tokens[-count:], reduction="sum").item()
+        for tokens, count in ((torch.from_numpy(window.tokens), window.predicted) for window in found)
+    )
+    for size in batch_sizes:
+        apart = evaluate(model, indexed, range(2), 20, size, apart_after=end)
+        assert (apart.tokens, apart.loss) == (30, pytest.approx(expected / 30, rel=1e-6))
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 100])
+def test_bytes_of_a_text_are_counted_whatever_the_windows(length: int) -> None:
+    tokenizer = ByteTokenizer()
+    texts = ["日本🙂 naïve", "b", "ü" * 9]
+    stream = [token for text in texts for token in [*tokenizer.encode(text), tokenizer.eod]]
+    size = TextSize(tokenizer)
+    for start in range(0, len(stream) - 1, length):
+        size.add(stream[start], np.array(stream[start + 1 : start + 1 + length]))
+    # The first byte is not predicted: what is left of that character shows as two replacements of three bytes.
+    assert size.total() == sum(len(text.encode()) for text in texts) - 3 + 2 * 3
+    apart = TextSize(tokenizer)
+    for text in texts:
+        apart.add(tokenizer.eod, np.array([NOT_COUNTED, *tokenizer.encode(text)]))
+    assert apart.total() == sum(len(text.encode()) for text in texts)
+
+
+def test_bits_per_byte_spread_the_loss_over_the_text() -> None:
+    assert Evaluated(2 * np.log(2), 0.1, tokens=30, bytes=120).bits_per_byte == pytest.approx(0.5)
+    assert Evaluated(1.0, 0.1, tokens=30, bytes=None).bits_per_byte is None
+    assert Evaluated(1.0, 0.1, tokens=30, bytes=0).bits_per_byte is None, "ends of documents only"

@@ -12,12 +12,13 @@ import pytest
 import tokenizers
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_adalrs.checkpoint import find_damage
 from megatron_adalrs.checkpoint.manifest import sha256, write_manifest
 from megatron_adalrs.data.preprocess import Recipe, preprocess
-from megatron_adalrs.data.tokenizer import HuggingFaceTokenizer, train_sentencepiece
+from megatron_adalrs.data.tokenizer import HuggingFaceTokenizer, build_tokenizer
+from megatron_adalrs.data.train_tokenizer import train_sentencepiece
 from megatron_adalrs.run_log import read_run
 from tests.checkpoint.test_checkpoint import files_of, refusal, trained, values
 from tests.data.corpora import counting_corpus
@@ -191,8 +192,9 @@ def test_a_run_takes_its_tokenizer_along(one_rank: Ranks, tmp_path: Path, conver
     assert one_rank.run(trained, config | {"tokenizer_model": str(model)}) == [0]
     done = convert("--from", tmp_path / "run", "--to-hf", tmp_path / "out")
     assert f"{model}/tokenizer.json is copied" in done.stdout
-    ours, theirs = HuggingFaceTokenizer(model), PreTrainedTokenizerFast.from_pretrained(tmp_path / "out")
-    assert theirs(TEXT, add_special_tokens=False)["input_ids"] == ours.encode(TEXT)
+    ours, theirs = HuggingFaceTokenizer(model), AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert theirs(TEXT)["input_ids"] == ours.encode(TEXT)
+    assert (theirs.eos_token_id, theirs.bos_token) == (ours.eod, None), "what lm_eval puts before a text"
     told = json.loads((tmp_path / "out/config.json").read_text())
     assert (told["eos_token_id"], told["vocab_size"]) == (ours.eod, ours.vocab_size)
 
@@ -220,12 +222,14 @@ def test_sentencepiece_and_bytes(one_rank: Ranks, tmp_path: Path, convert: Calla
     train_sentencepiece([tmp_path], model, 340)
     for kind, file, told in [
         ("SentencePieceTokenizer", str(model), f"{model} is copied"),
-        ("ByteTokenizer", None, "ByteTokenizer has no files: token ids are the bytes of UTF-8"),
+        ("ByteTokenizer", None, "tokenizer.json is made: ids are the bytes of UTF-8, 256 (<|endoftext|>) ends"),
     ]:
         folder = tmp_path / kind
         folder.mkdir()
         config = values(corpus(folder, kind, file and model), folder / "run", vocab_size=None, train_iters=1)
         assert one_rank.run(trained, config | {"tokenizer_type": kind, "tokenizer_model": file}) == [0]
         assert told in convert("--from", folder / "run", "--to-hf", folder / "out").stdout
+        ours, theirs = build_tokenizer(kind, file), AutoTokenizer.from_pretrained(folder / "out")
+        assert theirs(TEXT)["input_ids"] == ours.encode(TEXT) and theirs.decode(ours.encode(TEXT)) == TEXT
     assert (tmp_path / "SentencePieceTokenizer/out/tokenizer.model").read_bytes() == model.read_bytes()
     assert json.loads((tmp_path / "ByteTokenizer/out/config.json").read_text())["eos_token_id"] == 256

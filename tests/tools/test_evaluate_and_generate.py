@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from megatron_adalrs.checkpoint import locate_model, open_model
+from megatron_adalrs.config import DataConfig
 from megatron_adalrs.data.indexed_dataset import IndexedDataset
 from megatron_adalrs.inference.evaluation import windows
+from megatron_adalrs.inference.model import whole_model
 from megatron_adalrs.run_log import read_run
 from tests.data.corpora import counting_corpus
 from tests.distributed.ranks import Ranks
@@ -47,11 +53,11 @@ def test_a_run_and_its_export_have_the_perplexity_that_transformers_finds(
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     total, tokens = 0.0, 0
     with torch.no_grad():
-        for window in windows(indexed, range(32, 36), 32):
+        for window, predicted in windows(indexed, range(32, 36), 32):
             batch = torch.from_numpy(window)[None]
             logits = theirs(batch[:, :-1]).logits
             total += float(torch.nn.functional.cross_entropy(logits[0], batch[0, 1:], reduction="sum"))
-            tokens += len(window) - 1
+            tokens += predicted
     assert (ours["loss"], ours["tokens"]) == (pytest.approx(total / tokens, rel=1e-4), tokens)
     exported = json.loads(
         evaluate(
@@ -59,8 +65,92 @@ def test_a_run_and_its_export_have_the_perplexity_that_transformers_finds(
         ).stdout
     )
     assert exported["loss"] == pytest.approx(ours["loss"], rel=1e-6)
+    assert exported["bits_per_byte"] == pytest.approx(ours["bits_per_byte"], rel=1e-6)
     words = evaluate(run, "--part", "all", "--max-tokens", 100, "--batch-size", 2).stdout
     assert f"{run}/checkpoints/iter_0000120 on {run.parent}/corpus (all)\nloss 0." in words and "128 tokens" in words
+
+
+def test_bits_a_byte_of_the_text(tool: Callable[[str], Callable[..., Done]], run: Path, tmp_path: Path) -> None:
+    evaluate = tool("evaluate")
+    found = json.loads(evaluate(run, "--json").stdout)
+    # Four documents of a byte a token and an end; the first byte of all is not predicted.
+    length = len(SENTENCE) * 8
+    assert (found["tokens"], found["bytes"]) == (4 * (length + 1) - 1, 4 * length - 1)
+    assert found["bits_per_byte"] == pytest.approx(found["loss"] / math.log(2) * found["tokens"] / found["bytes"])
+    apart = json.loads(evaluate(run, "--documents-apart", "--json").stdout)
+    assert apart["tokens"] == apart["bytes"] == 4 * length
+    assert f"{apart['bits_per_byte']:.4f} bits a byte, 864 tokens" in evaluate(run, "--documents-apart").stdout
+
+    assert tool("convert_checkpoint")("--from", run, "--to-hf", tmp_path / "hf").returncode == 0
+    corpus = (tmp_path / "hf", "--data-path", run.parent / "corpus", "--part", "all", "--max-tokens", 9, "--json")
+    exported = json.loads(evaluate(*corpus).stdout)
+    assert exported["bytes"] == exported["tokens"], "its tokenizer.json was made from what made the corpus"
+    # A folder without a tokenizer, until one is named; one window has no error, which JSON cannot say as a number.
+    (tmp_path / "hf/tokenizer.json").unlink()
+    done = evaluate(*corpus)
+    told = json.loads(done.stdout)
+    assert (told["bits_per_byte"], told["bytes"], told["loss_error"]) == (None, None, None)
+    assert "bits a byte are unknown: tokenizer_type: " in done.stderr
+    assert json.loads(evaluate(*corpus, "--tokenizer-type", "ByteTokenizer").stdout)["bytes"] == told["tokens"]
+
+
+def test_a_corpus_of_another_tokenizer_is_refused(
+    tool: Callable[[str], Callable[..., Done]], run: Path, tmp_path: Path
+) -> None:
+    for name in ("corpus.bin", "corpus.idx"):
+        (tmp_path / name).symlink_to(run.parent / name)
+    note = json.loads((run.parent / "corpus.json").read_text())
+    (tmp_path / "corpus.json").write_text(json.dumps(note | {"tokenizer_sha256": "1" * 64}))
+    other = ("--data-path", tmp_path / "corpus", "--part", "all", "--max-tokens", 9)
+    done = tool("evaluate")(run, *other)
+    assert done.returncode == 2 and f"{run}/checkpoints/iter_0000120 was trained on tokens of another" in done.stderr
+    hf = saved(tmp_path / "theirs", "gpt2 tied")
+    done = tool("evaluate")(hf, *other, "--tokenizer-type", "ByteTokenizer")
+    assert done.returncode == 2
+    assert f"tokenizer_type: ByteTokenizer (SHA-256 {note['tokenizer_sha256']:.12}) is not what made" in done.stderr
+    assert tool("convert_checkpoint")("--from", run, "--to-hf", tmp_path / "hf").returncode == 0
+    unlike = {"tokenizer_type": "SentencePieceTokenizer", "tokenizer_sha256": "1" * 64}
+    (tmp_path / "corpus.json").write_text(json.dumps(note | unlike))
+    done = tool("evaluate")(tmp_path / "hf", *other)
+    assert done.returncode == 2 and f"data_path: {tmp_path}/hf/tokenizer.json is not the tokenizer of" in done.stderr
+
+
+def test_the_corpus_of_a_part_is_the_runs_own(
+    tool: Callable[[str], Callable[..., Done]], run: Path, tmp_path: Path
+) -> None:
+    tool("evaluate")
+    program = importlib.import_module("evaluate")
+    opened = open_model(locate_model(run, "model"), "model")
+
+    def corpus(part: str, **data: Any) -> tuple[str, str | None]:
+        return program.corpus_of(program.Arguments(run, part=part), replace(opened, data=DataConfig(**data)))
+
+    assert corpus("test", data_path=("a",), split="8,1,1") == ("a", "8,1,1")
+    separate = {"train_data_path": ("a",), "valid_data_path": ("b",)}
+    assert (corpus("train", **separate), corpus("valid", **separate)) == (("a", "1,0,0"), ("b", "0,1,0"))
+    with pytest.raises(ValueError, match="was trained on a, b; give --data-path"):
+        corpus("all", **separate)
+    with pytest.raises(ValueError, match="was trained on b, c; give --data-path"):
+        corpus("valid", **separate | {"valid_data_path": ("b", "c")})
+
+
+def test_an_export_needs_nothing_but_itself(
+    tool: Callable[[str], Callable[..., Done]], run: Path, tmp_path: Path
+) -> None:
+    assert tool("convert_checkpoint")("--from", run, "--to-hf", tmp_path / "hf").returncode == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    inputs = tokenizer(SENTENCE[:9] + "é", return_tensors="pt")
+    ids = torch.tensor([[*(SENTENCE[:9] + "é").encode()]])
+    assert torch.equal(inputs["input_ids"], ids)
+    opened = open_model(locate_model(run, "model"), "model")
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(whole_model(opened).logits(ids)[0, :-1], ids[0, 1:])
+        assert float(theirs(**inputs, labels=ids).loss) == pytest.approx(float(loss), rel=1e-5)
+    prompt = tokenizer(SENTENCE + "abcd", return_tensors="pt")
+    said = theirs.generate(**prompt, max_new_tokens=5, do_sample=False, pad_token_id=256)
+    assert tokenizer.decode(said[0]) == SENTENCE + "abcdefghi"
+    assert tool("generate")(tmp_path / "hf", "--prompt", SENTENCE + "abcd", "--max-new-tokens", 5).stdout == "efghi\n"
 
 
 def test_it_says_what_it_was_taught(tool: Callable[[str], Callable[..., Done]], run: Path, tmp_path: Path) -> None:
@@ -106,6 +196,7 @@ def test_what_is_impossible_is_one_sentence(
         ("evaluate", (run, "--seq-length", 65), "seq_length: 65: the model has 64 positions"),
         ("evaluate", (run, "--batch-size", 0), "batch_size: 0: must be at least 1"),
         ("evaluate", (run, "--split", "1,0,1"), "part: the valid part of"),
+        ("evaluate", (hf, "--data-path", other, "--part", "all", "--documents-apart"), "documents_apart: the end-of-"),
         ("generate", (run,), "prompt: give either --prompt or --prompt-file"),
         ("generate", (run, "--prompt", "a", "--top-p", 0), "top_p: 0.0: must be above 0"),
         ("generate", (run, "--prompt", "a" * 64), "prompt: has 64 tokens: the model has 64 positions"),

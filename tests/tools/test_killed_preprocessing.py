@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from megatron_adalrs.data.preprocess import Recipe, preprocess
-from megatron_adalrs.data.tokenizer import train_sentencepiece
+from megatron_adalrs.data.train_tokenizer import train_sentencepiece
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS, EMPTY = 8000, 20

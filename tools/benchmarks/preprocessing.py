@@ -28,7 +28,7 @@ from collect_sources import collect
 
 from megatron_adalrs.data.documents import BATCH_BYTES
 from megatron_adalrs.data.preprocess import Recipe, preprocess
-from megatron_adalrs.data.tokenizer import train_sentencepiece
+from megatron_adalrs.data.train_tokenizer import train_sentencepiece
 
 PIECES = 2048
 

@@ -30,6 +30,7 @@ from megatron_adalrs.metrics import JsonLines, Metrics, perplexity
 from megatron_adalrs.model.gpt import GPT, count_parameters, initialise
 from megatron_adalrs.optim import build_optimizer
 from megatron_adalrs.schedule import build_schedule
+from megatron_adalrs.vocabulary import resolve_vocabulary
 
 RANGE_TESTS = ("lr-range-test-steepest", "lr-range-test-tenth")
 RANGE = 1e-6
@@ -64,7 +65,7 @@ def train(config: Config, kind: str) -> None:
     if config.data.marks_documents:
         raise ValueError("reset_attention_mask, reset_position_ids, eod_mask_loss: required off with other optimizers")
     config = build.with_run_dir(config)
-    vocab_size = build.resolve_vocab_size(config)
+    vocab_size = resolve_vocabulary(config).size
     size = config.global_batch_size(1)
     datasets = build.build_datasets(config, size)
     if len(datasets.valid) != 1:

@@ -1,0 +1,177 @@
+"""Tokenizers of ours as AutoTokenizer of transformers reads them: the same ids for any text, and the text back."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+from transformers import AutoTokenizer, GPT2Config, LlamaConfig, PretrainedConfig, Qwen2Config
+
+from megatron_adalrs.data.tokenizer import Tokenizer, build_tokenizer
+from megatron_adalrs.data.train_tokenizer import train_sentencepiece
+from megatron_adalrs.huggingface.tokenizer_json import made_for_transformers
+from tests.data.texts import TEXTS, require_protocol, write_corpus
+
+CONFIGS = (GPT2Config, LlamaConfig, Qwen2Config)
+KINDS = ("bytes", "bpe", "unigram")
+ANY_CHARACTER = st.characters(exclude_categories=["Cs"], exclude_characters="\u2581\U0010ffff")
+# Pieces and the names of special ones meet more often than in texts of any characters.
+ANY_TEXT = st.one_of(st.text(ANY_CHARACTER), st.text(st.sampled_from("ab <>/s\n\t(=,.)ertx0414unk")))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path | None]:
+    folder = tmp_path_factory.mktemp("models")
+    for kind in ("bpe", "unigram"):
+        train_sentencepiece([write_corpus(folder)], folder / f"{kind}.model", 600, model_type=kind)
+    return {"bytes": None, "bpe": folder / "bpe.model", "unigram": folder / "unigram.model"}
+
+
+def made(model: Path | None, model_type: str = "gpt2") -> tuple[Tokenizer, Mapping[str, bytes], str]:
+    """A tokenizer of ours, the files that are made of it, and what is told."""
+    kind = "SentencePieceTokenizer" if model else "ByteTokenizer"
+    files, told = made_for_transformers(kind, {"tokenizer.model": model} if model else {}, model_type)
+    return build_tokenizer(kind, model), files, told
+
+
+@pytest.fixture(scope="module")
+def backends(models: Mapping[str, Path | None]) -> dict[str, tuple[Tokenizer, Backend]]:
+    found = {}
+    for kind, model in models.items():
+        ours, files, _ = made(model)
+        backend = Backend.from_buffer(files["tokenizer.json"])
+        backend.encode_special_tokens = True
+        found[kind] = ours, backend
+    return found
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
+@pytest.mark.parametrize("kind", KINDS)
+def test_auto_tokenizer_gives_our_ids(
+    models: Mapping[str, Path | None], tmp_path: Path, kind: str, config: type[PretrainedConfig]
+) -> None:
+    ours, files, _ = made(models[kind], config.model_type)
+    config(vocab_size=600, bos_token_id=0, eos_token_id=0).save_pretrained(tmp_path)
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    theirs, again = AutoTokenizer.from_pretrained(tmp_path), build_tokenizer("HuggingFaceTokenizer", tmp_path)
+    for text in TEXTS.values():
+        ids = ours.encode(text)
+        assert theirs(text)["input_ids"] == again.encode(text) == ids
+        assert theirs.decode(ids) == again.decode(ids) == text
+    assert (theirs.eos_token_id, again.eod) == (ours.eod, ours.eod)
+    assert len(theirs) == again.vocab_size == ours.vocab_size
+    assert theirs.bos_token is None, "lm-eval would begin with a token that training has never seen"
+    require_protocol(again)
+    theirs.save_pretrained(tmp_path / "again")
+    assert AutoTokenizer.from_pretrained(tmp_path / "again")(TEXTS["markers"])["input_ids"] == ours.encode(
+        TEXTS["markers"]
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=200, deadline=None)
+@given(text=ANY_TEXT)
+def test_any_text_has_the_same_ids(
+    models: Mapping[str, Path | None], backends: Mapping[str, tuple[Tokenizer, Backend]], kind: str, text: str
+) -> None:
+    ours, backend = backends[kind]
+    expected, found = ours.encode(text), backend.encode(text, add_special_tokens=False).ids
+    if kind == "unigram" and found != expected:
+        # As likely, but for rounding: see `backend_of`.
+        score = SentencePieceProcessor(model_file=str(models[kind])).get_score
+        assert sum(map(score, found)) == pytest.approx(sum(map(score, expected)), rel=1e-5)
+    else:
+        assert found == expected
+    assert backend.decode(found, skip_special_tokens=False) == ours.decode(expected) == text
+
+
+def trained(path: Path, **settings: object) -> Path:
+    usual = {
+        "model_type": "bpe", "vocab_size": 400, "hard_vocab_limit": False, "normalization_rule_name": "identity",
+        "byte_fallback": True, "remove_extra_whitespaces": False,
+    }  # fmt: skip
+    with path.open("wb") as stream:
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(TEXTS["code"].split("\n")), model_writer=stream, minloglevel=2, **usual | settings
+        )
+    return path
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_a_model_that_begins_texts_with_a_blank(tmp_path: Path, kind: str) -> None:
+    ours, files, _ = made(trained(tmp_path / "x.model", add_dummy_prefix=True, model_type=kind))
+    backend = Backend.from_buffer(files["tokenizer.json"])
+    for text in ("for x in range(10):", " a", "", "def f(x): return 1"):
+        ids = backend.encode(text).ids
+        assert ids == ours.encode(text) and backend.decode(ids) == text
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"normalization_rule_name": "nmt_nfkc"}, "it normalises text (nmt_nfkc)"),
+        ({"remove_extra_whitespaces": True}, "it has rules of its own for blanks"),
+        ({"byte_fallback": False}, "it has no bytes to fall back to"),
+        ({"model_type": "char"}, "a SentencePiece model of type char has none"),
+        ({"user_defined_symbols": ["x"], "add_dummy_prefix": True}, "the package tokenizers would encode"),
+    ],
+)
+def test_what_cannot_be_made_is_told(tmp_path: Path, settings: dict[str, object], reason: str) -> None:
+    _, files, told = made(trained(tmp_path / "x.model", **settings))
+    assert (files, told.startswith("no tokenizer.json is made of it: ")) == ({}, True)
+    assert reason in told
+
+
+def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    files, told = made_for_transformers("ByteTokenizer", {}, "gpt2")
+    assert (files, told) == (
+        {}, "no tokenizer.json is made: it needs the package tokenizers: pip install 'megatron-adalrs[hf]'",
+    )  # fmt: skip
+
+
+def test_a_tokenizer_json_gets_the_settings_that_it_lacks(models: Mapping[str, Path | None], tmp_path: Path) -> None:
+    _, files, _ = made(models["bpe"])
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(files["tokenizer.json"])
+    added, told = made_for_transformers("HuggingFaceTokenizer", {"tokenizer.json": path}, "gpt2")
+    assert (list(added), told) == (["tokenizer_config.json"], "")
+    assert json.loads(added["tokenizer_config.json"])["eos_token"] == "</s>"
+    both = {"tokenizer.json": path, "tokenizer_config.json": path}
+    assert made_for_transformers("HuggingFaceTokenizer", both, "gpt2") == ({}, "")
+    assert made_for_transformers(None, {"tokenizer.json": path}, "gpt2") == ({}, ""), "it came with a model"
+
+
+def test_settings_of_another_tokenizer_hold_for_a_qwen2_model(tmp_path: Path) -> None:
+    """Which AutoTokenizer would else read by Qwen2's rules, without a word."""
+    backend = Backend(BPE())
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False)  # unlike Qwen2's, it keeps digits together
+    alphabet = ByteLevel.alphabet()
+    trainer = BpeTrainer(vocab_size=300, special_tokens=["<eos>"], initial_alphabet=alphabet)
+    backend.train_from_iterator(["12345 1234 123 12 " * 9], trainer)
+    Qwen2Config(vocab_size=300).save_pretrained(tmp_path)
+    files = {name: tmp_path / name for name in ("tokenizer.json", "tokenizer_config.json")}
+    backend.save(str(files["tokenizer.json"]))
+    files["tokenizer_config.json"].write_text('{"tokenizer_class": "LlamaTokenizerFast", "eos_token": "<eos>"}')
+    for name, content in made_for_transformers("HuggingFaceTokenizer", files, "qwen2")[0].items():
+        (tmp_path / name).write_bytes(content)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs("12345 123")["input_ids"] == backend.encode("12345 123").ids
+    assert theirs.eos_token == "<eos>"
+    for config in ('{"tokenizer_class": "Qwen2Tokenizer"}', files["tokenizer_config.json"].read_text()):
+        files["tokenizer_config.json"].write_text(config)
+        assert made_for_transformers("HuggingFaceTokenizer", files, "qwen2") == ({}, "")
+    files["tokenizer_config.json"].write_text("[]")
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json is not a JSON object"):
+        made_for_transformers("HuggingFaceTokenizer", files, "qwen2")
