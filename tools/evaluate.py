@@ -41,7 +41,7 @@ class Arguments:
     seq_length: int | None = None
     """Tokens in a window. Default: those of the model's training, or its most positions, at most 2048."""
     documents_apart: bool = False
-    """Every document by itself, after an end-of-document token, and its end is not predicted."""
+    """Every document by itself, as in lm_eval: after an end-of-document token, its own not predicted, windows full."""
     batch_size: int = 8
     """Windows at a time."""
     max_tokens: int | None = None
@@ -50,7 +50,7 @@ class Arguments:
     """To compute in. Default: the precision that the model was trained in, or that of its files."""
     tokenizer_type: str | None = None
     """SentencePieceTokenizer, HuggingFaceTokenizer, GPT2BPETokenizer or ByteTokenizer, to count bytes of text. Default:
-    the model's."""
+    the one that belongs to the model."""
     tokenizer_model: str | None = None
     """The tokenizer's file (or folder)."""
     vocab_file: str | None = None

@@ -40,8 +40,10 @@ def made_for_transformers(kind: str | None, files: Mapping[str, Path], model_typ
         files: by Hugging Face's names.
         model_type: of config.json.
     """
-    if kind is None or (TOKENIZER_JSON in files and (kind != "HuggingFaceTokenizer" or TOKENIZER_CONFIG in files)):
+    if kind is None or (TOKENIZER_JSON in files and kind != "HuggingFaceTokenizer"):
         return {}, ""
+    if TOKENIZER_JSON in files and TOKENIZER_CONFIG in files:
+        return _config_instead(files[TOKENIZER_CONFIG], model_type), ""
     try:
         import tokenizers  # noqa: F401
     except ImportError:
@@ -69,6 +71,18 @@ def _config_beside(path: Path, model_type: str) -> dict[str, bytes]:
     """Without a tokenizer_config.json AutoTokenizer takes the class that is usual for the model, whatever there is."""
     ours = HuggingFaceTokenizer(path)
     return _with_config({}, _config(ours.backend.id_to_token(ours.eod)), model_type)
+
+
+def _config_instead(path: Path, model_type: str) -> dict[str, bytes]:
+    """The settings that are there hold for a Qwen2 model only if they are Qwen2's: see `_with_config`."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        named = str(config.get("tokenizer_class"))
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is not a JSON object: {error}") from None
+    if model_type != QWEN2.model_type or named.startswith("Qwen2") or "auto_map" in config:
+        return {}
+    return _with_config({}, config | {"tokenizer_class": "PreTrainedTokenizerFast"}, model_type)
 
 
 def _made(backend: Backend, eod: str, ours: Tokenizer, kind: str, model_type: str) -> dict[str, bytes]:

@@ -8,9 +8,10 @@ import torch
 
 from megatron_adalrs.checkpoint import OpenedModel
 from megatron_adalrs.checkpoint.fitting import require_one_tokenizer
-from megatron_adalrs.data.preprocess import read_description
-from megatron_adalrs.data.tokenizer import Tokenizer, build_tokenizer
-from megatron_adalrs.huggingface.companions import digests_of, tokenizer_in
+from megatron_adalrs.checkpoint.tokenizer_files import require_tokenizer_among
+from megatron_adalrs.data.preprocess import description_path, read_description
+from megatron_adalrs.data.tokenizer import Tokenizer, TokenizerOfData, build_tokenizer
+from megatron_adalrs.huggingface.companions import tokenizer_in
 from megatron_adalrs.model.documents import ONE_DOCUMENT, Documents
 from megatron_adalrs.model.gpt import GPT, write_weights
 
@@ -71,27 +72,33 @@ def tokenizer_of_corpus(
 ) -> tuple[Tokenizer | None, str]:
     """The tokenizer that gives back the text of a corpus, or None and why there is none.
 
+    Args:
+        kind, paths: as `build_tokenizer` takes them; else what belongs to the model.
+
     Raises:
-        ValueError, FileNotFoundError: the one that is asked for cannot be had, or the corpus was made with another one
-            than that or than the data of the model's run.
+        ValueError, OSError: the one that is asked for cannot be had, or the corpus is known to be of another one than
+            that or than the model's.
     """
+    asked = tokenizer_of(opened, kind, *paths) if kind or any(paths) else None
     note = read_description(prefix)
-    made = note.tokenizer_sha256 if note else None
-    require_one_tokenizer(f"data_path: {prefix}: {opened.path}", opened.tokenizer_sha256, made)
-    try:
-        tokenizer = tokenizer_of(opened, kind, *paths)
-        # An export's tokenizer.json is not the file that it was made from.
-        known = () if kind else digests_of(opened.companions).values()
-        if made not in (None, tokenizer.sha256, *known):
-            named = next(filter(None, paths), kind) or f"the tokenizer of {opened.path}"
+    of_data = None
+    if asked and kind:
+        of_data = TokenizerOfData(kind, asked.sha256, str(next(filter(None, paths), kind)), paths)
+        if note and note.tokenizer_sha256 != asked.sha256:
             raise ValueError(
-                f"tokenizer_model: {named} (SHA-256 {tokenizer.sha256:.12}) is not what made {prefix} ({made:.12})"
+                f"tokenizer_type: {of_data.told_by} (SHA-256 {asked.sha256:.12}) is not what made {prefix} "
+                f"({note.tokenizer_type}, {note.tokenizer_sha256:.12}, says {description_path(prefix)})"
             )
+    elif note:
+        files = () if note.tokenizer_type == "ByteTokenizer" else None
+        of_data = TokenizerOfData(note.tokenizer_type, note.tokenizer_sha256, str(description_path(prefix)), files)
+    if of_data:
+        require_one_tokenizer(f"data_path: {prefix}: {opened.path}", opened.tokenizer_sha256, of_data.sha256)
+        require_tokenizer_among(opened.companions, opened.model, of_data, "data_path")
+    try:
+        return asked or tokenizer_of(opened, None), ""
     except (ValueError, OSError) as error:
-        if kind or any(paths):
-            raise
         return None, str(error)
-    return tokenizer, ""
 
 
 def _own_tokenizer(opened: OpenedModel) -> Tokenizer:

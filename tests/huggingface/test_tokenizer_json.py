@@ -12,6 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers import Tokenizer as Backend
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, GPT2Config, LlamaConfig, PretrainedConfig, Qwen2Config
 
 from megatron_adalrs.data.tokenizer import Tokenizer, build_tokenizer
@@ -148,3 +151,27 @@ def test_a_tokenizer_json_gets_the_settings_that_it_lacks(models: Mapping[str, P
     both = {"tokenizer.json": path, "tokenizer_config.json": path}
     assert made_for_transformers("HuggingFaceTokenizer", both, "gpt2") == ({}, "")
     assert made_for_transformers(None, {"tokenizer.json": path}, "gpt2") == ({}, ""), "it came with a model"
+
+
+def test_settings_of_another_tokenizer_hold_for_a_qwen2_model(tmp_path: Path) -> None:
+    """Which AutoTokenizer would else read by Qwen2's rules, without a word."""
+    backend = Backend(BPE())
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False)  # unlike Qwen2's, it keeps digits together
+    alphabet = ByteLevel.alphabet()
+    trainer = BpeTrainer(vocab_size=300, special_tokens=["<eos>"], initial_alphabet=alphabet)
+    backend.train_from_iterator(["12345 1234 123 12 " * 9], trainer)
+    Qwen2Config(vocab_size=300).save_pretrained(tmp_path)
+    files = {name: tmp_path / name for name in ("tokenizer.json", "tokenizer_config.json")}
+    backend.save(str(files["tokenizer.json"]))
+    files["tokenizer_config.json"].write_text('{"tokenizer_class": "LlamaTokenizerFast", "eos_token": "<eos>"}')
+    for name, content in made_for_transformers("HuggingFaceTokenizer", files, "qwen2")[0].items():
+        (tmp_path / name).write_bytes(content)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs("12345 123")["input_ids"] == backend.encode("12345 123").ids
+    assert theirs.eos_token == "<eos>"
+    for config in ('{"tokenizer_class": "Qwen2Tokenizer"}', files["tokenizer_config.json"].read_text()):
+        files["tokenizer_config.json"].write_text(config)
+        assert made_for_transformers("HuggingFaceTokenizer", files, "qwen2") == ({}, "")
+    files["tokenizer_config.json"].write_text("[]")
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json is not a JSON object"):
+        made_for_transformers("HuggingFaceTokenizer", files, "qwen2")

@@ -53,11 +53,11 @@ def test_a_run_and_its_export_have_the_perplexity_that_transformers_finds(
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     total, tokens = 0.0, 0
     with torch.no_grad():
-        for window in windows(indexed, range(32, 36), 32):
+        for window, predicted in windows(indexed, range(32, 36), 32):
             batch = torch.from_numpy(window)[None]
             logits = theirs(batch[:, :-1]).logits
             total += float(torch.nn.functional.cross_entropy(logits[0], batch[0, 1:], reduction="sum"))
-            tokens += len(window) - 1
+            tokens += predicted
     assert (ours["loss"], ours["tokens"]) == (pytest.approx(total / tokens, rel=1e-4), tokens)
     exported = json.loads(
         evaluate(
@@ -81,10 +81,12 @@ def test_bits_a_byte_of_the_text(tool: Callable[[str], Callable[..., Done]], run
     assert apart["tokens"] == apart["bytes"] == 4 * length
     assert f"{apart['bits_per_byte']:.4f} bits a byte, 864 tokens" in evaluate(run, "--documents-apart").stdout
 
-    # A folder without a tokenizer, until one is named; one window has no error, which JSON cannot say as a number.
     assert tool("convert_checkpoint")("--from", run, "--to-hf", tmp_path / "hf").returncode == 0
-    (tmp_path / "hf/tokenizer.json").unlink(missing_ok=True)
     corpus = (tmp_path / "hf", "--data-path", run.parent / "corpus", "--part", "all", "--max-tokens", 9, "--json")
+    exported = json.loads(evaluate(*corpus).stdout)
+    assert exported["bytes"] == exported["tokens"], "its tokenizer.json was made from what made the corpus"
+    # A folder without a tokenizer, until one is named; one window has no error, which JSON cannot say as a number.
+    (tmp_path / "hf/tokenizer.json").unlink()
     done = evaluate(*corpus)
     told = json.loads(done.stdout)
     assert (told["bits_per_byte"], told["bytes"], told["loss_error"]) == (None, None, None)
@@ -105,7 +107,12 @@ def test_a_corpus_of_another_tokenizer_is_refused(
     hf = saved(tmp_path / "theirs", "gpt2 tied")
     done = tool("evaluate")(hf, *other, "--tokenizer-type", "ByteTokenizer")
     assert done.returncode == 2
-    assert f"tokenizer_model: ByteTokenizer (SHA-256 {note['tokenizer_sha256']:.12}) is not what made" in done.stderr
+    assert f"tokenizer_type: ByteTokenizer (SHA-256 {note['tokenizer_sha256']:.12}) is not what made" in done.stderr
+    assert tool("convert_checkpoint")("--from", run, "--to-hf", tmp_path / "hf").returncode == 0
+    unlike = {"tokenizer_type": "SentencePieceTokenizer", "tokenizer_sha256": "1" * 64}
+    (tmp_path / "corpus.json").write_text(json.dumps(note | unlike))
+    done = tool("evaluate")(tmp_path / "hf", *other)
+    assert done.returncode == 2 and f"data_path: {tmp_path}/hf/tokenizer.json is not the tokenizer of" in done.stderr
 
 
 def test_the_corpus_of_a_part_is_the_runs_own(
