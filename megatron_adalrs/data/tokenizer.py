@@ -150,7 +150,7 @@ class GPT2BPETokenizer(_OfThePackage):
     def __init__(self, vocab_file: Path | str, merge_file: Path | str) -> None:
         super().__init__()
         vocab_path, merge_path = _model_file(vocab_file), _model_file(merge_file)
-        vocabulary = _json_object(vocab_path)
+        vocabulary = json_object(vocab_path)
         if not all(type(token) is int and token >= 0 for token in vocabulary.values()):
             raise ValueError(f"{vocab_path} is not a vocabulary: required an id, 0 or more, of each token")
         models, end = self._package.models, _END_OF_DOCUMENT[0]
@@ -216,10 +216,11 @@ def _model_file(path: Path | str) -> Path:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    return _json_object(path) if path.is_file() else {}
+    return json_object(path) if path.is_file() else {}
 
 
-def _json_object(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
+    """Raises ValueError where a file holds anything else, OSError where it cannot be read."""
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

@@ -7,7 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_adalrs.data.tokenizer import GPT2BPETokenizer, HuggingFaceTokenizer, Tokenizer, build_tokenizer
+from megatron_adalrs.data.tokenizer import (
+    GPT2BPETokenizer,
+    HuggingFaceTokenizer,
+    Tokenizer,
+    build_tokenizer,
+    json_object,
+)
 from megatron_adalrs.huggingface.companions import (
     MADE_FROM,
     MERGES,
@@ -42,15 +48,18 @@ def made_for_transformers(kind: str | None, files: Mapping[str, Path], model_typ
     """
     if kind is None or (TOKENIZER_JSON in files and kind != "HuggingFaceTokenizer"):
         return {}, ""
-    if TOKENIZER_JSON in files and TOKENIZER_CONFIG in files:
-        return _config_instead(files[TOKENIZER_CONFIG], model_type), ""
+    named = json_object(files[TOKENIZER_CONFIG]) if TOKENIZER_JSON in files and TOKENIZER_CONFIG in files else {}
+    if _is_heeded(named, model_type):
+        return {}, ""
     try:
         import tokenizers  # noqa: F401
     except ImportError:
         made = TOKENIZER_CONFIG if TOKENIZER_JSON in files else TOKENIZER_JSON
         return {}, f"no {made} is made: it needs the package tokenizers: pip install 'megatron-adalrs[hf]'"
     if TOKENIZER_JSON in files:
-        return _config_beside(files[TOKENIZER_JSON], model_type), ""
+        ours = HuggingFaceTokenizer(files[TOKENIZER_JSON])
+        config = _config(ours.backend.id_to_token(ours.eod))
+        return _with_config({}, config | named | {"tokenizer_class": config["tokenizer_class"]}, model_type), ""
     told = f"{TOKENIZER_JSON} is made of it, for the same ids from AutoTokenizer"
     if kind == "ByteTokenizer":
         told = f"{TOKENIZER_JSON} is made: ids are the bytes of UTF-8, 256 ({END_OF_DOCUMENT}) ends a document"
@@ -67,22 +76,11 @@ def made_for_transformers(kind: str | None, files: Mapping[str, Path], model_typ
     return {}, ""
 
 
-def _config_beside(path: Path, model_type: str) -> dict[str, bytes]:
-    """Without a tokenizer_config.json AutoTokenizer takes the class that is usual for the model, whatever there is."""
-    ours = HuggingFaceTokenizer(path)
-    return _with_config({}, _config(ours.backend.id_to_token(ours.eod)), model_type)
-
-
-def _config_instead(path: Path, model_type: str) -> dict[str, bytes]:
-    """The settings that are there hold for a Qwen2 model only if they are Qwen2's: see `_with_config`."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        named = str(config.get("tokenizer_class"))
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is not a JSON object: {error}") from None
-    if model_type != QWEN2.model_type or named.startswith("Qwen2") or "auto_map" in config:
-        return {}
-    return _with_config({}, config | {"tokenizer_class": "PreTrainedTokenizerFast"}, model_type)
+def _is_heeded(config: Mapping[str, Any], model_type: str) -> bool:
+    """Whether AutoTokenizer takes the class that a tokenizer_config.json names: it takes the one that is usual for the
+    model where none is named, and Qwen2's for its models: see `_with_config`."""
+    named = str(config.get("tokenizer_class", ""))
+    return bool(named) and (model_type != QWEN2.model_type or named.startswith("Qwen2") or "auto_map" in config)
 
 
 def _made(backend: Backend, eod: str, ours: Tokenizer, kind: str, model_type: str) -> dict[str, bytes]:

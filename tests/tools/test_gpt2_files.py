@@ -52,8 +52,12 @@ def test_from_texts_to_transformers(
     assert tool("check_dataset")(tmp_path / "corpus", *flags).returncode == 0
     assert "merge_file: required" in run(*out, "--overwrite", *flags[:4]).stderr
 
-    config = values(tmp_path / "corpus", tmp_path / "run", vocab_size=None, train_iters=1, tokenizer_type=KIND, **named)
-    assert one_rank.run(trained, config) == [0]
+    # With flags, and with nothing but the note beside the data.
+    config = values(tmp_path / "corpus", tmp_path / "run", vocab_size=None, train_iters=1)
+    assert one_rank.run(trained, config | {"tokenizer_type": KIND, **named}) == [0]
+    assert one_rank.run(trained, config | {"run_dir": str(tmp_path / "unnamed")}) == [0]
+    done = tool("convert_checkpoint")("--from", tmp_path / "unnamed", "--to-hf", tmp_path / "hf2")
+    assert f"{vocab} is copied\ntokenizer.json is made of it" in done.stdout
     done = tool("convert_checkpoint")("--from", tmp_path / "run", "--to-hf", tmp_path / "hf")
     assert f"{vocab} is copied\ntokenizer.json is made of it" in done.stdout
     for name in ("vocab.json", "merges.txt"):
