@@ -13,7 +13,7 @@ setup(
     package_data={"megatron_adalrs": ["report/*.css", "report/*.js", "report/*.html"]},
     python_requires=">=3.10",
     install_requires=[
-        "torch>=2.4",
+        "torch>=2.5",
         "deepspeed>=0.17",
         "numpy>=1.26",
         "sentencepiece>=0.2",

@@ -18,7 +18,7 @@ model="$data/tokenizer.model"
 [ -s "$model" ] || python tools/train_tokenizer.py --input "$corpus" --output "$model" --vocab-size 2048
 
 if ! python tools/check_dataset.py "$data/stdlib" --tokenizer-type SentencePieceTokenizer --tokenizer-model "$model" 2>/dev/null; then
-    python tools/preprocess_data.py --input "$corpus" --output-prefix "$data/stdlib" --overwrite --workers 2 \
+    python tools/preprocess_data.py --input "$corpus" --output-prefix "$data/stdlib" --overwrite --restart --workers 2 \
         --tokenizer-type SentencePieceTokenizer --tokenizer-model "$model"
 fi
 

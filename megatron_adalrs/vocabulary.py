@@ -70,8 +70,12 @@ def _of_data(
         return TokenizerOfData(data.tokenizer_type, tokenizer.sha256, str(named), _files(data))
     if made is None:
         return None
-    kind, sha256 = made[1].tokenizer_type, made[1].tokenizer_sha256
-    return TokenizerOfData(kind, sha256, str(description_path(made[0])), () if kind == "ByteTokenizer" else None)
+    prefix, note = made
+    noted = (note.tokenizer_model, note.vocab_file, note.merge_file)
+    files = tuple(Path(name) if name else None for name in noted)
+    is_known = any(noted) or note.tokenizer_type == "ByteTokenizer"
+    told_by = str(description_path(prefix))
+    return TokenizerOfData(note.tokenizer_type, note.tokenizer_sha256, told_by, files if is_known else None)
 
 
 def _size(asked: int | None, tokenizer: Tokenizer | None, made: tuple[str, Description] | None) -> int:

@@ -3,13 +3,14 @@
     python tools/preprocess_data.py --input corpus.jsonl --output-prefix data/corpus \\
         --tokenizer-type SentencePieceTokenizer --tokenizer-model data/tokenizer.model --workers 4
 
-writes data/corpus.bin, data/corpus.idx and data/corpus.json; `--data-path data/corpus` trains on them.
+writes data/corpus.bin, data/corpus.idx and data/corpus.json; `--data-path data/corpus` trains on them. Interrupted or
+killed, the same command goes on from what lies in data/corpus.partial, with any number of workers.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -18,8 +19,9 @@ import tyro
 from tqdm import tqdm
 
 from megatron_adalrs.config.data import TokenizerKind
-from megatron_adalrs.data.documents import documents_size
-from megatron_adalrs.data.preprocess import Recipe, Result, preprocess
+from megatron_adalrs.data.documents import documents_size, find_files
+from megatron_adalrs.data.partial import Progress, partial_path
+from megatron_adalrs.data.preprocess import COMMIT_SECONDS, Recipe, Result, preprocess
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,10 @@ class Arguments:
     """Processes that tokenize; the output is the same for any number."""
     overwrite: bool = False
     """Replace an output that exists."""
+    restart: bool = False
+    """Throw away what an interrupted run has left in PREFIX.partial, in place of going on from there."""
+    commit_seconds: float = COMMIT_SECONDS
+    """How often what is done is brought to disk: the most that a kill costs."""
 
 
 def run(arguments: Arguments) -> Result:
@@ -59,7 +65,15 @@ def run(arguments: Arguments) -> Result:
         vocab_file=arguments.vocab_file,
         merge_file=arguments.merge_file,
     )
-    size = documents_size(arguments.input, arguments.file_glob)
+    size = documents_size(find_files(arguments.input, arguments.file_glob))
+
+    def tell(progress: Progress) -> None:
+        print(
+            f"going on from {partial_path(arguments.output_prefix)}: {progress.documents} documents, {progress.tokens} "
+            f"tokens, of {progress.input_bytes} of the input's {size} bytes",
+            file=sys.stderr,
+        )
+
     # disable=None: a bar only where there is a terminal to draw it on
     with tqdm(total=size, unit="B", unit_scale=True, desc="tokenizing", disable=None) as bar:
         return preprocess(
@@ -69,21 +83,36 @@ def run(arguments: Arguments) -> Result:
             file_glob=arguments.file_glob,
             workers=arguments.workers,
             overwrite=arguments.overwrite,
+            restart=arguments.restart,
+            commit_seconds=arguments.commit_seconds,
+            on_resume=tell,
             on_progress=bar.update,
         )
 
 
-def main(given: Sequence[str] | None = None) -> int:
-    arguments = tyro.cli(Arguments, args=given, description=__doc__)
+class Terminated(BaseException):
+    """SIGTERM has come. As with Ctrl-C, whatever was being done is left from where it stands."""
+
+
+def _terminate(number: int, frame: object) -> None:
+    raise Terminated
+
+
+def main() -> int:
+    arguments = tyro.cli(Arguments, description=__doc__)
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         result = run(arguments)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (KeyboardInterrupt, Terminated) as stop:
+        print("interrupted: what is done is kept, the same command goes on from there", file=sys.stderr)
+        return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
     made = result.description
     print(
         f"{arguments.output_prefix}: {made.documents} documents ({result.skipped} empty ones skipped), "
-        f"{made.tokens} tokens of type {made.dtype}, {made.tokens / result.seconds:.0f} tokens/s"
+        f"{made.tokens} tokens of type {made.dtype}, {result.new_tokens / result.seconds:.0f} tokens/s"
     )
     return 0
 

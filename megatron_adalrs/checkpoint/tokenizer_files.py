@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,20 +55,29 @@ def tokenizer_of_run(saved: dict[str, Any], data: DataConfig, vocab_size: int) -
     kind = data.tokenizer_type or (made_with.tokenizer_type if made_with else None)
     if kind == "ByteTokenizer":
         return Tokenizer({}, ids, kind=kind)
-    named, origin = data.tokenizer_model or data.vocab_file, saved.get("finetune_from")
-    if named is not None:
-        found, before = _files_named(data), {}
-    elif origin is not None:
-        found, before = _tokenizer_before(Path(origin))
-    else:
-        return Tokenizer({}, ids, "the run names no tokenizer, none is copied")
-    digests = digests_of(found)
-    if not digests:
-        return Tokenizer({}, ids, f"there is no tokenizer in {named or origin}, none is copied")
-    file = _first_of(found, digests)
-    if made_with is not None and made_with.tokenizer_sha256 not in digests.values():
-        return Tokenizer({}, ids, f"{file} is not what made {corpus}, no tokenizer is copied")
-    return Tokenizer(found, before | ids, f"{file} is copied", kind)
+    told = []
+    for place, found, before in _candidates(data, made_with, saved.get("finetune_from")):
+        digests = digests_of(found)
+        if not digests:
+            told.append(f"there is no tokenizer in {place}, none is copied")
+        elif made_with is not None and made_with.tokenizer_sha256 not in digests.values():
+            told.append(f"{_first_of(found, digests)} is not what made {corpus}, no tokenizer is copied")
+        else:
+            return Tokenizer(found, before | ids, f"{_first_of(found, digests)} is copied", kind)
+    return Tokenizer({}, ids, told[0] if told else "the run names no tokenizer, none is copied")
+
+
+def _candidates(
+    data: DataConfig, made_with: Description | None, origin: str | None
+) -> Iterator[tuple[str, Mapping[str, Path], dict[str, Any]]]:
+    """Where a run's tokenizer may be: a place, the files there, and token ids."""
+    if place := data.tokenizer_model or data.vocab_file:
+        yield str(place), _files_named(data), {}
+        return  # the run has named it
+    if origin is not None:
+        yield origin, *_tokenizer_before(Path(origin))
+    if made_with and (noted := made_with.tokenizer_model or made_with.vocab_file):
+        yield noted, _files_named(made_with), {}
 
 
 def require_tokenizer_among(
@@ -88,12 +97,10 @@ def require_tokenizer_among(
     digests = digests_of(files)
     if not digests or tokenizer.sha256 in digests.values():
         return
-    is_same = _says_the_same(files, model, tokenizer)
-    if is_same is None:
-        # Nothing but digests, which say nothing of a tokenizer that has a form of another kind.
-        is_same = tokenizer.kind not in digests and not made_from(files)
-    if not is_same:
-        name = "" if tokenizer.files is not None else "; if it is, give --tokenizer-type and its files"
+    asked = _says_the_same(files, model, tokenizer)
+    # Digests alone say nothing of a tokenizer that has a form of another kind.
+    if not (tokenizer.kind not in digests and not made_from(files) if asked is None else asked):
+        name = "; if it is, give --tokenizer-type and its files" if asked is None else ""
         raise ValueError(
             f"{flag}: {_first_of(files, digests)} is not the tokenizer of this run's data, {tokenizer.told_by} "
             f"({tokenizer.kind}, SHA-256 {tokenizer.sha256:.12}): required the same{name}"
@@ -106,7 +113,9 @@ def _says_the_same(files: Mapping[str, Path], model: ModelConfig, tokenizer: Tok
         ours, theirs = tokenizer.build(), tokenizer_in(files, model)
     except (ValueError, OSError):  # a package is not installed, or nothing tells theirs what ends a document
         return None
-    return ours.encode(_SENTENCE) == theirs.encode(_SENTENCE) if ours and theirs else None
+    if ours is None or theirs is None or ours.sha256 != tokenizer.sha256:  # a file that was changed since
+        return None
+    return ours.encode(_SENTENCE) == theirs.encode(_SENTENCE)
 
 
 def _first_of(files: Mapping[str, Path], digests: Mapping[str, str]) -> Path:
@@ -123,12 +132,12 @@ def _making_of(data: DataConfig) -> tuple[str, Description] | tuple[None, None]:
         return None, None
 
 
-def _files_named(data: DataConfig) -> dict[str, Path]:
-    """The tokenizer's files that a run names, by the names that Hugging Face gives them."""
-    if data.vocab_file and data.merge_file:
-        return {VOCAB: data.vocab_file, MERGES: data.merge_file}
-    named = Path(data.tokenizer_model or "")
-    if data.tokenizer_type == "SentencePieceTokenizer":
+def _files_named(by: DataConfig | Description) -> dict[str, Path]:
+    """The tokenizer's files that a run or a note names, by the names that Hugging Face gives them."""
+    if by.vocab_file and by.merge_file:
+        return {VOCAB: Path(by.vocab_file), MERGES: Path(by.merge_file)}
+    named = Path(by.tokenizer_model or "")
+    if by.tokenizer_type == "SentencePieceTokenizer":
         return {SENTENCEPIECE_MODEL: named}
     if named.is_dir():
         return companions_in(named)

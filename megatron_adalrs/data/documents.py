@@ -9,8 +9,8 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import BinaryIO
@@ -19,17 +19,34 @@ _JSON_SUFFIXES = tuple(f".{kind}{archive}" for archive in ("", ".gz", ".zst") fo
 _PARQUET = ".parquet"
 _SUFFIXES = (*_JSON_SUFFIXES, _PARQUET)
 _ROWS = 1000  # of a row group decoded at a time
-_BATCH_BYTES = 1 << 20
+BATCH_BYTES = 1 << 18  # some 0.1 s of tokenizing: what is lost or waited for when a worker is stopped
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place between two batches of a corpus.
+
+    `file`: number of the file in `find_files`. In it, `lines` and `content_bytes` (uncompressed) of a JSON-lines file
+    or `row_groups` and `lines` (rows) of a Parquet file lie before; `stored_bytes` of it, as they are on disk.
+    """
+
+    file: int = 0
+    content_bytes: int = 0
+    row_groups: int = 0
+    lines: int = 0
+    stored_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Batch:
     """Neighbouring documents, not yet decoded: lines of a JSON-lines file, a row group of a Parquet file, or texts.
 
-    `input_bytes`: how far this batch advances in the input, whose size is `documents_size`.
+    `end`: the position after it. `input_bytes`: how far this batch advances in the input, whose size is
+    `documents_size`.
     """
 
     source: Path
+    end: Position
     input_bytes: int
     lines: tuple[bytes, ...] = ()
     first_line: int = 1
@@ -51,34 +68,42 @@ class Batch:
             yield from _texts_of_rows(self.source, self.row_group, self.first_line, json_key)
 
 
-def read_batches(source: Path, file_glob: str) -> Iterator[Batch]:
-    """The batches of a .jsonl or .json file (one object a line; .gz and .zst too), of a .parquet file, or of the files
-    in a folder that match `file_glob`, in a fixed order: lines and rows as they come, files by their relative POSIX
-    path. A file of a folder is read by its name: as one of these, or else as a text that is one document.
+def find_files(source: Path, file_glob: str) -> list[Path]:
+    """The file itself, or the files of a folder that match, in the order of reading: by relative POSIX path.
 
-    Raises FileNotFoundError if the source is missing or nothing matches, ValueError if it is of another kind,
-    holds no bytes, is a damaged archive, or needs a package that is not there.
+    Raises FileNotFoundError if the source is missing or nothing matches, ValueError if it is of another kind.
     """
-    if documents_size(source, file_glob) == 0:
-        raise ValueError(f"input {source} is empty: required at least one document")
-    return _folder_batches(source, file_glob) if source.is_dir() else _batches_of(source)
-
-
-def read_documents(source: Path, json_key: str, file_glob: str) -> Iterator[str]:
-    """The text of every document of a source; errors as in `read_batches` and `Batch.read`."""
-    for batch in read_batches(source, file_glob):
-        yield from batch.read(json_key)
-
-
-def documents_size(source: Path, file_glob: str) -> int:
-    """Bytes of the source as stored (compressed, if it is); errors as in `read_batches`."""
     if source.is_dir():
-        return sum(path.stat().st_size for path in _matching_files(source, file_glob))
+        return _matching_files(source, file_glob)
     if not source.exists():
         raise FileNotFoundError(f"input {source}: there is no such file or folder")
     if not source.name.endswith(_SUFFIXES):
         raise ValueError(f"input {source}: required a folder or a file named *{', *'.join(_SUFFIXES)}")
-    return source.stat().st_size
+    return [source]
+
+
+def documents_size(files: Sequence[Path]) -> int:
+    """Bytes of the files as stored (compressed, if they are)."""
+    return sum(path.stat().st_size for path in files)
+
+
+def read_batches(source: Path, files: Sequence[Path], start: Position | None = None) -> Iterator[Batch]:
+    """The batches of a corpus from `start` on, in a fixed order; where it starts changes none of those that follow.
+
+    `files` are those that `find_files` finds. Each is read by its name: as .jsonl or .json (one object a line; .gz and
+    .zst too), as .parquet, or else as a text that is one document.
+
+    Raises ValueError if there are no bytes in them, one is a damaged archive, or needs a package that is not there.
+    """
+    if documents_size(files) == 0:
+        raise ValueError(f"input {source} is empty: required at least one document")
+    return _batches_from(source, files, start or Position())
+
+
+def read_documents(source: Path, json_key: str, file_glob: str) -> Iterator[str]:
+    """The text of every document of a source; errors as in `find_files`, `read_batches` and `Batch.read`."""
+    for batch in read_batches(source, find_files(source, file_glob)):
+        yield from batch.read(json_key)
 
 
 def _matching_files(folder: Path, file_glob: str) -> list[Path]:
@@ -91,35 +116,41 @@ def _matching_files(folder: Path, file_glob: str) -> list[Path]:
     return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
 
 
-def _folder_batches(folder: Path, file_glob: str) -> Iterator[Batch]:
-    files: list[Path] = []
+def _batches_from(source: Path, files: Sequence[Path], start: Position) -> Iterator[Batch]:
+    texts: list[Path] = []
     size = 0
-    for path in _matching_files(folder, file_glob):
+    for number, path in enumerate(files[start.file :], start=start.file):
         is_text = not path.name.endswith(_SUFFIXES)
         if is_text:
-            files.append(path)
+            texts.append(path)
             size += path.stat().st_size
-        if files and (not is_text or size >= _BATCH_BYTES):
-            yield Batch(folder, size, files=tuple(files))
-            files, size = [], 0
+        if texts and (not is_text or size >= BATCH_BYTES):
+            yield Batch(source, Position(number + is_text), size, files=tuple(texts))
+            texts, size = [], 0
         if not is_text:
-            yield from _batches_of(path)
-    if files:
-        yield Batch(folder, size, files=tuple(files))
+            first = start if number == start.file else Position(number)
+            yield from _row_batches(path, first) if path.name.endswith(_PARQUET) else _line_batches(path, first)
+    if texts:
+        yield Batch(source, Position(len(files)), size, files=tuple(texts))
 
 
-def _batches_of(source: Path) -> Iterator[Batch]:
-    return _row_batches(source) if source.name.endswith(_PARQUET) else _line_batches(source)
-
-
-def _line_batches(source: Path) -> Iterator[Batch]:
+def _line_batches(source: Path, start: Position) -> Iterator[Batch]:
     with source.open("rb") as raw:
         stream = _decompressed(source, raw)
-        position, first_line = 0, 1
+        position = start
         try:
-            while lines := stream.readlines(_BATCH_BYTES):
-                yield Batch(source, raw.tell() - position, tuple(lines), first_line)
-                position, first_line = raw.tell(), first_line + len(lines)
+            _skip(stream, start.content_bytes)
+            while lines := stream.readlines(BATCH_BYTES):
+                end = replace(
+                    position,
+                    content_bytes=position.content_bytes + sum(map(len, lines)),
+                    lines=position.lines + len(lines),
+                    # Decompression reads ahead, by how much may depend on where it started.
+                    stored_bytes=max(position.stored_bytes, raw.tell()),
+                )
+                advance = end.stored_bytes - position.stored_bytes
+                yield Batch(source, end, advance, tuple(lines), position.lines + 1)
+                position = end
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(f"input {source} is not a whole gzip file: {error}") from error
         except OSError as error:
@@ -128,30 +159,45 @@ def _line_batches(source: Path) -> Iterator[Batch]:
             raise ValueError(f"input {source} is not a whole zstd file: {error}") from error
 
 
+def _skip(stream: BinaryIO, content_bytes: int) -> None:
+    """Archives have to be read up to there."""
+    if stream.seekable():
+        stream.seek(content_bytes)
+        return
+    while content_bytes > 0 and (passed := stream.read(min(content_bytes, BATCH_BYTES))):
+        content_bytes -= len(passed)
+
+
 def _decompressed(source: Path, raw: BinaryIO) -> BinaryIO:
     if source.suffix == ".gz":
-        return gzip.GzipFile(fileobj=raw)
+        return io.BufferedReader(gzip.GzipFile(fileobj=raw), BATCH_BYTES)
     if source.suffix == ".zst":
         pyarrow = _pyarrow(source)
-        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), "zstd"), _BATCH_BYTES)
+        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), "zstd"), BATCH_BYTES)
     return raw
 
 
-def _row_batches(source: Path) -> Iterator[Batch]:
+def _row_batches(source: Path, start: Position) -> Iterator[Batch]:
     """A row group each; what the file has beside them counts to the last one."""
     pyarrow = _pyarrow(source)
     try:
         metadata = pyarrow.parquet.read_metadata(source)
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"input {source} is not a whole Parquet file: {error}") from error
-    left, row = source.stat().st_size, 1
-    for group in range(metadata.num_row_groups):
+    whole, position = source.stat().st_size, start
+    for group in range(start.row_groups, metadata.num_row_groups):
         columns = metadata.row_group(group)
+        left = whole - position.stored_bytes
         size = sum(columns.column(index).total_compressed_size for index in range(columns.num_columns))
         size = left if group + 1 == metadata.num_row_groups else min(size, left)
-        left -= size
-        yield Batch(source, size, first_line=row, row_group=group)
-        row += columns.num_rows
+        end = replace(
+            position,
+            row_groups=group + 1,
+            lines=position.lines + columns.num_rows,
+            stored_bytes=position.stored_bytes + size,
+        )
+        yield Batch(source, end, size, first_line=position.lines + 1, row_group=group)
+        position = end
 
 
 def _texts_of_rows(source: Path, group: int, first_row: int, column: str) -> Iterator[str]:

@@ -202,6 +202,19 @@ def _check_documents(index: Path, document_indices: npt.NDArray, sequences: int)
         )
 
 
+def write_index(path: Path, dtype: np.dtype, lengths: npt.NDArray, document_indices: npt.NDArray) -> None:
+    """An .idx of S sequences of `lengths` [S] tokens, back to back, and D + 1 `document_indices` [D + 1].
+
+    The file appears whole or not at all. Raises OSError where it cannot be written.
+    """
+    bytes_each = lengths.astype(np.int64) * dtype.itemsize
+    with atomic_write(path) as stream:
+        stream.write(HEADER.pack(MAGIC, VERSION, _CODES[dtype], len(lengths), len(document_indices)))
+        stream.write(lengths.astype("<i4").tobytes())
+        stream.write((np.cumsum(bytes_each) - bytes_each).astype("<i8").tobytes())
+        stream.write(document_indices.astype("<i8").tobytes())
+
+
 class IndexedDatasetBuilder:
     """Writes a pair under temporary names; `finalize` makes it appear, .bin first and .idx last.
 
@@ -261,16 +274,10 @@ class IndexedDatasetBuilder:
         """Publish the pair, replacing one that is there; the builder is spent afterwards."""
         index = idx_path(self.prefix)
         lengths = np.frombuffer(self._lengths, dtype=np.intc) if self._lengths else np.zeros(0, np.intc)
-        bytes_each = lengths.astype(np.int64) * self.dtype.itemsize
-        pointers = np.cumsum(bytes_each) - bytes_each
         # An old index must not meet the new tokens, however short the moment.
         index.unlink(missing_ok=True)
         publish(self._stream, self._temporary, bin_path(self.prefix))
-        with atomic_write(index) as stream:
-            stream.write(HEADER.pack(MAGIC, VERSION, _CODES[self.dtype], len(lengths), len(self._document_indices)))
-            stream.write(lengths.astype("<i4").tobytes())
-            stream.write(pointers.astype("<i8").tobytes())
-            stream.write(np.frombuffer(self._document_indices, dtype=np.int64).astype("<i8").tobytes())
+        write_index(index, self.dtype, lengths, np.frombuffer(self._document_indices, dtype=np.int64))
 
     def _cast(self, values: npt.NDArray) -> npt.NDArray:
         if values.dtype == self.dtype or not values.size:

@@ -1,41 +1,23 @@
 """Text in, an indexed dataset out: `PREFIX.bin`, `PREFIX.idx`, and `PREFIX.json` that says how they were
-made.
+made. Until then its unfinished parts lie in `PREFIX.partial`, from where a later process goes on.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from megatron_adalrs.data.atomic import atomic_write
-from megatron_adalrs.data.documents import Batch, read_batches
-from megatron_adalrs.data.indexed_dataset import IndexedDatasetBuilder, best_dtype, bin_path, idx_path
-from megatron_adalrs.data.tokenizer import Tokenizer, build_tokenizer
+from megatron_adalrs.data.documents import find_files, read_batches
+from megatron_adalrs.data.encoding import Encoder, Encoders, Recipe
+from megatron_adalrs.data.indexed_dataset import bin_path, idx_path
+from megatron_adalrs.data.job import describe_job
+from megatron_adalrs.data.partial import Partial, Progress, partial_path
 
-_BATCHES_AHEAD = 4  # per worker: enough to keep it busy, few enough to bound memory
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a text becomes tokens; sent to every worker, which builds its tokenizer from it once."""
-
-    tokenizer_type: str
-    tokenizer_model: Path | None = None
-    json_key: str = "text"
-    append_eod: bool = True
-    vocab_file: Path | None = None
-    merge_file: Path | None = None
+COMMIT_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -50,55 +32,25 @@ class Description:
     dtype: str
     documents: int
     tokens: int
+    tokenizer_model: str | None = None
+    """Where the tokenizer's files were."""
+    vocab_file: str | None = None
+    merge_file: str | None = None
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), indent=2).encode() + b"\n"
 
 
 @dataclass(frozen=True)
 class Result:
-    """`skipped`: documents without any text; `seconds`: of wall time."""
+    """`skipped`: documents without any text; `seconds`: of wall time, for `new_tokens` of the tokens, the others having
+    been there.
+    """
 
     description: Description
     skipped: int
+    new_tokens: int
     seconds: float
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """A batch as tokens: all in a row [n], and how many each document has; empty ones are gone."""
-
-    tokens: npt.NDArray
-    lengths: list[int]
-    skipped: int
-    input_bytes: int
-
-
-class _Encoder:
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-        files = recipe.tokenizer_model, recipe.vocab_file, recipe.merge_file
-        self.tokenizer: Tokenizer = build_tokenizer(recipe.tokenizer_type, *files)
-        self.dtype = best_dtype(self.tokenizer.vocab_size)
-
-    def __call__(self, batch: Batch) -> _Encoded:
-        end = [self.tokenizer.eod] if self.recipe.append_eod else []
-        documents: list[npt.NDArray] = []
-        skipped = 0
-        for text in batch.read(self.recipe.json_key):
-            ids = self.tokenizer.encode(text)
-            if ids:
-                documents.append(np.array(ids + end, dtype=self.dtype))
-            else:
-                skipped += 1
-        tokens = np.concatenate(documents) if documents else np.zeros(0, self.dtype)
-        return _Encoded(tokens, [len(document) for document in documents], skipped, batch.input_bytes)
-
-
-@cache
-def _encoder_in_worker(recipe: Recipe) -> _Encoder:
-    return _Encoder(recipe)
-
-
-def _encode_in_worker(recipe: Recipe, batch: Batch) -> _Encoded:
-    return _encoder_in_worker(recipe)(batch)
 
 
 def description_path(prefix: Path | str) -> Path:
@@ -122,7 +74,7 @@ def read_description(prefix: Path | str) -> Description | None:
 def write_description(prefix: Path | str, description: Description) -> None:
     """The sidecar that `read_description` reads. Raises OSError where it cannot be written."""
     with atomic_write(description_path(prefix)) as stream:
-        stream.write(json.dumps(asdict(description), indent=2).encode() + b"\n")
+        stream.write(description.to_json())
 
 
 def require_new(prefix: Path | str, overwrite: bool) -> None:
@@ -140,68 +92,77 @@ def preprocess(
     file_glob: str = "**/*.txt",
     workers: int = 1,
     overwrite: bool = False,
+    restart: bool = False,
+    commit_seconds: float = COMMIT_SECONDS,
+    on_resume: Callable[[Progress], None] = lambda progress: None,
     on_progress: Callable[[int], None] = lambda input_bytes: None,
 ) -> Result:
     """Tokenize a corpus (see `documents.read_batches`) into an indexed dataset, one document a sequence.
 
-    The result does not depend on `workers`. Nothing that was there before is touched until everything is
-    tokenized. `on_progress` is called with the number of input bytes that each finished batch covers.
+    The result does not depend on `workers`, nor on how often the work was interrupted: every `commit_seconds`, and when
+    an exception ends it, what is done is committed to `PREFIX.partial`, and a later call with the same job goes on from
+    the last commit (`on_resume` is told where that was). `restart` throws such work away. Nothing that was there before
+    under the final names is touched until everything is tokenized. `on_progress` is called with the number of input
+    bytes that each finished batch, and at first the earlier work, covers.
 
     Raises FileExistsError if an output exists and `overwrite` is not set; ValueError for broken input
-    (FILE:LINE), a corpus without any text, or a bad tokenizer; OSError for files that cannot be read or
-    written.
+    (FILE:LINE), a corpus without any text, a bad tokenizer, and unfinished work on another job, in use, or damaged;
+    OSError for files that cannot be read or written.
     """
     if workers < 1:
         raise ValueError(f"workers {workers}: required at least 1")
-    require_new(output_prefix, overwrite)
+    if not commit_seconds >= 0:
+        raise ValueError(f"commit_seconds {commit_seconds}: required at least 0")
     started = time.perf_counter()
-    encoder = _Encoder(recipe)
-    batches = read_batches(Path(source), file_glob)
-    skipped = tokens = 0
-    Path(output_prefix).parent.mkdir(parents=True, exist_ok=True)
-    with IndexedDatasetBuilder(output_prefix, encoder.dtype) as builder:
-        for encoded in _encode_all(encoder, batches, workers):
-            for document in np.split(encoded.tokens, np.cumsum(encoded.lengths)[:-1]) if encoded.lengths else ():
-                builder.add_document(document)
-            skipped += encoded.skipped
-            tokens += len(encoded.tokens)
-            on_progress(encoded.input_bytes)
-        if builder.num_documents == 0:
-            raise ValueError(f"input {source}: none of its {skipped} documents has any text, at least one is required")
-        description_path(output_prefix).unlink(missing_ok=True)
-        builder.finalize()
-        documents = builder.num_documents
+    source, encoder = Path(source), Encoder(recipe)
+    files = _input_files(source, file_glob, partial_path(output_prefix))
+    job = describe_job(encoder.tokenizer, recipe, source, files)
+    # The work is left first, and so committed, then the workers, for whom that waits.
+    with Encoders(encoder, workers) as encoders, Partial(output_prefix, encoder.dtype, job, restart=restart) as work:
+        before = work.progress
+        if before != Progress():
+            on_resume(before)
+            on_progress(before.input_bytes)
+        if not before.complete:
+            require_new(output_prefix, overwrite)
+            for encoded in encoders.encode(read_batches(source, files, before.position)):
+                work.append(encoded)
+                work.commit_if_due(commit_seconds)
+                on_progress(encoded.input_bytes)
+        done = work.progress
+        if not done.documents:
+            raise ValueError(
+                f"input {source}: none of its {done.skipped} documents has any text, at least one is required"
+            )
+        description = _describe(encoder, done)
+        if not done.complete:
+            work.complete(description.to_json())
+        work.publish(bin_path(output_prefix), idx_path(output_prefix), description_path(output_prefix))
+    return Result(description, done.skipped, done.tokens - before.tokens, time.perf_counter() - started)
+
+
+def _input_files(source: Path, file_glob: str, unfinished: Path) -> list[Path]:
+    """What there is to read, without the unfinished work itself where a folder is read that holds it."""
+    found = find_files(source, file_glob)
+    return [
+        path for path in found if path.parent.name != unfinished.name or path.parent.resolve() != unfinished.resolve()
+    ]
+
+
+def _describe(encoder: Encoder, done: Progress) -> Description:
     tokenizer = encoder.tokenizer
-    description = Description(
-        tokenizer_type=recipe.tokenizer_type,
+    return Description(
+        tokenizer_type=encoder.recipe.tokenizer_type,
         tokenizer_sha256=tokenizer.sha256,
         vocab_size=tokenizer.vocab_size,
         eod=tokenizer.eod,
-        append_eod=recipe.append_eod,
+        append_eod=encoder.recipe.append_eod,
         dtype=encoder.dtype.name,
-        documents=documents,
-        tokens=tokens,
+        documents=done.documents,
+        tokens=done.tokens,
+        **{
+            name: str(path.absolute())
+            for name in ("tokenizer_model", "vocab_file", "merge_file")
+            if (path := getattr(encoder.recipe, name)) is not None
+        },
     )
-    write_description(output_prefix, description)
-    return Result(description, skipped, time.perf_counter() - started)
-
-
-def _encode_all(encoder: _Encoder, batches: Iterable[Batch], workers: int) -> Iterator[_Encoded]:
-    """Encoded batches in the order of `batches`, whichever worker finishes first."""
-    if workers == 1:
-        yield from map(encoder, batches)
-        return
-    # A forked child would inherit the locks of this process' threads in whatever state they are.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    pending: deque[Future[_Encoded]] = deque()
-    try:
-        for batch in batches:
-            pending.append(pool.submit(_encode_in_worker, encoder.recipe, batch))
-            if len(pending) >= workers * _BATCHES_AHEAD:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    except BrokenProcessPool as error:
-        raise ChildProcessError("a worker died (killed, or out of memory?): try fewer workers") from error
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -44,7 +44,7 @@ class Row:
 def headline(runs: Sequence[RunLog]) -> list[Row]:
     """Headline figures with one cell a run; a row that no run has anything for is left out."""
     rows = []
-    for label, figure_of, comparison, lower_is_better in (*_FIGURES, *_of_corpora(runs)):
+    for label, figure_of, comparison, lower_is_better in (*_FIGURES, *_of_corpora(runs), *_consumed(runs)):
         figures = [figure_of(run) for run in runs]
         if any(figure is not None for figure in figures):
             cells = tuple(_cell(figure, figures[0], comparison, lower_is_better) for figure in figures)
@@ -209,3 +209,23 @@ def _of_corpora(runs: Sequence[RunLog]) -> Iterator[_Headline]:
         part, _, name = split.partition("/")
         label = f"{'Validation' if part == 'valid' else 'Test'} loss on {name}"
         yield label, _last_evaluation(split), "difference", True
+
+
+def _consumed(runs: Sequence[RunLog]) -> Iterator[_Headline]:
+    """What the kept steps took of each corpus of a blend, as the last evaluation recorded it."""
+    uses = [run.corpora.corpora for run in runs if run.corpora and len(run.corpora.corpora) > 1]
+    for name in dict.fromkeys(use.name for corpora in uses for use in corpora):
+        yield f"Trained on {name}", _tokens_of(name), "percent", False
+
+
+def _tokens_of(name: str) -> Callable[[RunLog], Figure | None]:
+    def figure(run: RunLog) -> Figure | None:
+        corpora = run.corpora.corpora if run.corpora else ()
+        total = sum(use.tokens for use in corpora)
+        for use in corpora:
+            if use.name == name:
+                note = f"tokens, {text.share(use.tokens, total)}; {use.epochs:.3g} epochs"
+                return Figure(text.quantity(use.tokens), note, use.tokens)
+        return None
+
+    return figure

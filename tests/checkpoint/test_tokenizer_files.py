@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,8 @@ def test_the_same_tokenizer_is_not(made: Path, tmp_path: Path) -> None:
     assert accepted(tmp_path, of_data(HF, one)), "saved anew"
     (tmp_path / "tokenizer.json").write_text("not readable here")
     assert accepted(tmp_path, of_data(BYTES)), "nothing can be told"
+    changed = replace(of_data(SP, made / "mine.model"), sha256="0" * 64)
+    assert accepted(made / "one", changed), "the file that was noted is another now"
     assert accepted(made / "one", of_data(SP, made / "mine.model", known=False)), "nothing but digests of unlike files"
 
 

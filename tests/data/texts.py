@@ -15,7 +15,7 @@ TEXTS = {
     "code": inspect.getsource(gzip),
     "blanks": "  lead\n\n\n\ttab \t \r\n    if x:\r\n\t\treturn  1   \n        ",
     "markers": "<s>not a marker</s> <unk> <0x41> \x00 \x7f \ufeff",
-    "scripts": "Ελληνικά, Кириллица, עברית, العربية, हिन्दी, ไทย, 中文, 日本語かな, 한국어, ქართული, አማርኛ",
+    "scripts": "Ελληνικά, Кириллица, עברית, العربية, हिन्दी, ไทย, 中文, 日本語かなカナ, 한국어, ქართული, አማርኛ",
     "combining": "e\u0301 vs \u00e9, ﬁ ligature, ½, full-width ＡＢＣ, no-break\u00a0blank, \u2028",
     "emoji": "😀 👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 🇺🇳",
     "empty": "",

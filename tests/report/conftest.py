@@ -63,6 +63,11 @@ class SyntheticRun:
         loss = 3.05 + 5 * float(np.exp(-self.progress / (0.2 * self.steps)))
         self._metric(kind="eval", split=split, loss=loss, perplexity=float(np.exp(loss)))
 
+    def consume(self, **tokens: int) -> None:
+        """Of each corpus, by its name; an epoch has 10,000 tokens."""
+        corpora = [{"name": name, "samples": n // 8, "tokens": n, "epochs": n / 10_000} for name, n in tokens.items()]
+        self._metric(kind="corpora", corpora=corpora)
+
     def decide(self, event: str, scale_after: float | None = None, **fields: Any) -> None:
         before, self.scale = self.scale, self.scale if scale_after is None else scale_after
         position = {"step": self.step, "total_steps": self.total_steps, "time": self.time}

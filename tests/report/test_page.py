@@ -281,3 +281,19 @@ def test_each_of_several_corpora_has_a_curve_and_a_figure(tmp_path: Path) -> Non
     losses = [record["loss"] for record in made.metrics if record.get("split") == "valid/code"]
     assert f"Validation loss on code {losses[-1]:.4f} at step 40" in page.sections["summary"]
     assert "Validation loss on <b>" in page.sections["summary"]
+
+
+def test_what_was_consumed_of_each_corpus_of_a_blend_is_told(tmp_path: Path) -> None:
+    blend, alone = (SyntheticRun(tmp_path / name, 40, seed=0) for name in ("blend", "alone"))
+    for made in (blend, alone):
+        made.train(40)
+    blend.consume(code=1000, prose=500)
+    blend.consume(code=30_000, prose=15_000)
+    alone.consume(code=45_000)
+    alone.write()
+    summary = Page(write_report([blend.write()])).sections["summary"]
+    assert "Trained on code 30.0 k tokens, 66.7%; 3 epochs" in summary
+    assert "Trained on prose 15.0 k tokens, 33.3%; 1.5 epochs" in summary
+    assert "Trained on" not in Page(write_report([alone.path])).sections["summary"]
+    both = Page(write_report([alone.path, blend.path])).sections["summary"]
+    assert "Trained on code 45.0 k tokens, 100.0%; 4.5 epochs 30.0 k" in both

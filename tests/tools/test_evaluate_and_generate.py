@@ -65,6 +65,7 @@ def test_a_run_and_its_export_have_the_perplexity_that_transformers_finds(
         ).stdout
     )
     assert exported["loss"] == pytest.approx(ours["loss"], rel=1e-6)
+    assert exported["bits_per_byte"] == pytest.approx(ours["bits_per_byte"], rel=1e-6)
     words = evaluate(run, "--part", "all", "--max-tokens", 100, "--batch-size", 2).stdout
     assert f"{run}/checkpoints/iter_0000120 on {run.parent}/corpus (all)\nloss 0." in words and "128 tokens" in words
 

@@ -17,6 +17,7 @@ from tests.data.texts import TEXTS, gpt2_files
 from tests.distributed.ranks import Ranks
 from tests.huggingface.models import saved
 from tests.tools.programs import Done, called
+from tests.tools.test_preprocess_data import run
 
 KIND = "GPT2BPETokenizer"
 
@@ -44,15 +45,19 @@ def test_from_texts_to_transformers(
     named = {"vocab_file": vocab, "merge_file": merges}
     flags = ("--tokenizer-type", KIND, "--vocab-file", vocab, "--merge-file", merges)
     out = ("--input", tmp_path / "texts.jsonl", "--output-prefix", tmp_path / "corpus")
-    assert tool("preprocess_data")(*out, *flags).returncode == 0
+    assert run(*out, *flags).returncode == 0
     noted = read_description(tmp_path / "corpus")
     ours = build_tokenizer(KIND, None, vocab, merges)
     assert noted and (noted.tokenizer_type, noted.tokenizer_sha256) == (KIND, ours.sha256)
     assert tool("check_dataset")(tmp_path / "corpus", *flags).returncode == 0
-    assert "merge_file: required" in tool("preprocess_data")(*out, "--overwrite", *flags[:4]).stderr
+    assert "merge_file: required" in run(*out, "--overwrite", *flags[:4]).stderr
 
-    config = values(tmp_path / "corpus", tmp_path / "run", vocab_size=None, train_iters=1, tokenizer_type=KIND, **named)
-    assert one_rank.run(trained, config) == [0]
+    # With flags, and with nothing but the note beside the data.
+    config = values(tmp_path / "corpus", tmp_path / "run", vocab_size=None, train_iters=1)
+    assert one_rank.run(trained, config | {"tokenizer_type": KIND, **named}) == [0]
+    assert one_rank.run(trained, config | {"run_dir": str(tmp_path / "unnamed")}) == [0]
+    done = tool("convert_checkpoint")("--from", tmp_path / "unnamed", "--to-hf", tmp_path / "hf2")
+    assert f"{vocab} is copied\ntokenizer.json is made of it" in done.stdout
     done = tool("convert_checkpoint")("--from", tmp_path / "run", "--to-hf", tmp_path / "hf")
     assert f"{vocab} is copied\ntokenizer.json is made of it" in done.stdout
     for name in ("vocab.json", "merges.txt"):

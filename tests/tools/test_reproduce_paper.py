@@ -18,9 +18,11 @@ import pytest
 
 from megatron_adalrs.arguments import config_from_values
 from megatron_adalrs.build import build_trainer
+from megatron_adalrs.model.gpt import count_parameters
 from tests.distributed.ranks import Ranks
 from tools.reproduction import cluster, comparison, corpus, goals, plan, results, runner, sections, tables
 from tools.reproduction.comparison import Results
+from tools.reproduction.options import chosen_scale, parse
 from tools.reproduction.plan import MAIN, SCALES, Run
 from tools.reproduction.results import Result
 
@@ -57,8 +59,25 @@ def test_a_fixed_rate_that_is_also_an_initial_rate_is_one_run() -> None:
     fixed = {run for run in rest if (run.schedule, run.method) == ("cosine", "fixed")}
     assert {run.lr for run in fixed} == {1e-4, 3e-4, 3e-3, 3e-2}
     assert fixed <= set(grid)
-    assert len(rest) == len(set(rest)) == 2 * 3 * 4 + 4
-    assert [run.schedule for run in rest if run.settings == plan.EQUAL_COMPUTE] == ["cosine"] * 4
+    assert len(rest) == len(set(rest)) == 2 * 4 * 4
+    assert [run.schedule for run in rest if run.settings == plan.EQUAL_COMPUTE] == ["cosine"] * 4 + ["WSD"] * 4
+
+
+def test_only_the_methods_that_were_asked_for_are_run() -> None:
+    scale = chosen_scale(parse(["--scale", "tiny", "--output", "x", "--methods", "robust", "robust"], ""))
+    runs = plan.runs_after_grid(["search", "continual", "larger-model"], scale, [10, 11], BEST)
+    assert {run.method for run in runs} == {"robust"} and len(runs) == len(set(runs))
+    assert any(run.settings == plan.EQUAL_COMPUTE for run in runs)
+    paper = plan.runs_after_grid(["search"], replace(TINY, methods=("paper",)), [10], BEST)
+    assert [(run.method, run.settings) for run in paper] == [("paper", ())] * 8
+
+
+def test_the_larger_model_has_four_times_the_parameters() -> None:
+    sizes = []
+    for name in ("grid", "larger-model"):
+        run = Run(plan.STUDIES[name].name, "cosine", "fixed", 1e-3, 0)
+        sizes.append(count_parameters(config_from_values(plan.run_values(run, TINY) | {"data_path": "x"}).model, 257))
+    assert sizes[1] == pytest.approx(4 * sizes[0], rel=0.01)
 
 
 def test_every_experiment_has_runs_with_possible_configurations() -> None:
@@ -375,6 +394,7 @@ def leave_records(folder: Path) -> None:
         (["--scale", "tiny", "--first-seed", "-1"], "--first-seed: -1: at least 0 is required"),
         (["--scale", "tiny", "--jobs", "0"], "--jobs: 0: at least 1 is required"),
         (["--scale", "tiny", "--initial-rates", "1/0"], "--initial-rates: '1/0': a number or a fraction"),
+        (["--scale", "1.5b", "--data-path", "x", "--methods", "paper"], "--methods: not with --scale 1.5b"),
         (["--scale", "tiny", "--initial-rates", "0"], "--initial-rates: 0: a number above 0"),
         (["--scale", "tiny", "--rates", "-1"], "--rates: -1: a number above 0"),
         (["--scale", "tiny", "--experiments", "nonsense"], "invalid choice: 'nonsense'"),

@@ -38,7 +38,7 @@ def prepare_corpora(folder: Path, names: set[str], limit_mb: float | None = None
     if "prose" in missing:
         write_prose(code, folder / "prose.jsonl")
     for name in missing:
-        preprocess(folder / f"{name}.jsonl", folder / name, Recipe("ByteTokenizer"), overwrite=True)
+        preprocess(folder / f"{name}.jsonl", folder / name, Recipe("ByteTokenizer"), overwrite=True, restart=True)
 
 
 def write_prose(code: Path, output: Path) -> None:

@@ -10,7 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from .cluster import CLUSTER_SCALES
-from .plan import EXPERIMENTS, SCALES, SCHEDULES, Scale
+from .plan import EXPERIMENTS, METHODS, SCALES, SCHEDULES, Scale
 
 
 def parse(arguments: Sequence[str], description: str) -> argparse.Namespace:
@@ -31,6 +31,10 @@ def parse(arguments: Sequence[str], description: str) -> argparse.Namespace:
         "--initial-rates", nargs="+", metavar="RATIO",
         help="over the best fixed rate, such as 1/10 or 100; default: 1/30 1/10 1 10",
     )  # fmt: skip
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS,
+        help="what trains from the initial rates; default: all three",
+    )  # fmt: skip
     parser.add_argument("--rates", nargs="+", type=float, metavar="LR", help="fixed rates of the grid; default: nine")
     parser.add_argument(
         "--schedules", nargs="+", choices=SCHEDULES, help="default: both; the first serves for the rest"
@@ -50,7 +54,7 @@ def check(options: argparse.Namespace) -> None:
         ValueError: a flag is out of its range, or not one of this scale.
     """
     is_cluster = options.scale in CLUSTER_SCALES
-    misplaced = ("experiments", "initial_rates") if is_cluster else ("data_path", "collect")
+    misplaced = ("experiments", "initial_rates", "methods") if is_cluster else ("data_path", "collect")
     for name in misplaced:
         if getattr(options, name):
             raise ValueError(f"--{name.replace('_', '-')}: not with --scale {options.scale}")
@@ -78,6 +82,8 @@ def chosen_scale(options: argparse.Namespace) -> Scale:
         scale = dataclasses.replace(scale, rates=tuple(sorted(set(options.rates))))
     if options.schedules:
         scale = dataclasses.replace(scale, schedules=tuple(dict.fromkeys(options.schedules)))
+    if options.methods:
+        scale = dataclasses.replace(scale, methods=tuple(dict.fromkeys(options.methods)))
     if options.initial_rates:
         scale = dataclasses.replace(scale, ratios=parsed_ratios(options.initial_rates))
     return scale

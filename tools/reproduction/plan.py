@@ -11,6 +11,7 @@ from typing import Any
 SCHEDULES = ("cosine", "WSD")
 EXPERIMENTS = ("grid", "search", "ablation", "factors", "continual", "peers", "second-corpus", "larger-model")
 RANGE_TESTS = ("lr-range-test-steepest", "lr-range-test-tenth")
+METHODS = ("fixed", "paper", "robust")
 PEERS = ("prodigy", "schedulefree", *RANGE_TESTS)
 FACTORS = ((2.0, 1.67), (1.5, 1.43))
 """alpha and beta; the defaults are 3 and 2."""
@@ -32,7 +33,7 @@ class Study:
 
 
 MAIN = Study("code", "code", 32)
-STUDIES = {"grid": MAIN, "second-corpus": Study("prose", "prose", 32), "larger-model": Study("wide", "code", 64)}
+STUDIES = {"grid": MAIN, "second-corpus": Study("prose", "prose", 32), "larger-model": Study("wide", "code", 72)}
 CONTINUAL = Study("continual", "prose", 32)
 """Goes on from checkpoints of `MAIN`, on the other corpus."""
 
@@ -59,6 +60,8 @@ class Scale:
     """Length of the runs that go on from a checkpoint."""
     continual_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
     """Their grid."""
+    methods: tuple[str, ...] = METHODS
+    """Which of `METHODS` train from the initial rates."""
 
 
 _RATES = (1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 3e-2, 1e-1)
@@ -158,8 +161,8 @@ def runs_after_grid(
     for study, schedule in searched:
         for ratio in scale.ratios:
             lr = scaled(best[study.name, schedule], ratio)
-            runs += [Run(study.name, schedule, m, lr, seed) for m in ("fixed", "paper", "robust") for seed in seeds]
-            if (study, schedule) == (MAIN, first):
+            runs += [Run(study.name, schedule, method, lr, seed) for method in scale.methods for seed in seeds]
+            if "robust" in scale.methods:
                 runs += [Run(study.name, schedule, "robust", lr, seed, EQUAL_COMPUTE) for seed in seeds]
     for ratios, variants in variants_of(experiments, scale).values():
         for ratio in ratios:
@@ -170,7 +173,7 @@ def runs_after_grid(
         source = best[MAIN.name, first]
         for ratio in continual_ratios(scale):
             lr = scaled(best[CONTINUAL.name, first], ratio)
-            methods = [(method, seed) for method in ("fixed", "paper", "robust") for seed in seeds]
+            methods = [(method, seed) for method in scale.methods for seed in seeds]
             runs += [Run(CONTINUAL.name, first, method, lr, seed, (), source) for method, seed in methods]
     if "peers" in experiments:
         rates = [scaled(best[MAIN.name, first], ratio) for ratio in scale.ratios]

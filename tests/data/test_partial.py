@@ -1,0 +1,314 @@
+"""Preprocessing that is killed and goes on. What lies in PREFIX.partial at some instant is what a kill would leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megatron_adalrs.data import documents
+from megatron_adalrs.data.indexed_dataset import IndexedDataset
+from megatron_adalrs.data.partial import Progress
+from megatron_adalrs.data.preprocess import Recipe, preprocess
+from tests.data.test_preprocess import BYTES, TEXTS, write_lines
+
+KINDS = ("x.jsonl", "x.jsonl.gz", "x.jsonl.zst", "x.parquet", "folder")
+MANY = [f"{text} {number}" if text else "" for number in range(4) for text in TEXTS]
+EVERYTHING = "**/*"
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "BATCH_BYTES", 100)
+
+
+def corpus(folder: Path, kind: str) -> Path:
+    if kind != "folder":
+        return write_lines(folder / kind, MANY)
+    (folder / kind / "sub").mkdir(parents=True)
+    for number, text in enumerate(MANY):
+        (folder / kind / f"{number:02}.txt").write_text(text)
+    for name in KINDS[:-1]:
+        write_lines(folder / kind / "sub" / name, MANY)
+    return folder / kind
+
+
+def made(prefix: Path) -> list[bytes]:
+    return [Path(f"{prefix}.{suffix}").read_bytes() for suffix in ("bin", "idx", "json")]
+
+
+def at_batch(number: int, act: Callable[[], None]) -> Callable[[int], None]:
+    """For `on_progress`: acts once so many batches are done."""
+    left = [number]
+
+    def count(input_bytes: int) -> None:
+        left[0] -= 1
+        if not left[0]:
+            act()
+
+    return count
+
+
+def kill_at(batch: int, source: Path, prefix: Path, *, behind: int = 0, workers: int = 1) -> None:
+    """What a kill after so many batches leaves, the last of which, `behind`, came after the last commit."""
+    partial, copy = Path(f"{prefix}.partial"), Path(f"{prefix}.copy")
+    left = [0]
+
+    def stop(input_bytes: int) -> None:
+        left[0] += 1
+        if left[0] == batch - behind:
+            shutil.copy(partial / "state.json", f"{prefix}.state")
+        if left[0] == batch:
+            shutil.copytree(partial, copy)
+            shutil.copy(f"{prefix}.state", copy / "state.json")
+            raise Killed
+
+    options = {"workers": workers, "commit_seconds": 0, "file_glob": EVERYTHING}
+    with pytest.raises(Killed):
+        preprocess(source, prefix, BYTES, on_progress=stop, **options)
+    Path(f"{prefix}.state").unlink()
+    shutil.rmtree(partial)
+    copy.rename(partial)
+
+
+@pytest.mark.parametrize("behind", [0, 1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_after_any_batch_it_goes_on_to_the_same_bytes(tmp_path: Path, kind: str, behind: int) -> None:
+    source = corpus(tmp_path, kind)
+    batches: list[int] = []
+    preprocess(source, tmp_path / "whole", BYTES, file_glob=EVERYTHING, on_progress=batches.append)
+    assert len(batches) > 3
+    for batch in range(1 + behind, len(batches) + 1, 5 if kind == "folder" else 1):
+        kill_at(batch, source, tmp_path / "out", behind=behind)
+        resumed: list[Progress] = []
+        progress: list[int] = []
+        result = preprocess(
+            source,
+            tmp_path / "out",
+            BYTES,
+            file_glob=EVERYTHING,
+            overwrite=True,
+            on_resume=resumed.append,
+            on_progress=progress.append,
+        )
+        assert made(tmp_path / "out") == made(tmp_path / "whole")
+        assert [done.input_bytes for done in resumed] == [sum(batches[: batch - behind])] == progress[:1]
+        assert sum(progress) == sum(batches)
+        assert result.new_tokens == result.description.tokens - resumed[0].tokens
+        assert result.skipped == MANY.count("") * (1 if kind != "folder" else len(KINDS))
+        for suffix in ("bin", "idx", "json"):
+            (tmp_path / f"out.{suffix}").unlink()
+        assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 3)])
+def test_another_number_of_workers_may_go_on(tmp_path: Path, before: int, after: int) -> None:
+    source = corpus(tmp_path, "folder")
+    preprocess(source, tmp_path / "whole", BYTES, file_glob=EVERYTHING)
+    kill_at(5, source, tmp_path / "out", workers=before)
+    preprocess(source, tmp_path / "out", BYTES, file_glob=EVERYTHING, workers=after)
+    assert made(tmp_path / "out") == made(tmp_path / "whole")
+
+
+def test_an_interruption_keeps_all_that_is_done(tmp_path: Path) -> None:
+    source = corpus(tmp_path, "x.jsonl")
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    seen: list[Progress] = []
+    with pytest.raises(KeyboardInterrupt):
+        preprocess(source, tmp_path / "out", BYTES, on_progress=at_batch(3, interrupt), on_resume=seen.append)
+    assert not seen and not (tmp_path / "out.bin").exists()
+    preprocess(source, tmp_path / "out", BYTES, on_resume=seen.append)
+    assert seen[0].position.content_bytes == seen[0].input_bytes > 0
+    preprocess(source, tmp_path / "whole", BYTES)
+    assert made(tmp_path / "out") == made(tmp_path / "whole")
+
+
+def test_a_kill_before_the_first_commit_leaves_nothing_to_go_on_from(tmp_path: Path) -> None:
+    source = corpus(tmp_path, "x.jsonl")
+    (tmp_path / "out.partial").mkdir()
+    for name in ("lock", "job.json", "tokens", "lengths"):
+        (tmp_path / "out.partial" / name).write_bytes(b"1234")
+    seen: list[Progress] = []
+    preprocess(source, tmp_path / "out", BYTES, on_resume=seen.append)
+    preprocess(source, tmp_path / "whole", BYTES)
+    assert made(tmp_path / "out") == made(tmp_path / "whole")
+    assert not seen
+
+
+def later(path: Path) -> None:
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+
+
+CHANGES = {
+    "key": (lambda source: Recipe("ByteTokenizer", json_key="content"), "json_key was 'text', is 'content'"),
+    "end": (lambda source: Recipe("ByteTokenizer", append_eod=False), "append_eod was True, is False"),
+    "size": (lambda source: (source / "03.txt").write_text("!"), "input file 03.txt had 16 bytes, has 1"),
+    "time": (lambda source: later(source / "03.txt"), "input file 03.txt was written since then"),
+    "new": (lambda source: (source / "a.txt").write_text("!"), "input file a.txt is new"),
+    "gone": (lambda source: (source / "19.txt").unlink(), "input file 19.txt is gone"),
+    "more": (
+        lambda source: [later(source / f"{number:02}.txt") for number in range(3)],
+        "input file 00.txt was written since then, and so are 2 other files",
+    ),
+    "moved": (lambda source: source.rename(source.with_name("b")), r"input was '.*/folder', is '.*/b'"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_another_job_is_refused_until_the_work_is_thrown_away(tmp_path: Path, change: str) -> None:
+    source = corpus(tmp_path, "folder")
+    shutil.rmtree(source / "sub")
+    kill_at(3, source, tmp_path / "out")
+    act, message = CHANGES[change]
+    answer = act(source)
+    recipe = answer if isinstance(answer, Recipe) else BYTES
+    source = answer if isinstance(answer, Path) else source
+    before = sorted((path.name, path.read_bytes()) for path in (tmp_path / "out.partial").iterdir())
+    with pytest.raises(ValueError, match=f"out.partial holds unfinished work on another job: {message}.*; --restart"):
+        preprocess(source, tmp_path / "out", recipe, file_glob=EVERYTHING)
+    after = sorted((path.name, path.read_bytes()) for path in (tmp_path / "out.partial").iterdir())
+    assert before == after
+    preprocess(source, tmp_path / "out", recipe, file_glob=EVERYTHING, restart=True)
+    preprocess(source, tmp_path / "whole", recipe, file_glob=EVERYTHING)
+    assert made(tmp_path / "out") == made(tmp_path / "whole")
+
+
+def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    source = corpus(tmp_path, "x.jsonl")
+    kill_at(3, source, tmp_path / "out")
+    job = tmp_path / "out.partial" / "job.json"
+    job.write_text(json.dumps(json.loads(job.read_text()) | {"tokenizer_sha256": "0" * 64}))
+    with pytest.raises(
+        ValueError, match=rf"another job: tokenizer_sha256 was '{'0' * 64}', is '[0-9a-f]{{64}}'; --res"
+    ):
+        preprocess(source, tmp_path / "out", BYTES, file_glob=EVERYTHING)
+
+
+def cut(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+def with_state(folder: Path, **values: object) -> None:
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps(state | values))
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cut": (lambda folder: cut(folder / "state.json", 20), r"state\.json: JSONDecodeError: Expecting"),
+    "list": (lambda folder: (folder / "state.json").write_text("[]"), r"state\.json: TypeError: "),
+    "empty": (lambda folder: (folder / "state.json").write_text("{}"), r"state\.json: KeyError: 'position'"),
+    "unknown": (lambda folder: with_state(folder, more=1), "state.json: TypeError: .*'more'"),
+    "negative": (lambda folder: with_state(folder, documents=-1), r"state\.json: ValueError: .*: required counts"),
+    "text": (lambda folder: with_state(folder, tokens="1"), r"state\.json: ValueError: .*: required counts"),
+    "flag": (lambda folder: with_state(folder, complete=1), r"state\.json: ValueError: .*: required counts"),
+    "no job": (lambda folder: (folder / "job.json").unlink(), r"job\.json: FileNotFoundError: .*"),
+    "job": (lambda folder: (folder / "job.json").write_text("{}"), r"job\.json: KeyError: 'files'"),
+    "tokens": (lambda folder: cut(folder / "tokens", 10), r"tokens has 10 bytes: required at least \d+"),
+    "lengths": (lambda folder: cut(folder / "lengths", 4), r"lengths has 4 bytes: required at least \d+"),
+    "other lengths": (
+        lambda folder: (folder / "lengths").write_bytes(np.full(100, 7, "<i4").tobytes()),
+        r"lengths adds up to \d+ tokens: required \d+",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_work_is_refused_until_it_is_thrown_away(tmp_path: Path, damage: str) -> None:
+    source = corpus(tmp_path, "x.jsonl")
+    kill_at(3, source, tmp_path / "out")
+    act, message = DAMAGES[damage]
+    act(tmp_path / "out.partial")
+    with pytest.raises(ValueError, match=rf"out\.partial is damaged: {message}.*; --restart throws"):
+        preprocess(source, tmp_path / "out", BYTES, file_glob=EVERYTHING)
+    preprocess(source, tmp_path / "out", BYTES, file_glob=EVERYTHING, restart=True)
+    preprocess(source, tmp_path / "whole", BYTES)
+    assert made(tmp_path / "out") == made(tmp_path / "whole")
+
+
+def test_two_at_once_are_refused(tmp_path: Path) -> None:
+    source = corpus(tmp_path, "x.jsonl")
+    refused: list[str] = []
+
+    def second() -> None:
+        with pytest.raises(ValueError, match=r"out\.partial: process .* works on it: required one at a time") as error:
+            preprocess(source, tmp_path / "out", BYTES, restart=True)
+        refused.append(str(error.value))
+
+    preprocess(source, tmp_path / "out", BYTES, on_progress=at_batch(2, second))
+    assert len(refused) == 1 and f"process {os.getpid()} " in refused[0]
+    preprocess(source, tmp_path / "whole", BYTES)
+    assert made(tmp_path / "out") == made(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("name", ["out.bin", "out.idx", "out.json"])
+def test_killed_while_it_publishes_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, workers: int
+) -> None:
+    preprocess(write_lines(tmp_path / "old.jsonl", ["old"]), tmp_path / "out", BYTES)
+    source = corpus(tmp_path, "x.jsonl")
+    replace = os.replace
+
+    def kill_before(old: Path, new: Path) -> None:
+        if Path(new).name == name:
+            raise Killed
+        replace(old, new)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", kill_before)
+        with pytest.raises(Killed):
+            preprocess(source, tmp_path / "out", BYTES, overwrite=True)
+    if name == "out.json":
+        assert IndexedDataset(tmp_path / "out").num_documents == len(MANY) - MANY.count("")
+    else:
+        with pytest.raises(FileNotFoundError, match=r"out\.idx"):
+            IndexedDataset(tmp_path / "out")
+    result = preprocess(source, tmp_path / "out", BYTES, workers=workers)
+    assert result.new_tokens == 0
+    preprocess(source, tmp_path / "whole", BYTES)
+    assert made(tmp_path / "out") == made(tmp_path / "whole")
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_an_output_that_exists_is_refused_beside_unfinished_work_too(tmp_path: Path) -> None:
+    source = corpus(tmp_path, "x.jsonl")
+    kill_at(3, source, tmp_path / "out")
+    (tmp_path / "out.idx").write_bytes(b"another's")
+    with pytest.raises(FileExistsError, match=r"out\.idx exists"):
+        preprocess(source, tmp_path / "out", BYTES)
+    assert (tmp_path / "out.partial" / "state.json").exists()
+
+
+def test_unfinished_work_within_the_input_folder_is_no_input(tmp_path: Path) -> None:
+    source = corpus(tmp_path, "folder")
+    preprocess(source, tmp_path / "whole", BYTES, file_glob=EVERYTHING)
+    kill_at(3, source, source / "out")
+    preprocess(source, source / "out", BYTES, file_glob=EVERYTHING)
+    assert made(source / "out") == made(tmp_path / "whole")
+
+
+def test_bad_input_after_a_commit_keeps_the_commit(tmp_path: Path) -> None:
+    source = corpus(tmp_path, "x.jsonl")
+    with source.open("ab") as stream:
+        stream.write(b"broken\n")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"x\.jsonl:21: malformed JSON"):
+            preprocess(source, tmp_path / "out", BYTES, commit_seconds=0)
+        assert (tmp_path / "out.partial" / "state.json").exists()
+
+
+def test_a_time_below_zero_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="commit_seconds -1: required at least 0"):
+        preprocess(corpus(tmp_path, "x.jsonl"), tmp_path / "out", BYTES, commit_seconds=-1)
