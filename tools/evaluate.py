@@ -173,7 +173,7 @@ def corpus_of(given: Arguments, opened: OpenedModel) -> tuple[str, str | None]:
     if given.data_path is not None:
         return given.data_path, given.split or known.get(given.data_path)
     if len(known) != 1:
-        several = f"was trained on {', '.join(known)}" if known else "is not of a run of ours"
+        several = f"has several: {', '.join(known)}" if known else "is not of a run of ours"
         raise ValueError(f"data_path: {opened.path} {several}; give --data-path")
     ((prefix, split),) = known.items()
     return prefix, given.split or split

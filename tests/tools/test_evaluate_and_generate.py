@@ -134,9 +134,9 @@ def test_the_corpus_of_a_part_is_the_runs_own(
     assert corpus("test", data_path=("a",), split="8,1,1") == ("a", "8,1,1")
     separate = {"train_data_path": ("a",), "valid_data_path": ("b",)}
     assert (corpus("train", **separate), corpus("valid", **separate)) == (("a", "1,0,0"), ("b", "0,1,0"))
-    with pytest.raises(ValueError, match="was trained on a, b; give --data-path"):
+    with pytest.raises(ValueError, match="has several: a, b; give --data-path"):
         corpus("all", **separate)
-    with pytest.raises(ValueError, match="was trained on b, c; give --data-path"):
+    with pytest.raises(ValueError, match="has several: b, c; give --data-path"):
         corpus("valid", **separate | {"valid_data_path": ("b", "c")})
 
 
