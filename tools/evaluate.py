@@ -100,6 +100,7 @@ def evaluated(given: Arguments) -> dict[str, Any]:
 
     from megatron_adalrs.checkpoint import locate_model, open_model
     from megatron_adalrs.data.indexed_dataset import IndexedDataset
+    from megatron_adalrs.data.preprocess import read_description
     from megatron_adalrs.inference.decoder import max_positions
     from megatron_adalrs.inference.evaluation import evaluate
     from megatron_adalrs.inference.model import best_device, tokenizer_of_corpus, whole_model
@@ -110,7 +111,9 @@ def evaluated(given: Arguments) -> dict[str, Any]:
     documents = documents_of(given, opened, indexed, split)
     files = given.tokenizer_model, given.vocab_file, given.merge_file
     tokenizer, reason = tokenizer_of_corpus(opened, data_path, given.tokenizer_type, *files)
-    if given.documents_apart and tokenizer is None:
+    note = read_description(data_path)
+    eod = tokenizer.eod if tokenizer else note.eod if note else None
+    if given.documents_apart and eod is None:
         raise ValueError(f"documents_apart: the end-of-document token is unknown: {reason}")
     model = whole_model(opened, getattr(torch, given.dtype) if given.dtype else None, best_device())
     length = given.seq_length or min(opened.model.seq_length, 2048)
@@ -122,7 +125,7 @@ def evaluated(given: Arguments) -> dict[str, Any]:
     with tqdm(total=total, unit="token", unit_scale=True, leave=False, disable=None) as bar:
         found = evaluate(
             model, indexed, documents, length, given.batch_size, given.max_tokens, tokenizer,
-            tokenizer.eod if given.documents_apart else None, lambda tokens: bar.update(tokens - bar.n),
+            eod if given.documents_apart else None, lambda tokens: bar.update(tokens - bar.n),
         )  # fmt: skip
     if tokenizer is None:
         print(f"bits a byte are unknown: {reason}", file=sys.stderr)
@@ -170,7 +173,7 @@ def corpus_of(given: Arguments, opened: OpenedModel) -> tuple[str, str | None]:
     if given.data_path is not None:
         return given.data_path, given.split or known.get(given.data_path)
     if len(known) != 1:
-        several = f"was trained on {', '.join(known)}" if known else "is not of a run of ours"
+        several = f"has several: {', '.join(known)}" if known else "is not of a run of ours"
         raise ValueError(f"data_path: {opened.path} {several}; give --data-path")
     ((prefix, split),) = known.items()
     return prefix, given.split or split

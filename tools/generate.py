@@ -72,6 +72,8 @@ def generate(given: Arguments) -> None:
     for name in ("max_new_tokens", "samples"):
         if getattr(given, name) < 1:
             raise ValueError(f"{name}: {getattr(given, name)}: must be at least 1")
+    if not 0 <= given.seed < 2**63:
+        raise ValueError(f"seed: {given.seed}: must be 0 to 2^63 - 1")
     if given.dtype not in (None, "float32", "bfloat16"):
         raise ValueError(f"dtype: {given.dtype}: must be float32 or bfloat16")
     prompt = prompt_of(given)
@@ -111,14 +113,18 @@ def generate(given: Arguments) -> None:
 def prompt_of(given: Arguments) -> str:
     if (given.prompt is None) == (given.prompt_file is None):
         raise ValueError("prompt: give either --prompt or --prompt-file")
-    if given.prompt is not None:
-        return given.prompt
-    if str(given.prompt_file) == "-":
-        return sys.stdin.read()
     try:
-        return given.prompt_file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"prompt_file: {given.prompt_file} is not UTF-8: {error}") from None
+        if given.prompt is not None:
+            source, text = "prompt: it", given.prompt
+        elif str(given.prompt_file) == "-":
+            source, text = "prompt_file: standard input", sys.stdin.read()
+        else:
+            source = f"prompt_file: {given.prompt_file}"
+            text = given.prompt_file.read_text(encoding="utf-8")
+        text.encode()  # what is not UTF-8 comes as half characters from the command line and standard input
+    except UnicodeError as error:
+        raise ValueError(f"{source} is not UTF-8: {error}") from None
+    return text
 
 
 def tell_more(text: str, told: str) -> str:

@@ -11,7 +11,7 @@ from megatron_adalrs.checkpoint.fitting import require_one_tokenizer
 from megatron_adalrs.checkpoint.tokenizer_files import require_tokenizer_among
 from megatron_adalrs.data.preprocess import description_path, read_description
 from megatron_adalrs.data.tokenizer import Tokenizer, TokenizerOfData, build_tokenizer
-from megatron_adalrs.huggingface.companions import tokenizer_in
+from megatron_adalrs.huggingface.companions import digests_of, tokenizer_in
 from megatron_adalrs.model.documents import ONE_DOCUMENT, Documents
 from megatron_adalrs.model.gpt import GPT, write_weights
 
@@ -96,9 +96,13 @@ def tokenizer_of_corpus(
         require_one_tokenizer(f"data_path: {prefix}: {opened.path}", opened.tokenizer_sha256, of_data.sha256)
         require_tokenizer_among(opened.companions, opened.model, of_data, "data_path")
     try:
-        return asked or tokenizer_of(opened, None), ""
+        tokenizer = asked or tokenizer_of(opened, None)
     except (ValueError, OSError) as error:
         return None, str(error)
+    # Of tokenizers of two kinds, in files that do not name each other, nothing tells whether they are the same.
+    if of_data and of_data.sha256 not in (tokenizer.sha256, *digests_of(opened.tokenizer().files).values()):
+        return None, f"{prefix} was made with a {of_data.kind}; give --tokenizer-type and its files"
+    return tokenizer, ""
 
 
 def _own_tokenizer(opened: OpenedModel) -> Tokenizer:

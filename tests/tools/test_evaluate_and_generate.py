@@ -113,6 +113,12 @@ def test_a_corpus_of_another_tokenizer_is_refused(
     (tmp_path / "corpus.json").write_text(json.dumps(note | unlike))
     done = tool("evaluate")(tmp_path / "hf", *other)
     assert done.returncode == 2 and f"data_path: {tmp_path}/hf/tokenizer.json is not the tokenizer of" in done.stderr
+    # Where nothing tells whether two kinds are the same, the loss is given, and the text is not counted.
+    settings = tmp_path / "hf/tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"made_from": None}))
+    done = tool("evaluate")(tmp_path / "hf", *other, "--documents-apart", "--json")
+    assert (done.returncode, json.loads(done.stdout)["bits_per_byte"]) == (0, None)
+    assert "corpus was made with a SentencePieceTokenizer; give --tokenizer-type" in done.stderr
 
 
 def test_the_corpus_of_a_part_is_the_runs_own(
@@ -128,9 +134,9 @@ def test_the_corpus_of_a_part_is_the_runs_own(
     assert corpus("test", data_path=("a",), split="8,1,1") == ("a", "8,1,1")
     separate = {"train_data_path": ("a",), "valid_data_path": ("b",)}
     assert (corpus("train", **separate), corpus("valid", **separate)) == (("a", "1,0,0"), ("b", "0,1,0"))
-    with pytest.raises(ValueError, match="was trained on a, b; give --data-path"):
+    with pytest.raises(ValueError, match="has several: a, b; give --data-path"):
         corpus("all", **separate)
-    with pytest.raises(ValueError, match="was trained on b, c; give --data-path"):
+    with pytest.raises(ValueError, match="has several: b, c; give --data-path"):
         corpus("valid", **separate | {"valid_data_path": ("b", "c")})
 
 
@@ -187,6 +193,7 @@ def test_what_is_impossible_is_one_sentence(
 ) -> None:
     hf = saved(tmp_path / "theirs", "gpt2 tied")
     other = counting_corpus(tmp_path / "counting")
+    (tmp_path / "latin-1").write_bytes("naïve".encode("latin-1"))
     capsys.readouterr()  # what transformers has said
     for name, flags, message in [
         ("evaluate", (tmp_path / "nothing",), "model: no checkpoint in"),
@@ -202,6 +209,10 @@ def test_what_is_impossible_is_one_sentence(
         ("generate", (run, "--prompt", "a" * 64), "prompt: has 64 tokens: the model has 64 positions"),
         ("generate", (run, "--prompt", "a", "--max-new-tokens", 0), "max_new_tokens: 0"),
         ("generate", (run, "--prompt", "a", "--dtype", "int8"), "dtype: int8: must be float32 or bfloat16"),
+        ("generate", (run, "--prompt", "a", "--seed", "-1"), "seed: -1: must be 0 to 2^63 - 1"),
+        ("generate", (run, "--prompt", "a", "--seed", 2**63), f"seed: {2**63}: must be"),
+        ("generate", (run, "--prompt", b"a\xff".decode(errors="surrogateescape")), "prompt: it is not UTF-8"),
+        ("generate", (run, "--prompt-file", tmp_path / "latin-1"), "latin-1 is not UTF-8"),
         ("generate", (run, "--prompt-file", tmp_path / "none"), "No such file"),
         ("generate", (hf, "--prompt", "a"), "names no tokenizer; give --tokenizer-type"),
     ]:
