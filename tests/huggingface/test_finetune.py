@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from megatron_adalrs.arguments import config_from_values, parse_arguments
 from megatron_adalrs.build import batches_in_one_pass, build_datasets
+from megatron_adalrs.huggingface.shape import Shape
 from megatron_adalrs.run_log import read_run
 from tests.checkpoint.test_checkpoint import refusal, trained
 from tests.data.corpora import counting_corpus
@@ -85,6 +86,7 @@ def test_from_theirs_to_theirs_over_a_grid(
     done = convert("--from", tmp_path / "two", "--to-hf", exported)
     assert done.returncode == 0
     assert f"{exported}: the model of {tmp_path}/two/checkpoints/iter_0000004, step 4" in done.stdout
+    assert Shape(exported).fields == Shape(source).fields, "the longest sequence too, though it trained on shorter ones"
     ended = last_validation(tmp_path / "two")
     assert ended < last_validation(tmp_path / "idle") - 0.1, "it learned nothing"
     assert loss_in_transformers(exported, two) == pytest.approx(ended, rel=1e-3)
