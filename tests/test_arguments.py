@@ -118,6 +118,21 @@ def test_a_missing_and_a_broken_file(tmp_path: Path) -> None:
         ("--hidden-size 65", "hidden_size: 65 is not divisible by num_attention_heads: 65 = 16 x 4 + 1"),
         ("--num-query-groups 3", "num_query_groups: 3 does not divide num_attention_heads: 4 = 1 x 3 + 1"),
         ("--position-embedding-type rope --kv-channels 15", "the head size must be even, not 15"),
+        (
+            "--use-rope-scaling",
+            "use_rope_scaling: True: only rotary positions are scaled, required position_embedding_",
+        ),
+        ("--rope-scaling-factor 0.5", "rope_scaling_factor: 0.5: input should be greater than or equal to 1"),
+        (
+            "--position-embedding-type rope --use-rope-scaling --rope-scaling-low-freq-factor 4",
+            "rope_scaling_low_freq_factor: 4.0: required below rope_scaling_high_freq_factor, 4.0",
+        ),
+        ("--rope-scaling-low-freq-factor 0", "rope_scaling_low_freq_factor: 0.0: input should be greater than 0"),
+        ("--rope-scaling-high-freq-factor -1", "rope_scaling_high_freq_factor: -1.0: input should be greater than 0"),
+        (
+            "--rope-scaling-original-max-position-embeddings 0",
+            "rope_scaling_original_max_position_embeddings: 0: input should be greater than 0",
+        ),
         ("--max-position-embeddings 16", "max_position_embeddings: 16 is below seq_length 32"),
         ("--min-lr 1", "min_lr: 1 is above lr 0.001"),
         ("--lr-warmup-iters 100", "lr_warmup_iters: 100 leaves nothing of lr_decay_iters (100)"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from megatron_adalrs.config import Config
+from megatron_adalrs.config import Config, ModelConfig
+from megatron_adalrs.config.model import RopeScaling
 from megatron_adalrs.config.parallel import ParallelConfig
 from megatron_adalrs.deepspeed_config import deepspeed_settings
 from megatron_adalrs.parallel.topology import Grid, GridShape
@@ -21,10 +23,10 @@ def require_fitting(checkpoint: Path, state: dict[str, Any], config: Config, gri
     Raises:
         ValueError: naming the field, the checkpoint's value and this run's.
     """
-    saved = state["config"]
+    saved, free = state["config"], SHAPE_FREE | _without_effect(config.model)
     for name, value in config.model.model_dump(mode="json").items():
         default = type(config.model).model_fields[name].default
-        if name not in SHAPE_FREE and saved.get(name, default) != value:
+        if name not in free and saved.get(name, default) != value:
             raise ValueError(f"--load: {checkpoint} has {name} {saved.get(name, default)!r}, this run has {value!r}")
     for name in DOCUMENTS:
         theirs, ours = saved.get(name, False), getattr(config.data, name)
@@ -38,6 +40,12 @@ def require_fitting(checkpoint: Path, state: dict[str, Any], config: Config, gri
             )
     if differences := grid_differences(state, config, grid):
         _require_movable(checkpoint, state, config, grid, differences[0])
+
+
+def _without_effect(model: ModelConfig) -> set[str]:
+    """Fields that say nothing about a model of this kind, and that its presets may have learned to give since."""
+    found = {"max_position_embeddings"} if model.position_embedding_type == "rope" else set()
+    return found if model.use_rope_scaling else found | {f"rope_scaling_{field.name}" for field in fields(RopeScaling)}
 
 
 def grid_differences(state: dict[str, Any], config: Config, grid: Grid) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from megatron_adalrs.checkpoint.fitting import require_one_tokenizer
 from megatron_adalrs.checkpoint.opened import locate_model, open_model
 from megatron_adalrs.checkpoint.tokenizer_files import require_tokenizer_among
 from megatron_adalrs.config import ModelConfig, RunConfig
+from megatron_adalrs.config.model import RopeScaling
 from megatron_adalrs.data.tokenizer import TokenizerOfData
 from megatron_adalrs.model.gpt import WeightSource
 
@@ -79,6 +81,9 @@ def _shape(model: ModelConfig, vocab_size: int) -> Iterator[tuple[str, Any]]:
     is_learned = model.position_embedding_type == "learned_absolute"
     yield "max_position_embeddings", model.max_positions if is_learned else None
     yield "rotary_base", None if is_learned else model.rotary_base
+    yield "use_rope_scaling", model.use_rope_scaling
+    for field in fields(RopeScaling):
+        yield f"rope_scaling_{field.name}", getattr(model.rope_scaling, field.name, None)
     yield "add_bias_linear", model.add_bias_linear
     yield "add_qkv_bias", model.has_qkv_bias
     yield "untie_embeddings_and_output_weights", model.untie_embeddings_and_output_weights

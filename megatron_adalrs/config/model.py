@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from megatron_adalrs.config.base import Fraction, Group, require, shown_division
 
@@ -14,6 +15,16 @@ PresetName = Literal[
     "llama-tiny", "llama3.2-1b", "llama3.2-3b", "llama3.1-8b",
     "qwen2-tiny", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b", "qwen2.5-7b",
 ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How Llama 3.1 stretches rotary positions, by the names that its config.json has: see `model/rotary.py`."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
 
 
 class ModelConfig(Group):
@@ -36,7 +47,8 @@ class ModelConfig(Group):
     seq_length: PositiveInt
     """Tokens in one sample."""
     max_position_embeddings: PositiveInt | None = None
-    """Longest sequence that learned positions can represent. Default: seq_length."""
+    """Longest sequence that learned positions can represent, or that exports and inference allow rotary ones, which is
+    at least seq_length. Default: seq_length."""
     vocab_size: PositiveInt | None = None
     """Vocabulary size before padding. Default: the tokenizer's, else the one noted beside the data."""
     make_vocab_size_divisible_by: PositiveInt = 128
@@ -49,6 +61,16 @@ class ModelConfig(Group):
     """Learned absolute positions, or rotary ones applied to queries and keys."""
     rotary_base: PositiveFloat = 10000.0
     """Base of the rotary frequencies."""
+    use_rope_scaling: bool = False
+    """Stretch rotary positions as Llama 3.1 does: of the frequencies the slow ones are divided by a factor."""
+    rope_scaling_factor: Annotated[float, Field(ge=1)] = 8.0
+    """Divides frequencies of fewer than rope_scaling_low_freq_factor turns in the original length. Llama 3.2 has 32."""
+    rope_scaling_low_freq_factor: PositiveFloat = 1.0
+    """From so many turns in the original length on a frequency is divided by less than the factor."""
+    rope_scaling_high_freq_factor: PositiveFloat = 4.0
+    """From so many turns in the original length on a frequency stays as it is."""
+    rope_scaling_original_max_position_embeddings: PositiveInt = 8192
+    """The original length: of sequences, in tokens, before rotary positions were stretched."""
     swiglu: bool = False
     """Gated SiLU in the MLP in place of GELU."""
     add_bias_linear: bool = True
@@ -84,7 +106,21 @@ class ModelConfig(Group):
 
     @property
     def max_positions(self) -> int:
+        if self.position_embedding_type == "rope":
+            return max(self.max_position_embeddings or 0, self.seq_length)
         return self.max_position_embeddings or self.seq_length
+
+    @property
+    def rope_scaling(self) -> RopeScaling | None:
+        """None: rotary positions, if there are any, are not scaled."""
+        if not self.use_rope_scaling:
+            return None
+        return RopeScaling(
+            self.rope_scaling_factor,
+            self.rope_scaling_low_freq_factor,
+            self.rope_scaling_high_freq_factor,
+            self.rope_scaling_original_max_position_embeddings,
+        )
 
     def padded_vocab_size(self, vocab_size: int, tensor_parallel_size: int = 1) -> int:
         """`vocab_size` rounded up to a multiple of make_vocab_size_divisible_by x tensor ranks, as Megatron-LM does."""
@@ -110,5 +146,18 @@ class ModelConfig(Group):
         require(
             self.max_positions >= self.seq_length,
             f"max_position_embeddings: {self.max_positions} is below seq_length {self.seq_length}",
+        )
+        return self
+
+    @model_validator(mode="after")
+    def _rope_scaling_is_possible(self) -> ModelConfig:
+        require(
+            not self.use_rope_scaling or self.position_embedding_type == "rope",
+            f"use_rope_scaling: True: only rotary positions are scaled, required position_embedding_type rope, not "
+            f"{self.position_embedding_type}",
+        )
+        low, high = self.rope_scaling_low_freq_factor, self.rope_scaling_high_freq_factor
+        require(
+            low < high, f"rope_scaling_low_freq_factor: {low}: required below rope_scaling_high_freq_factor, {high}"
         )
         return self

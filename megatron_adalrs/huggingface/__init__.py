@@ -7,6 +7,7 @@
 
 families.py      which of its tensors make one of ours, and how they lie in it
 shape.py         config.json to a ModelConfig's fields and back; what our model cannot do is refused
+rotary.py        the part of that which says how positions are rotated
 tensor_files.py  a folder's tensors, one at a time: read through a map of the file, written in shards
 reader.py        a folder as a source of our weights
 writer.py        our weights as a folder

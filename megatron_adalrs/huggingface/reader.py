@@ -30,9 +30,8 @@ class HuggingFaceModel:
     def __init__(self, folder: Path) -> None:
         self.shape = Shape(folder)
         self.family, self.vocab_size = self.shape.family, self.shape.vocab_size
-        longest = self.shape.max_positions
         try:
-            self.model = ModelConfig(**{"max_position_embeddings": longest} | self.shape.fields, seq_length=longest)
+            self.model = ModelConfig(**self.shape.fields, seq_length=self.shape.max_positions)
         except ValidationError as error:
             raise ValueError(f"{folder / CONFIG}: {describe(error)}") from None
         self._folder, self._files = folder, TensorFiles(folder)

@@ -14,6 +14,7 @@ from typing import Any
 from megatron_adalrs.config import ModelConfig
 from megatron_adalrs.config.base import require, shown_division
 from megatron_adalrs.huggingface.families import FAMILIES, GPT2, LLAMA, QWEN2, Family
+from megatron_adalrs.huggingface.rotary import is_positive_number, rotary_fields, rotary_json
 
 CONFIG = "config.json"
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -47,8 +48,7 @@ class Shape:
         self.tied: bool = self._flag("tie_word_embeddings", default=self.family is GPT2)
         self.max_positions: int = self._size("n_positions" if self.family is GPT2 else "max_position_embeddings")
         self.fields: dict[str, Any] = self._gpt2() if self.family is GPT2 else self._gated()
-        """Of a ModelConfig, plain values; `seq_length` and, with rotary positions, max_position_embeddings are not
-        among them."""
+        """Of a ModelConfig, plain values; `seq_length` is not among them."""
 
     @property
     def token_ids(self) -> dict[str, Any]:
@@ -77,7 +77,6 @@ class Shape:
             "hidden_size": hidden,
             "num_attention_heads": heads,
             "ffn_hidden_size": self._size("n_inner", default=4 * hidden),
-            "max_position_embeddings": self.max_positions,
             "normalization": "LayerNorm",
             "norm_epsilon": self._number("layer_norm_epsilon", default=1e-5),
             "position_embedding_type": "learned_absolute",
@@ -112,7 +111,7 @@ class Shape:
             "normalization": "RMSNorm",
             "norm_epsilon": self._number("rms_norm_eps", default=1e-6),
             "position_embedding_type": "rope",
-            "rotary_base": self._rotary_base(),
+            **rotary_fields(self._content, self._refused),
             "swiglu": True,
             "add_bias_linear": biases,
             "add_qkv_bias": biases or not is_llama,
@@ -124,31 +123,8 @@ class Shape:
             "untie_embeddings_and_output_weights": not self.tied,
             "init_method_std": self._number("initializer_range", default=0.02),
             "vocab_size": self.vocab_size,
+            "max_position_embeddings": self.max_positions,
         }
-
-    def _rotary_base(self) -> float:
-        """Of rope_parameters, as transformers 5 writes them, or of rope_theta and rope_scaling, as version 4."""
-        bases = {"rope_theta": self._content.get("rope_theta")}
-        self._only("partial_rotary_factor", None, 1, 1.0)
-        for name in ("rope_scaling", "rope_parameters"):
-            parameters = self._content.get(name)
-            if parameters is None:
-                continue
-            if not isinstance(parameters, dict):
-                raise self._refused(name, parameters, "must hold parameters by name")
-            kind = parameters.get("rope_type", parameters.get("type", "default"))
-            if kind != "default":
-                raise self._refused(name, kind, "rotary positions are not scaled here, required rope_type default")
-            if parameters.get("partial_rotary_factor") not in (None, 1, 1.0):
-                raise self._refused(name, parameters, "required partial_rotary_factor 1")
-            bases[name] = parameters.get("rope_theta")
-        given = {name: base for name, base in bases.items() if base is not None}
-        if len(set(given.values())) > 1:
-            raise self._refused("rope_theta", given, "they contradict each other")
-        base = next(iter(given.values()), 10000.0)
-        if not _is_positive_number(base):
-            raise self._refused("rope_theta", base, "must be a number above 0")
-        return float(base)
 
     # Reading one field
 
@@ -162,7 +138,7 @@ class Shape:
 
     def _number(self, name: str, default: float) -> float:
         value = self._content.get(name, default)
-        if not _is_positive_number(value):
+        if not is_positive_number(value):
             raise self._refused(name, value, "must be a number above 0")
         return float(value)
 
@@ -184,10 +160,6 @@ class Shape:
 
     def _refused(self, name: str, value: Any, requirement: str) -> ValueError:
         return ValueError(f"{self._path}: {name}: {value!r:.200}: {requirement}")
-
-
-def _is_positive_number(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < float("inf")
 
 
 def family_of(model: ModelConfig) -> Family:
@@ -276,7 +248,6 @@ def config_json(
         "max_position_embeddings": model.max_positions,
         "rms_norm_eps": model.norm_epsilon,
         "hidden_act": "silu",
-        "rope_theta": model.rotary_base,
-        "rope_parameters": {"rope_type": "default", "rope_theta": model.rotary_base},
+        **rotary_json(model),
         "attention_dropout": model.attention_dropout,
     }  # fmt: skip

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megatron_adalrs.model.gpt import GPT, Attention, Block
+from megatron_adalrs.model.attention import Attention
+from megatron_adalrs.model.gpt import GPT, Block
 
 
 class Decoder:

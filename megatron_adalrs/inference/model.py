@@ -27,11 +27,13 @@ def whole_model(opened: OpenedModel, dtype: torch.dtype | None = None, device: s
         ValueError: a tensor cannot be read.
     """
     documents = Documents.of(opened.data) if opened.data else ONE_DOCUMENT
+    # As far as it goes, which may be further than the samples that it was trained on.
+    config = opened.model.model_copy(update={"seq_length": opened.model.max_positions})
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype or opened.dtype("final_norm.weight"))
     try:
         with torch.device(device):
-            model = GPT(opened.model, opened.vocab_size, documents=documents)
+            model = GPT(config, opened.vocab_size, documents=documents)
     finally:
         torch.set_default_dtype(before)
     write_weights(model, opened.weights)

@@ -1,9 +1,8 @@
 """GPT: GPT-2, Llama and Qwen2 shapes from one set of parts.
 
-Shapes: b = micro batch, s = sequence, h = hidden size, n = query heads, g = key-value heads, d = head size. Along a
-tensor axis n, g, the MLP's width and the vocabulary are those of one rank, which holds an equal part of each; with
-sequence parallelism the residual stream is [b, s / axis, h]. Along a context axis s is the rank's part of the sequence.
-Key-value heads are not replicated: the number of tensor ranks divides theirs.
+Shapes: b = micro batch, s = sequence, h = hidden size. Along a tensor axis the heads, the MLP's width and the
+vocabulary are those of one rank, which holds an equal part of each; with sequence parallelism the residual stream is
+[b, s / axis, h]. Along a context axis s is the rank's part of the sequence.
 """
 
 from __future__ import annotations
@@ -13,14 +12,15 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron_adalrs.config import ModelConfig
+from megatron_adalrs.model.attention import Attention
 from megatron_adalrs.model.documents import NOT_COUNTED, ONE_DOCUMENT, UNMARKED, Documents, Marks
+from megatron_adalrs.model.rotary import Rotary
 from megatron_adalrs.parallel.cross_entropy import linear_cross_entropy
 from megatron_adalrs.parallel.layers import (
     ColumnParallelLinear,
@@ -32,44 +32,12 @@ from megatron_adalrs.parallel.layers import (
 )
 from megatron_adalrs.parallel.layout import ONE_PROCESS_LAYOUT, Layout
 from megatron_adalrs.parallel.mappings import SEQUENCE, copy, gather, gather_sequence, scatter
-from megatron_adalrs.parallel.random import dropout, own_stream
+from megatron_adalrs.parallel.random import dropout
 from megatron_adalrs.parallel.recompute import recomputed
 from megatron_adalrs.parallel.topology import ONE_RANK
-from megatron_adalrs.parallel.ulysses import part_of_sequence, share_heads, share_sequence
+from megatron_adalrs.parallel.ulysses import part_of_sequence
 
 VOCABULARY_TABLES = ("embedding.tokens.weight", "output.weight")
-
-
-class Attention(nn.Module):
-    """Causal self-attention with grouped queries; one projection makes [q heads | k heads | v heads]."""
-
-    def __init__(self, config: ModelConfig, layout: Layout = ONE_PROCESS_LAYOUT) -> None:
-        super().__init__()
-        self.layout, self.head_dim, self.dropout = layout, config.head_dim, config.attention_dropout
-        ranks = layout.tensor.size
-        self.heads, self.groups = config.num_attention_heads // ranks, config.num_key_value_heads // ranks
-        q, kv = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
-        self.qkv = ColumnParallelLinear(config.hidden_size, (q, kv, kv), config.has_qkv_bias, layout)
-        self.output = RowParallelLinear(q, config.hidden_size, config.add_bias_linear, layout)
-
-    def forward(self, x: Tensor, rotary: Rotary | None, marks: Marks = UNMARKED) -> Tensor:
-        heads = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [b, n + 2 g, s, d]
-        q, k, v = heads.split([self.heads, self.groups, self.groups], dim=1)
-        q, k, v = share_heads(q, k, v, self.layout.context)
-        core = partial(recomputed, self._core) if self.layout.recompute == "selective" else self._core
-        y = share_sequence(core(q, k, v, rotary, marks), self.layout.context)
-        return self.output(y.transpose(1, 2).flatten(2))  # [b, s, n d]
-
-    def _core(self, q: Tensor, k: Tensor, v: Tensor, rotary: Rotary | None, marks: Marks) -> Tensor:
-        """[b, n, s, d] of q [b, n, s, d] and k, v [b, g, s, d]: whole sequences, and the heads whose part is here."""
-        if rotary is not None:
-            q, k = rotary(q, marks.positions), rotary(k, marks.positions)
-        if k.shape[1] != q.shape[1]:
-            k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))  # [b, n, s, d]
-        drop = self.dropout if self.training else 0.0
-        with own_stream(self.layout.tensor) if drop else nullcontext():
-            is_causal = marks.mask is None
-            return F.scaled_dot_product_attention(q, k, v, marks.mask, dropout_p=drop, is_causal=is_causal)
 
 
 class MLP(nn.Module):
@@ -118,26 +86,6 @@ class HiddenDropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return dropout(x, self.p, self.training, self.split_over)
-
-
-class Rotary(nn.Module):
-    """Rotary positions (arXiv 2104.09864) in the half-split layout of Llama and Qwen2: pairs are (i, i + d/2)."""
-
-    def __init__(self, head_dim: int, max_positions: int, base: float) -> None:
-        super().__init__()
-        frequencies = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)  # [d/2]
-        angles = torch.outer(torch.arange(max_positions, dtype=torch.float32), frequencies).repeat(1, 2)  # [s, d]
-        sign = torch.ones(head_dim)
-        sign[: head_dim // 2] = -1.0
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("signed_sin", angles.sin() * sign, persistent=False)
-
-    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        """x: [b, heads, s, d] -> the same shape, rotated. positions: [b, s], default 0 ... s - 1."""
-        s, half = x.shape[-2], x.shape[-1] // 2
-        places = slice(s) if positions is None else positions.unsqueeze(1)  # [b, 1, s]: the same for all heads
-        cos, signed_sin = (table[places].to(x.dtype) for table in (self.cos, self.signed_sin))
-        return x * cos + x.roll(half, dims=-1) * signed_sin
 
 
 class Embedding(nn.Module):
@@ -189,9 +137,7 @@ class GPT(nn.Module):
         self.vocab_size, self.layout, self.documents = vocab_size, layout, documents
         padded_vocab_size = config.padded_vocab_size(vocab_size, layout.tensor.size)
         self.embedding = Embedding(config, padded_vocab_size, layout)
-        self.rotary = None
-        if config.position_embedding_type == "rope":
-            self.rotary = Rotary(config.head_dim, config.max_positions, config.rotary_base)
+        self.rotary = Rotary.of(config)
         self.blocks = nn.ModuleList(Block(config, layout) for _ in range(config.num_layers))
         self.final_norm = norm(config, layout)
         self.output = None

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from megatron_adalrs.config import ModelConfig
 from megatron_adalrs.model.documents import ONE_DOCUMENT, UNMARKED, Documents
-from megatron_adalrs.model.gpt import Block, Embedding, Rotary, next_token_loss, norm
+from megatron_adalrs.model.gpt import Block, Embedding, next_token_loss, norm
+from megatron_adalrs.model.rotary import Rotary
 from megatron_adalrs.parallel.layers import ColumnParallelLinear, VocabularyParallelEmbedding
 from megatron_adalrs.parallel.layout import ONE_PROCESS_LAYOUT, Layout
 
@@ -110,10 +111,7 @@ def pipeline_layers(
         vocab_size: before padding.
         layout: of the stage's tensor ranks; a pipe has no context axis.
     """
-    rotary = None
-    if config.position_embedding_type == "rope":
-        # One table for all blocks of a stage.
-        rotary = Rotary(config.head_dim, config.max_positions, config.rotary_base)
+    rotary = Rotary.of(config)  # one table for all blocks of a stage
     build_block = partial(PipelineBlock, config, layout, rotary, documents)
     last = config.num_layers - 1
     blocks = [PipelineLayer(f"blocks.{i}", partial(build_block, i == last)) for i in range(config.num_layers)]

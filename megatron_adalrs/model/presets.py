@@ -1,7 +1,7 @@
 """Named model shapes: the fields of ModelConfig that each one sets. Sources: the models' published config.json files.
 
-A preset gives defaults; a YAML key or a flag overrides any of them. `seq_length` is left to the user, except that
-the learned positions of GPT-2 fix the longest one.
+A preset gives defaults; a YAML key or a flag overrides any of them. Only `seq_length`, of the samples that one trains
+on, is nothing that they publish.
 """
 
 from __future__ import annotations
@@ -27,7 +27,15 @@ _LLAMA3 = _LLAMA | {
     "vocab_size": 128256,
     "num_query_groups": 8,
     "seq_length": 8192,
+    "max_position_embeddings": 131072,
+    "use_rope_scaling": True,
+    "rope_scaling_factor": 8.0,
+    "rope_scaling_low_freq_factor": 1.0,
+    "rope_scaling_high_freq_factor": 4.0,
+    "rope_scaling_original_max_position_embeddings": 8192,
 }
+
+_LLAMA32 = _LLAMA3 | {"rope_scaling_factor": 32.0}
 
 _QWEN2 = _LLAMA | {
     "norm_epsilon": 1e-6,
@@ -41,11 +49,11 @@ def _shape(family: dict[str, Any], layers: int, hidden: int, heads: int, **field
 
 
 def _qwen25(
-    layers: int, hidden: int, heads: int, groups: int, ffn: int, tied: bool, vocab: int = 151936
+    layers: int, hidden: int, heads: int, groups: int, ffn: int, tied: bool, positions: int, vocab: int = 151936
 ) -> dict[str, Any]:
     return _shape(
         _QWEN2, layers, hidden, heads, num_query_groups=groups, ffn_hidden_size=ffn, vocab_size=vocab,
-        seq_length=4096, untie_embeddings_and_output_weights=not tied,
+        seq_length=4096, max_position_embeddings=positions, untie_embeddings_and_output_weights=not tied,
     )  # fmt: skip
 
 
@@ -56,12 +64,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gpt2-large": _shape(_GPT2, 36, 1280, 20),
     "gpt2-xl": _shape(_GPT2, 48, 1600, 25),
     "llama-tiny": _shape(_LLAMA, 4, 128, 4, num_query_groups=2),
-    "llama3.2-1b": _shape(_LLAMA3, 16, 2048, 32, ffn_hidden_size=8192),
-    "llama3.2-3b": _shape(_LLAMA3, 28, 3072, 24, ffn_hidden_size=8192),
+    "llama3.2-1b": _shape(_LLAMA32, 16, 2048, 32, ffn_hidden_size=8192),
+    "llama3.2-3b": _shape(_LLAMA32, 28, 3072, 24, ffn_hidden_size=8192),
     "llama3.1-8b": _shape(_LLAMA3, 32, 4096, 32, ffn_hidden_size=14336, untie_embeddings_and_output_weights=True),
     "qwen2-tiny": _shape(_QWEN2, 4, 128, 4, num_query_groups=2),
-    "qwen2.5-0.5b": _qwen25(24, 896, 14, 2, 4864, tied=True),
-    "qwen2.5-1.5b": _qwen25(28, 1536, 12, 2, 8960, tied=True),
-    "qwen2.5-3b": _qwen25(36, 2048, 16, 2, 11008, tied=True),
-    "qwen2.5-7b": _qwen25(28, 3584, 28, 4, 18944, tied=False, vocab=152064),
+    "qwen2.5-0.5b": _qwen25(24, 896, 14, 2, 4864, tied=True, positions=32768),
+    "qwen2.5-1.5b": _qwen25(28, 1536, 12, 2, 8960, tied=True, positions=131072),
+    "qwen2.5-3b": _qwen25(36, 2048, 16, 2, 11008, tied=True, positions=32768),
+    "qwen2.5-7b": _qwen25(28, 3584, 28, 4, 18944, tied=False, positions=131072, vocab=152064),
 }  # fmt: skip

@@ -37,6 +37,36 @@ def test_other_grids_and_zero_stages_fit_and_are_named() -> None:
     assert how_resumed(CHECKPOINT, same, config, ONE_PROCESS) == "resumed from run/iter_0000003 at step 3"
 
 
+def of_an_earlier_version(**values: Any) -> dict[str, Any]:
+    """Whose presets gave neither of these fields."""
+    saved = state(**values)
+    for name in [name for name in saved["config"] if "rope_scaling" in name]:
+        del saved["config"][name]
+    saved["config"].pop("max_position_embeddings", None)
+    return saved
+
+
+def test_a_checkpoint_that_says_nothing_of_scaled_positions_had_none() -> None:
+    saved = of_an_earlier_version(preset="llama3.2-1b", num_query_groups=4, ffn_hidden_size=64)
+    run = {"preset": "llama3.2-1b", "num_query_groups": 4, "ffn_hidden_size": 64}
+    require_fitting(CHECKPOINT, saved, tiny_config(**run, use_rope_scaling=False), ONE_PROCESS)
+    with pytest.raises(ValueError, match="has use_rope_scaling False, this run has True"):
+        require_fitting(CHECKPOINT, saved, tiny_config(**run), ONE_PROCESS)
+    saved = state(**run)
+    require_fitting(CHECKPOINT, saved, tiny_config(**run), ONE_PROCESS)
+    with pytest.raises(ValueError, match=r"has rope_scaling_factor 32\.0, this run has 8\.0"):
+        require_fitting(CHECKPOINT, saved, tiny_config(**run, rope_scaling_factor=8), ONE_PROCESS)
+
+
+def test_how_far_rotary_positions_may_go_is_not_of_the_weights() -> None:
+    saved = of_an_earlier_version(preset="qwen2.5-0.5b", num_query_groups=4)
+    require_fitting(CHECKPOINT, saved, tiny_config(preset="qwen2.5-0.5b", num_query_groups=4), ONE_PROCESS)
+    with pytest.raises(ValueError, match="has max_position_embeddings 32, this run has 64"):
+        require_fitting(
+            CHECKPOINT, state(max_position_embeddings=32), tiny_config(max_position_embeddings=64), ONE_PROCESS
+        )
+
+
 def test_another_precision_is_refused() -> None:
     assert "with bf16 True, this run has False; use the same" in refusal(state(bf16=True))
 

@@ -15,9 +15,12 @@ COMMON = {"num_layers": 2, "lr": 2e-3, "micro_batch_size": 4, "global_batch_size
 SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": COMMON | {"preset": "gpt2-tiny"},
     "qwen2": COMMON | {"preset": "qwen2-tiny", "num_query_groups": 2},
-    "untied": COMMON | {"preset": "llama-tiny", "num_query_groups": 4, "untie_embeddings_and_output_weights": True},
+    "untied": COMMON | {
+        "preset": "llama-tiny", "num_query_groups": 4, "untie_embeddings_and_output_weights": True,
+        "use_rope_scaling": True, "rope_scaling_original_max_position_embeddings": 8,
+    },
     "deep": COMMON | {"preset": "gpt2-tiny", "num_layers": 4},
-}
+}  # fmt: skip
 TENSOR, PIPE, CONTEXT = (
     f"{name}_size" for name in ("tensor_model_parallel", "pipeline_model_parallel", "context_parallel")
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,17 @@ KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "gpt2 tied": (GPT2Config, GPT2LMHeadModel, _GPT2),
     "gpt2 untied": (GPT2Config, GPT2LMHeadModel, _GPT2 | {"tie_word_embeddings": False, "n_inner": 40}),
     "llama untied": (LlamaConfig, LlamaForCausalLM, _GATED | {"head_dim": 10, "rms_norm_eps": 1e-5}),
+    # Five frequencies: one stays, one is blended, the others are divided. `rope_scaling` is what both versions take.
+    "llama scaled": (
+        LlamaConfig, LlamaForCausalLM,
+        _GATED | {
+            "head_dim": 10, "max_position_embeddings": 48, "rope_theta": 100.0,
+            "rope_scaling": {
+                "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            },
+        },
+    ),
     "llama tied, biases": (
         LlamaConfig, LlamaForCausalLM,
         _GATED | {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, "num_key_value_heads": 6},
@@ -44,7 +56,7 @@ def made(kind: str, **changes: Any) -> PreTrainedModel:
     """A model of a kind, its weights far enough from 0 for every one of them to count, norms and biases too."""
     config, model, values = KINDS[kind]
     torch.manual_seed(0)
-    made = model(config(**values | changes)).float().eval()
+    made = model(config(**deepcopy(values) | changes)).float().eval()  # a configuration writes into what it is given
     randomise(made)
     return made
 

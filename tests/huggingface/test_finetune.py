@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from megatron_adalrs.arguments import config_from_values, parse_arguments
 from megatron_adalrs.build import batches_in_one_pass, build_datasets
+from megatron_adalrs.huggingface.shape import Shape
 from megatron_adalrs.run_log import read_run
 from tests.checkpoint.test_checkpoint import refusal, trained
 from tests.data.corpora import counting_corpus
@@ -25,7 +26,7 @@ BATCH = 4
 GRIDS: dict[str, tuple[str, dict[str, Any]]] = {
     "tensor": ("qwen2 tied", {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
     "pipe": ("gpt2 tied", {"pipeline_model_parallel_size": 2}),
-    "zero3": ("llama untied", {"zero_stage": 3}),
+    "zero3": ("llama scaled", {"zero_stage": 3}),
 }
 
 
@@ -85,6 +86,7 @@ def test_from_theirs_to_theirs_over_a_grid(
     done = convert("--from", tmp_path / "two", "--to-hf", exported)
     assert done.returncode == 0
     assert f"{exported}: the model of {tmp_path}/two/checkpoints/iter_0000004, step 4" in done.stdout
+    assert Shape(exported).fields == Shape(source).fields, "the longest sequence too, though it trained on shorter ones"
     ended = last_validation(tmp_path / "two")
     assert ended < last_validation(tmp_path / "idle") - 0.1, "it learned nothing"
     assert loss_in_transformers(exported, two) == pytest.approx(ended, rel=1e-3)
@@ -124,6 +126,11 @@ def test_a_shape_that_is_given_must_be_that_of_the_folder(one_rank: Ranks, data:
     assert f"{source} has hidden_size 24, this run has 36" in refused(hidden_size=36, kv_channels=6)
     assert f"{source} has vocab_size 64, this run has 50; give --vocab-size 64" in refused(vocab_size=50)
     assert f"{source} has rotary_base 10000.0, this run has 7.0" in refused(rotary_base=7.0)
+    assert f"{source} has use_rope_scaling False, this run has True" in refused(use_rope_scaling=True)
+    scaled = saved(tmp_path / "scaled", "llama scaled", vocab_size=64)
+    assert f"{scaled} has rope_scaling_factor 4.0, this run has 8.0" in refused(
+        finetune_from=str(scaled), rope_scaling_factor=8.0
+    )
     (source / "model.safetensors").write_bytes(b"")
     assert f"cannot read {source}/model.safetensors: " in refused()
     change_config(source, hidden_act="relu")
@@ -138,7 +145,9 @@ def test_flags_and_files_win_over_the_shape_of_the_folder(tmp_path: Path) -> Non
     needed = ["--seq-length", "8", "--train-iters", "1", "--lr", "1", "--data-path", "d"]
     model = parse_arguments(["--finetune-from", str(source), *needed]).model
     assert (model.hidden_size, model.num_query_groups, model.rotary_base, model.vocab_size) == (24, 1, 1e6, 257)
-    assert (model.max_positions, model.untie_embeddings_and_output_weights, model.has_qkv_bias) == (8, True, True)
+    assert (model.max_positions, model.untie_embeddings_and_output_weights, model.has_qkv_bias) == (16, True, True)
+    longer = parse_arguments(["--finetune-from", str(source), *needed, "--seq-length", "32"]).model
+    assert longer.max_positions == 32, "rotary positions have no end"
     file = tmp_path / "run.yaml"
     file.write_text(f"finetune_from: {source}\nvocab_size: 300\n")
     model = parse_arguments(["--config", str(file), "--num-layers", "3", *needed]).model

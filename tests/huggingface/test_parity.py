@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from megatron_adalrs.config import ModelConfig
+from megatron_adalrs.config.model import RopeScaling
 from megatron_adalrs.huggingface.reader import HuggingFaceModel, parameter_shapes
 from megatron_adalrs.huggingface.shape import family_of
 from megatron_adalrs.huggingface.writer import TheirTensors, write_model
@@ -21,7 +22,8 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 def assert_same(theirs: PreTrainedModel, ours: GPT, config: ModelConfig, vocab_size: int) -> None:
-    tokens = torch.randint(0, vocab_size, (3, 17), generator=torch.Generator().manual_seed(1))
+    shape = 3, config.max_positions + 1
+    tokens = torch.randint(0, vocab_size, shape, generator=torch.Generator().manual_seed(1))
     logits = theirs(tokens[:, :-1]).logits
     assert logits.std() > 0.5, "nothing would be seen"
     torch.testing.assert_close(ours.logits(tokens[:, :-1]), logits, **CLOSE)
@@ -65,6 +67,18 @@ def test_ours_is_written_as_the_same_function(tmp_path: Path, kind: str) -> None
     assert (theirs.config.bos_token_id, theirs.generation_config.bos_token_id) == (None, None)
     assert len(list((tmp_path / "theirs").glob("model-*-of-*.safetensors"))) > 2
     assert_same(theirs, ours, config, 257)
+
+
+def test_scaled_positions_are_another_function_than_unscaled_ones(tmp_path: Path) -> None:
+    """So that what the tests above find the same for "llama scaled" is its scaling."""
+    found = HuggingFaceModel(saved(tmp_path, "llama scaled"))
+    assert found.model.rope_scaling == RopeScaling(4.0, 1.0, 4.0, 32)
+    unscaled = found.model.model_copy(update={"use_rope_scaling": False})
+    scaled, unscaled = (GPT(model, 257) for model in (found.model, unscaled))
+    for model in (scaled, unscaled):
+        write_weights(model, found)
+    tokens = torch.arange(48)[None]
+    assert (scaled.logits(tokens) - unscaled.logits(tokens)).std() > 0.1
 
 
 def test_names_of_published_gpt2_and_buffers_of_old_versions_are_read(tmp_path: Path) -> None:

@@ -12,24 +12,43 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_adalrs.arguments import config_from_values
 from megatron_adalrs.config import ModelConfig
+from megatron_adalrs.config.model import RopeScaling
 from megatron_adalrs.huggingface.reader import HuggingFaceModel
+from megatron_adalrs.huggingface.rotary import rotary_json
 from megatron_adalrs.huggingface.shape import Shape, family_of
 from tests.huggingface.models import change_config, saved
 
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "rope_theta": 5e5}
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192, "rope_theta": 10000.0,
+}  # fmt: skip
+CANNOT = "our model cannot scale rotary positions so, required rope_type llama3 or default"
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"model_type": "mistral"}, "model_type: 'mistral': required one of gpt2, llama, qwen2"),
     ("llama", {"model_type": None}, "model_type: None: required one of"),
     ("llama", {"architectures": ["LlamaModel"]}, "architectures: ['LlamaModel']: required ['LlamaForCausalLM']"),
     ("llama", {"quantization_config": {"bits": 4}}, "quantization_config: {'bits': 4}: our model has no such thing"),
-    ("llama", {"rope_parameters": LLAMA3}, "rope_parameters: 'llama3': rotary positions are not scaled here"),
-    ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling: 'linear': rotary positions are not"),
+    ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, f"rope_scaling: 'linear': {CANNOT}"),
+    ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, f"rope_scaling: 'dynamic': {CANNOT}"),
+    ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, f"rope_parameters: 'yarn': {CANNOT}"),
+    ("llama", {"rope_parameters": {"rope_type": "longrope"}}, f"rope_parameters: 'longrope': {CANNOT}"),
+    ("llama", {"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters.factor: None: must be a number above 0"),
+    ("llama", {"rope_parameters": LLAMA3 | {"factor": 0.5}}, "rope_parameters.factor: 0.5: must be at least 1"),
+    ("llama", {"rope_parameters": LLAMA3 | {"factor": "8"}}, "rope_parameters.factor: '8': must be a number above 0"),
+    ("llama", {"rope_parameters": LLAMA3 | {"low_freq_factor": 4}}, "low_freq_factor: 4: must be below high_freq"),
+    ("llama", {"rope_parameters": LLAMA3 | {"original_max_position_embeddings": 0.5}}, "0.5: must be a whole number"),
+    ("llama", {"rope_parameters": LLAMA3 | {"beta_fast": 32}}, "our model has no beta_fast of rope_type llama3"),
+    ("llama", {"rope_parameters": {"full_attention": LLAMA3}}, "our model has no full_attention of rope_type default"),
+    ("llama", {"rope_scaling": LLAMA3}, "they contradict each other"),
+    ("llama", {"rope_scaling": LLAMA3 | {"factor": 32.0}, "rope_parameters": LLAMA3}, "they contradict each other"),
+    ("llama", {"rope_scaling": LLAMA3 | {"type": "linear"}}, "{'rope_type': 'llama3', 'type': 'linear'}: they contra"),
+    ("llama", {"rope_parameters": LLAMA3, "rope_theta": 5e5}, "'rope_parameters': 10000.0}: they contradict"),
+    ("llama", {"rope_parameters": LLAMA3, "original_max_position_embeddings": 4096}, "embeddings: 4096: rotary pos"),
     ("llama", {"rope_scaling": 2.0}, "rope_scaling: 2.0: must hold parameters by name"),
     ("llama", {"rope_theta": 7.0}, "rope_theta: {'rope_theta': 7.0, 'rope_parameters': 10000.0}: they contradict"),
     ("llama", {"rope_theta": -1.0, "rope_parameters": None}, "rope_theta: -1.0: must be a number above 0"),
-    ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor: 0.5: our model has no such thing"),
+    ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor: 0.5: our model rotates all of a head"),
     ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "required partial_rotary_factor 1"),
     ("llama", {"attention_bias": True}, "mlp_bias: False: required attention_bias, which is True"),
     ("llama", {"hidden_act": "gelu"}, 'hidden_act: \'gelu\': our model has no such thing, required "silu" or "swish"'),
@@ -82,44 +101,27 @@ def test_both_versions_ways_of_telling_the_rotary_base(folders: dict[str, Path],
         ({"rope_parameters": None, "rope_theta": None, "rope_scaling": None}, 1e4),
     ]:
         change_config(folder, **changes)
-        assert Shape(folder).fields["rotary_base"] == base
+        fields = Shape(folder).fields
+        assert (fields["rotary_base"], fields["use_rope_scaling"]) == (base, False)
 
 
-PUBLISHED = {
-    "gpt2": {
-        "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1,
-        "bos_token_id": 50256, "embd_pdrop": 0.1, "eos_token_id": 50256, "initializer_range": 0.02,
-        "layer_norm_epsilon": 1e-05, "model_type": "gpt2", "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12,
-        "n_positions": 1024, "resid_pdrop": 0.1, "summary_type": "cls_index", "vocab_size": 50257,
-    },
-    "qwen2.5-1.5b": {
-        "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643,
-        "eos_token_id": 151643, "hidden_act": "silu", "hidden_size": 1536, "initializer_range": 0.02,
-        "intermediate_size": 8960, "max_position_embeddings": 131072, "max_window_layers": 28, "model_type": "qwen2",
-        "num_attention_heads": 12, "num_hidden_layers": 28, "num_key_value_heads": 2, "rms_norm_eps": 1e-06,
-        "rope_theta": 1000000.0, "sliding_window": 131072, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
-        "use_cache": True, "use_mrope": False, "use_sliding_window": False, "vocab_size": 151936,
-    },
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("preset", PUBLISHED)
-def test_published_configurations_are_our_presets(tmp_path: Path, preset: str) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[preset]))
-    needed = {"seq_length": 1024, "train_iters": 1, "lr": 1.0, "data_path": "d"}
-    mine = config_from_values(needed | {"preset": preset}).model
-    theirs = config_from_values(needed | {"finetune_from": str(tmp_path)}).model
-    derived = ("head_dim", "num_key_value_heads", "mlp_size", "has_qkv_bias", "max_positions")
-    implied = {
-        "preset",
-        "kv_channels",
-        "num_query_groups",
-        "ffn_hidden_size",
-        "add_qkv_bias",
-        "max_position_embeddings",
-    }
-    for name in (*derived, *(mine.model_dump().keys() - implied)):
-        assert getattr(theirs, name) == getattr(mine, name), name
+def test_both_versions_ways_of_telling_how_rotary_positions_are_scaled(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(folders["llama"], tmp_path / "model")
+    without_base = {name: value for name, value in LLAMA3.items() if name != "rope_theta"}
+    old = {name: value for name, value in without_base.items() if name != "rope_type"} | {"type": "llama3"}
+    for changes in [
+        {"rope_parameters": LLAMA3},
+        {"rope_parameters": LLAMA3, "rope_scaling": without_base, "rope_theta": 1e4},
+        {"rope_parameters": None, "rope_scaling": without_base, "rope_theta": 1e4},
+        {"rope_parameters": None, "rope_scaling": old | {"factor": 8}, "rope_theta": 10000},
+    ]:
+        change_config(folder, **{"rope_scaling": None, "rope_theta": None} | changes)
+        found = HuggingFaceModel(folder).model
+        assert (found.rotary_base, found.rope_scaling) == (1e4, RopeScaling(8.0, 1.0, 4.0, 8192))
+        told = rotary_json(found)
+        assert told == {"rope_parameters": LLAMA3, "rope_scaling": without_base, "rope_theta": 1e4}
 
 
 def test_a_folder_that_is_damaged(folders: dict[str, Path], tmp_path: Path) -> None:

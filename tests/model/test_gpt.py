@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 
 from megatron_adalrs.arguments import config_from_values
 from megatron_adalrs.config import ModelConfig
-from megatron_adalrs.model.gpt import GPT, Rotary, count_parameters, flops_per_token, initialise
+from megatron_adalrs.model.gpt import GPT, count_parameters, flops_per_token, initialise
 
 SMALL = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 12}
 
@@ -53,23 +52,6 @@ def test_the_order_of_tokens_matters_with_rotary_positions() -> None:
     a = model.logits(torch.tensor([[1, 2, 3]]))[0, -1]
     b = model.logits(torch.tensor([[2, 1, 3]]))[0, -1]
     assert not torch.allclose(a, b)
-
-
-def test_rotary_depends_on_distances_only() -> None:
-    rotary = Rotary(head_dim=8, max_positions=32, base=10000.0)
-    generator = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(8, generator=generator).expand(1, 1, 32, 8) for _ in range(2))
-    scores = rotary(q) @ rotary(k).transpose(-1, -2)
-    assert torch.allclose(scores[0, 0, 5, 3], scores[0, 0, 20, 18], atol=1e-5)
-    assert not torch.allclose(scores[0, 0, 5, 3], scores[0, 0, 5, 2], atol=1e-3)
-
-
-def test_rotary_rotates_by_the_published_angles() -> None:
-    rotary = Rotary(head_dim=4, max_positions=3, base=100.0)
-    x = torch.tensor([1.0, 0.0, 0.0, 0.0]).expand(1, 1, 3, 4)
-    assert torch.allclose(rotary(x)[0, 0, 2], torch.tensor([math.cos(2.0), 0.0, math.sin(2.0), 0.0]))
-    x = torch.tensor([0.0, 1.0, 0.0, 0.0]).expand(1, 1, 3, 4)
-    assert torch.allclose(rotary(x)[0, 0, 2], torch.tensor([0.0, math.cos(0.2), 0.0, math.sin(0.2)]))
 
 
 def test_biases_where_each_family_has_them() -> None:

@@ -1,0 +1,54 @@
+"""Causal self-attention, of all heads or of a tensor rank's.
+
+Shapes: b = micro batch, s = sequence, h = hidden size, n = query heads, g = key-value heads, d = head size; n and g are
+those of one rank of the tensor axis. Key-value heads are not replicated: the number of tensor ranks divides theirs.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from megatron_adalrs.config import ModelConfig
+from megatron_adalrs.model.documents import UNMARKED, Marks
+from megatron_adalrs.model.rotary import Rotary
+from megatron_adalrs.parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron_adalrs.parallel.layout import ONE_PROCESS_LAYOUT, Layout
+from megatron_adalrs.parallel.random import own_stream
+from megatron_adalrs.parallel.recompute import recomputed
+from megatron_adalrs.parallel.ulysses import share_heads, share_sequence
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped queries; one projection makes [q heads | k heads | v heads]."""
+
+    def __init__(self, config: ModelConfig, layout: Layout = ONE_PROCESS_LAYOUT) -> None:
+        super().__init__()
+        self.layout, self.head_dim, self.dropout = layout, config.head_dim, config.attention_dropout
+        ranks = layout.tensor.size
+        self.heads, self.groups = config.num_attention_heads // ranks, config.num_key_value_heads // ranks
+        q, kv = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
+        self.qkv = ColumnParallelLinear(config.hidden_size, (q, kv, kv), config.has_qkv_bias, layout)
+        self.output = RowParallelLinear(q, config.hidden_size, config.add_bias_linear, layout)
+
+    def forward(self, x: Tensor, rotary: Rotary | None, marks: Marks = UNMARKED) -> Tensor:
+        heads = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [b, n + 2 g, s, d]
+        q, k, v = heads.split([self.heads, self.groups, self.groups], dim=1)
+        q, k, v = share_heads(q, k, v, self.layout.context)
+        core = partial(recomputed, self._core) if self.layout.recompute == "selective" else self._core
+        y = share_sequence(core(q, k, v, rotary, marks), self.layout.context)
+        return self.output(y.transpose(1, 2).flatten(2))  # [b, s, n d]
+
+    def _core(self, q: Tensor, k: Tensor, v: Tensor, rotary: Rotary | None, marks: Marks) -> Tensor:
+        """[b, n, s, d] of q [b, n, s, d] and k, v [b, g, s, d]: whole sequences, and the heads whose part is here."""
+        if rotary is not None:
+            q, k = rotary(q, marks.positions), rotary(k, marks.positions)
+        if k.shape[1] != q.shape[1]:
+            k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))  # [b, n, s, d]
+        drop = self.dropout if self.training else 0.0
+        with own_stream(self.layout.tensor) if drop else nullcontext():
+            is_causal = marks.mask is None
+            return F.scaled_dot_product_attention(q, k, v, marks.mask, dropout_p=drop, is_causal=is_causal)
