@@ -31,7 +31,9 @@ class Tokenizer(Protocol):
         """Ids of `text`, with no marker around them. Raises UnicodeEncodeError for unpaired surrogates."""
         ...
 
-    def decode(self, ids: list[int]) -> str: ...
+    def decode(self, ids: list[int]) -> str:
+        """Text of `ids`. A model may have more tokens than its tokenizer: those are no text, and passed over."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class ByteTokenizer:
         return list(text.encode())
 
     def decode(self, ids: list[int]) -> str:
-        return bytes(token for token in ids if token != self.eod).decode(errors="replace")
+        return bytes(token for token in ids if token < self.eod).decode(errors="replace")
 
 
 class SentencePieceTokenizer:
@@ -86,7 +88,7 @@ class SentencePieceTokenizer:
         return self._processor.encode(text.encode(), out_type=int)
 
     def decode(self, ids: list[int]) -> str:
-        return self._processor.decode(ids)
+        return self._processor.decode([token for token in ids if token < self.vocab_size])
 
 
 class _OfThePackage:
