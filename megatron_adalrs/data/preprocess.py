@@ -16,6 +16,7 @@ from megatron_adalrs.data.encoding import Encoder, Encoders, Recipe
 from megatron_adalrs.data.indexed_dataset import bin_path, idx_path
 from megatron_adalrs.data.job import describe_job
 from megatron_adalrs.data.partial import Partial, Progress, partial_path
+from megatron_adalrs.data.tokenizer import TOKENIZER_FILES
 
 COMMIT_SECONDS = 30.0
 
@@ -162,7 +163,7 @@ def _describe(encoder: Encoder, done: Progress) -> Description:
         tokens=done.tokens,
         **{
             name: str(path.absolute())
-            for name in ("tokenizer_model", "vocab_file", "merge_file")
+            for name in TOKENIZER_FILES
             if (path := getattr(encoder.recipe, name)) is not None
         },
     )

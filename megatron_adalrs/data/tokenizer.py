@@ -12,6 +12,8 @@ from typing import Any, Protocol, get_args
 from megatron_adalrs.config.data import TokenizerKind
 
 TOKENIZER_KINDS: tuple[str, ...] = get_args(TokenizerKind)
+TOKENIZER_FILES = ("tokenizer_model", "vocab_file", "merge_file")
+"""What flags and notes call a tokenizer's files, in the order in which `build_tokenizer` takes them."""
 _END_OF_DOCUMENT = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>")
 
 
