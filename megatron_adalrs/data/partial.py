@@ -141,6 +141,11 @@ class Partial:
             os.replace(self.folder / name, path)
         self._published = True
 
+    @property
+    def has_tokens(self) -> bool:
+        """Whether they do not have their final name yet."""
+        return (self.folder / "tokens").exists()
+
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:

@@ -138,6 +138,9 @@ def preprocess(
         description = _describe(encoder, done)
         if not done.complete:
             work.complete(description.to_json())
+        # Publishing takes an old index away first: one beside the tokens has come since the outputs were looked for.
+        if work.has_tokens and idx_path(output_prefix).exists():
+            require_new(output_prefix, overwrite)
         work.publish(bin_path(output_prefix), idx_path(output_prefix), description_path(output_prefix))
     return Result(description, done.skipped, done.tokens - before.tokens, time.perf_counter() - started)
 

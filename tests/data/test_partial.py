@@ -291,6 +291,24 @@ def test_an_output_that_exists_is_refused_beside_unfinished_work_too(tmp_path: P
     assert (tmp_path / "out.partial" / "state.json").exists()
 
 
+def test_an_output_that_has_come_in_the_meantime_is_refused_too(tmp_path: Path) -> None:
+    source = corpus(tmp_path, "x.jsonl")
+    preprocess(write_lines(tmp_path / "other.jsonl", ["other"]), tmp_path / "other", BYTES)
+
+    def come() -> None:
+        for suffix in ("bin", "idx", "json"):
+            shutil.copy(tmp_path / f"other.{suffix}", tmp_path / f"out.{suffix}")
+
+    # While it works, and after a kill between its last commit and the publishing.
+    for act in (at_batch(3, come), lambda input_bytes: None):
+        with pytest.raises(FileExistsError, match=r"out\.idx, .*exists: required a new prefix, or --overwrite"):
+            preprocess(source, tmp_path / "out", BYTES, on_progress=act)
+        assert made(tmp_path / "out") == made(tmp_path / "other")
+    assert preprocess(source, tmp_path / "out", BYTES, overwrite=True).new_tokens == 0
+    preprocess(source, tmp_path / "whole", BYTES)
+    assert made(tmp_path / "out") == made(tmp_path / "whole")
+
+
 def test_unfinished_work_within_the_input_folder_is_no_input(tmp_path: Path) -> None:
     source = corpus(tmp_path, "folder")
     preprocess(source, tmp_path / "whole", BYTES, file_glob=EVERYTHING)
