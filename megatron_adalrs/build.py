@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def build_trainer(config: Config) -> Trainer:
     source = on_first_rank(lambda: checkpoint.source_of_weights(config.run, saved))
     config = with_source(config, source)
     vocabulary = on_first_rank(lambda: resolve_vocabulary(config))
-    vocab_size, tokenizer = vocabulary.size, vocabulary.tokenizer_sha256
+    vocab_size, tokenizer = vocabulary.size, vocabulary.tokenizer
     config = on_first_rank(lambda: with_end_of_document(config, vocabulary))
     if resumed and saved:
         checkpoint.require_fitting(resumed, saved, config, grid)
@@ -99,7 +100,8 @@ def build_trainer(config: Config) -> Trainer:
         """What a run must share with a checkpoint beyond its configuration."""
         data_order = blend.order_digest(min(consumed_samples, ORDER_SAMPLES))
         return {
-            "vocab_size": vocab_size, "tokenizer_sha256": tokenizer, "blend": blend.shares, "data_order": data_order,
+            "vocab_size": vocab_size, "tokenizer_sha256": tokenizer.sha256 if tokenizer else None,
+            "blend": blend.shares, "data_order": data_order,
         }  # fmt: skip
 
     data_order = blend.order_digest(min(config.training.train_iters * global_batch_size, ORDER_SAMPLES))
@@ -197,19 +199,23 @@ def ranks_on_this_host() -> int:
 
 
 def with_run_dir(config: Config) -> Config:
-    """The configuration with every path of the run filled in, its directory made.
+    """The configuration with every path of the run filled in. Its directory is made once nothing is refused any more.
 
     Raises:
         ValueError: the directory cannot be written, or holds another run.
     """
     run = config.run
     run_dir = run.run_dir or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+    new = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         if not os.access(run_dir, os.W_OK):
             raise PermissionError("permission denied")
         (run_dir / ".writable").touch()
         (run_dir / ".writable").unlink()
+        for folder in new:
+            with suppress(OSError):  # another run's directory is in it by now
+                folder.rmdir()
     except OSError as error:
         raise ValueError(f"run_dir: cannot write to {run_dir}: {error.strerror or error}") from None
     if (run_dir / "metrics.jsonl").exists() and run.load is None and not run.auto_resume:
@@ -249,6 +255,7 @@ def batches_in_one_pass(dataset: GPTDataset, limit: int, global_batch_size: int)
 
 def write_config(config: Config) -> None:
     """The effective configuration, ready to be passed back as --config."""
+    config.run.run_dir.mkdir(parents=True, exist_ok=True)
     path = config.run.run_dir / "config.yaml"
     temporary = path.with_suffix(".yaml.incomplete")
     temporary.write_text(yaml.safe_dump(config.to_flat(), sort_keys=False), encoding="utf-8")

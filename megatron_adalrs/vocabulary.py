@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from megatron_adalrs.config import Config, DataConfig
 from megatron_adalrs.data.blend import check_vocabularies
 from megatron_adalrs.data.preprocess import Description, description_path, read_description
-from megatron_adalrs.data.tokenizer import Tokenizer, build_tokenizer
+from megatron_adalrs.data.tokenizer import Tokenizer, TokenizerOfData, build_tokenizer
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Vocabulary:
 
     size: int
     """Before padding."""
-    tokenizer_sha256: str | None
+    tokenizer: TokenizerOfData | None
     """None where nothing tells."""
     eod: int | None
     """The token that ends a document, as the tokenizer or else the note has it; None where neither tells."""
@@ -45,16 +46,36 @@ def known_vocabulary(config: Config) -> Vocabulary:
     """
     data = config.data
     made = made_with(data)
-    tokenizer = build_tokenizer(data.tokenizer_type, data.tokenizer_model) if data.tokenizer_type else None
+    tokenizer = build_tokenizer(data.tokenizer_type, *_files(data)) if data.tokenizer_type else None
     if tokenizer and made:
         _require_what_made(data, tokenizer, made)
     known = tokenizer or (made[1] if made else None)
     return Vocabulary(
         size=_size(config.model.vocab_size, tokenizer, made),
-        tokenizer_sha256=tokenizer.sha256 if tokenizer else made[1].tokenizer_sha256 if made else None,
+        tokenizer=_of_data(data, tokenizer, made),
         eod=known.eod if known else None,
         made=made,
     )
+
+
+def _files(data: DataConfig) -> tuple[Path | None, ...]:
+    return data.tokenizer_model, data.vocab_file, data.merge_file
+
+
+def _of_data(
+    data: DataConfig, tokenizer: Tokenizer | None, made: tuple[str, Description] | None
+) -> TokenizerOfData | None:
+    if tokenizer and data.tokenizer_type:
+        named = next(filter(None, _files(data)), data.tokenizer_type)
+        return TokenizerOfData(data.tokenizer_type, tokenizer.sha256, str(named), _files(data))
+    if made is None:
+        return None
+    prefix, note = made
+    noted = (note.tokenizer_model, note.vocab_file, note.merge_file)
+    files = tuple(Path(name) if name else None for name in noted)
+    is_known = any(noted) or note.tokenizer_type == "ByteTokenizer"
+    told_by = str(description_path(prefix))
+    return TokenizerOfData(note.tokenizer_type, note.tokenizer_sha256, told_by, files if is_known else None)
 
 
 def _size(asked: int | None, tokenizer: Tokenizer | None, made: tuple[str, Description] | None) -> int:
@@ -75,9 +96,10 @@ def _size(asked: int | None, tokenizer: Tokenizer | None, made: tuple[str, Descr
 def _require_what_made(data: DataConfig, tokenizer: Tokenizer, made: tuple[str, Description]) -> None:
     prefix, note = made
     if tokenizer.sha256 != note.tokenizer_sha256:
+        field = "vocab_file" if data.vocab_file else "tokenizer_model"
         raise ValueError(
-            f"tokenizer_model: {data.tokenizer_model or data.tokenizer_type} (SHA-256 {tokenizer.sha256:.12}) is not "
-            f"what made {prefix} ({note.tokenizer_type}, {note.tokenizer_sha256:.12}, says {description_path(prefix)})"
+            f"{field}: {getattr(data, field) or data.tokenizer_type} (SHA-256 {tokenizer.sha256:.12}) is not what made "
+            f"{prefix} ({note.tokenizer_type}, {note.tokenizer_sha256:.12}, says {description_path(prefix)})"
         )
 
 

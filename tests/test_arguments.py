@@ -92,6 +92,14 @@ def test_mistakes_in_a_file_name_the_file_and_the_key(tmp_path: Path, content: o
     assert "\n" not in str(error.value)
 
 
+def test_files_of_a_tokenizer_need_its_kind() -> None:
+    for name in ("vocab", "merge"):
+        with pytest.raises(ValueError, match=f"{name}_file: x: give --tokenizer-type GPT2BPETokenizer too"):
+            parse(f"{REQUIRED} --{name}-file x")
+    config = parse(f"{REQUIRED} --tokenizer-type GPT2BPETokenizer --vocab-file v --merge-file m")
+    assert (config.data.vocab_file, config.data.merge_file) == (Path("v"), Path("m"))
+
+
 def test_a_missing_and_a_broken_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--config: cannot read .*nope.yaml"):
         parse(f"--config {tmp_path}/nope.yaml")

@@ -1,11 +1,14 @@
-"""The launch files of examples/: what they say can be run on what they say."""
+"""The files of examples/: launch files can be run on what they say, and lm_eval's task names what is there."""
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from megatron_adalrs.arguments import parse_arguments
 from megatron_adalrs.parallel.topology import GridShape
@@ -35,3 +38,26 @@ def test_there_is_one_for_every_size_and_number() -> None:
     assert {file.stem for file in LAUNCH_FILES} == {
         f"qwen2.5-{size}-{gpus}gpu" for size in ("1.5b", "7b") for gpus in (1, 8, 64)
     }
+
+
+def test_lm_evals_task_names_what_is_there() -> None:
+    """lm_eval itself is not installed for the tests: half a gigabyte."""
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+    path = EXAMPLES / "lm_eval/corpus.yaml"
+    task = yaml.load(path.read_text(), Loader)
+    module, name = task["custom_dataset"].split(".")
+    spec = importlib.util.spec_from_file_location(module, path.with_name(f"{module}.py"))
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    documents = getattr(program, name)
+    command = re.search(r"--tasks (\w+) --metadata '{\"(\w+)\":", path.read_text())
+    assert (task["task"], task["output_type"]) == (command[1], "loglikelihood_rolling")
+    assert command[2] in inspect.signature(documents).parameters
+    assert "bits_per_byte" in [entry["metric"] for entry in task["metric_list"]]
+    with pytest.raises(ValueError, match="corpus: name a file"):
+        documents(pretrained="exported")
+    assert f"--tasks {task['task']} --metadata" in (EXAMPLES.parent / "README.md").read_text()

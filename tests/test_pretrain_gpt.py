@@ -179,7 +179,14 @@ def test_what_cannot_run_is_refused_before_anything_is_written(one_rank: Ranks, 
     assert "split" in refused(split="0,1,1")
     nowhere = values(data)["adalrs"] | {"snapshot_dir": str(tmp_path / "none")}
     assert f"adalrs.snapshot_dir: {tmp_path}/none is not a directory" in refused(adalrs=nowhere)
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert "already holds a run" in refused(run_dir=str(held(tmp_path / "held")))
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["held"]
+
+
+def held(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text("")
+    return folder
 
 
 def test_a_checkpoint_of_another_shape_or_data_is_refused_and_kept(one_rank: Ranks, tmp_path: Path, data: Path) -> None:

@@ -9,6 +9,7 @@ Exit code 0 if all is well, 2 with one message if not.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,10 +29,14 @@ class Arguments:
     """Kind of tokenizer that it should have been made with."""
     tokenizer_model: Path | None = None
     """The tokenizer's file (or folder)."""
+    vocab_file: Path | None = None
+    """GPT2BPETokenizer's vocab.json."""
+    merge_file: Path | None = None
+    """GPT2BPETokenizer's merges.txt."""
 
 
-def main() -> int:
-    arguments = tyro.cli(Arguments, description=__doc__)
+def main(given: Sequence[str] | None = None) -> int:
+    arguments = tyro.cli(Arguments, args=given, description=__doc__)
     try:
         dataset = IndexedDataset(arguments.data_path)
         if arguments.tokenizer_type:
@@ -44,12 +49,14 @@ def main() -> int:
 
 
 def require_tokenizer(arguments: Arguments) -> None:
-    tokenizer = build_tokenizer(arguments.tokenizer_type or "", arguments.tokenizer_model)
+    files = arguments.tokenizer_model, arguments.vocab_file, arguments.merge_file
+    tokenizer = build_tokenizer(arguments.tokenizer_type or "", *files)
     description = read_description(arguments.data_path)
     if description is None:
         raise ValueError(f"{description_path(arguments.data_path)} is missing: nothing tells which tokenizer was used")
     if description.tokenizer_sha256 != tokenizer.sha256:
-        raise ValueError(f"{arguments.data_path} was made with another tokenizer than {arguments.tokenizer_model}")
+        named = arguments.tokenizer_model or arguments.vocab_file or arguments.tokenizer_type
+        raise ValueError(f"{arguments.data_path} was made with another tokenizer than {named}")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class Arguments:
     seq_length: int | None = None
     """Tokens in a window. Default: those of the model's training, or its most positions, at most 2048."""
     documents_apart: bool = False
-    """Every document by itself, after an end-of-document token, and its end is not predicted."""
+    """Every document by itself, as in lm_eval: after an end-of-document token, its own not predicted, windows full."""
     batch_size: int = 8
     """Windows at a time."""
     max_tokens: int | None = None
@@ -49,9 +49,14 @@ class Arguments:
     dtype: Literal["float32", "bfloat16"] | None = None
     """To compute in. Default: the precision that the model was trained in, or that of its files."""
     tokenizer_type: str | None = None
-    """SentencePieceTokenizer, HuggingFaceTokenizer or ByteTokenizer, to count bytes of text. Default: the model's."""
+    """SentencePieceTokenizer, HuggingFaceTokenizer, GPT2BPETokenizer or ByteTokenizer, to count bytes of text. Default:
+    the one that belongs to the model."""
     tokenizer_model: str | None = None
     """The tokenizer's file (or folder)."""
+    vocab_file: str | None = None
+    """GPT2BPETokenizer's vocab.json."""
+    merge_file: str | None = None
+    """GPT2BPETokenizer's merges.txt."""
     json: bool = False
     """Print one JSON object."""
 
@@ -95,6 +100,7 @@ def evaluated(given: Arguments) -> dict[str, Any]:
 
     from megatron_adalrs.checkpoint import locate_model, open_model
     from megatron_adalrs.data.indexed_dataset import IndexedDataset
+    from megatron_adalrs.data.preprocess import read_description
     from megatron_adalrs.inference.decoder import max_positions
     from megatron_adalrs.inference.evaluation import evaluate
     from megatron_adalrs.inference.model import best_device, tokenizer_of_corpus, whole_model
@@ -103,8 +109,11 @@ def evaluated(given: Arguments) -> dict[str, Any]:
     data_path, split = corpus_of(given, opened)
     indexed = IndexedDataset(data_path)
     documents = documents_of(given, opened, indexed, split)
-    tokenizer, reason = tokenizer_of_corpus(opened, data_path, given.tokenizer_type, given.tokenizer_model)
-    if given.documents_apart and tokenizer is None:
+    files = given.tokenizer_model, given.vocab_file, given.merge_file
+    tokenizer, reason = tokenizer_of_corpus(opened, data_path, given.tokenizer_type, *files)
+    note = read_description(data_path)
+    eod = tokenizer.eod if tokenizer else note.eod if note else None
+    if given.documents_apart and eod is None:
         raise ValueError(f"documents_apart: the end-of-document token is unknown: {reason}")
     model = whole_model(opened, getattr(torch, given.dtype) if given.dtype else None, best_device())
     length = given.seq_length or min(opened.model.seq_length, 2048)
@@ -116,7 +125,7 @@ def evaluated(given: Arguments) -> dict[str, Any]:
     with tqdm(total=total, unit="token", unit_scale=True, leave=False, disable=None) as bar:
         found = evaluate(
             model, indexed, documents, length, given.batch_size, given.max_tokens, tokenizer,
-            tokenizer.eod if given.documents_apart else None, lambda tokens: bar.update(tokens - bar.n),
+            eod if given.documents_apart else None, lambda tokens: bar.update(tokens - bar.n),
         )  # fmt: skip
     if tokenizer is None:
         print(f"bits a byte are unknown: {reason}", file=sys.stderr)
@@ -164,7 +173,7 @@ def corpus_of(given: Arguments, opened: OpenedModel) -> tuple[str, str | None]:
     if given.data_path is not None:
         return given.data_path, given.split or known.get(given.data_path)
     if len(known) != 1:
-        several = f"was trained on {', '.join(known)}" if known else "is not of a run of ours"
+        several = f"has several: {', '.join(known)}" if known else "is not of a run of ours"
         raise ValueError(f"data_path: {opened.path} {several}; give --data-path")
     ((prefix, split),) = known.items()
     return prefix, given.split or split

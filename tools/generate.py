@@ -41,9 +41,14 @@ class Arguments:
     seed: int = 0
     """Of what is drawn."""
     tokenizer_type: str | None = None
-    """SentencePieceTokenizer, HuggingFaceTokenizer or ByteTokenizer. Default: the one that belongs to the model."""
+    """SentencePieceTokenizer, HuggingFaceTokenizer, GPT2BPETokenizer or ByteTokenizer. Default: the one that belongs to
+    the model."""
     tokenizer_model: str | None = None
     """The tokenizer's file (or folder)."""
+    vocab_file: str | None = None
+    """GPT2BPETokenizer's vocab.json."""
+    merge_file: str | None = None
+    """GPT2BPETokenizer's merges.txt."""
     dtype: str | None = None
     """float32 or bfloat16. Default: the precision that the model was trained in, or that of its files."""
 
@@ -67,6 +72,8 @@ def generate(given: Arguments) -> None:
     for name in ("max_new_tokens", "samples"):
         if getattr(given, name) < 1:
             raise ValueError(f"{name}: {getattr(given, name)}: must be at least 1")
+    if not 0 <= given.seed < 2**63:
+        raise ValueError(f"seed: {given.seed}: must be 0 to 2^63 - 1")
     if given.dtype not in (None, "float32", "bfloat16"):
         raise ValueError(f"dtype: {given.dtype}: must be float32 or bfloat16")
     prompt = prompt_of(given)
@@ -78,7 +85,8 @@ def generate(given: Arguments) -> None:
 
     sampling = Sampling(given.temperature, given.top_p, given.top_k)
     opened = open_model(locate_model(given.source, "model"), "model")
-    tokenizer = tokenizer_of(opened, given.tokenizer_type, given.tokenizer_model)
+    files = given.tokenizer_model, given.vocab_file, given.merge_file
+    tokenizer = tokenizer_of(opened, given.tokenizer_type, *files)
     ids = tokenizer.encode(prompt) or [tokenizer.eod]  # an empty prompt is the beginning of a document
     model = whole_model(opened, getattr(torch, given.dtype) if given.dtype else None, best_device())
     found: list[list[int]] = [[] for _ in range(given.samples)]
@@ -105,14 +113,18 @@ def generate(given: Arguments) -> None:
 def prompt_of(given: Arguments) -> str:
     if (given.prompt is None) == (given.prompt_file is None):
         raise ValueError("prompt: give either --prompt or --prompt-file")
-    if given.prompt is not None:
-        return given.prompt
-    if str(given.prompt_file) == "-":
-        return sys.stdin.read()
     try:
-        return given.prompt_file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"prompt_file: {given.prompt_file} is not UTF-8: {error}") from None
+        if given.prompt is not None:
+            source, text = "prompt: it", given.prompt
+        elif str(given.prompt_file) == "-":
+            source, text = "prompt_file: standard input", sys.stdin.read()
+        else:
+            source = f"prompt_file: {given.prompt_file}"
+            text = given.prompt_file.read_text(encoding="utf-8")
+        text.encode()  # what is not UTF-8 comes as half characters from the command line and standard input
+    except UnicodeError as error:
+        raise ValueError(f"{source} is not UTF-8: {error}") from None
+    return text
 
 
 def tell_more(text: str, told: str) -> str:

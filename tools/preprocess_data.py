@@ -36,6 +36,10 @@ class Arguments:
     """Kind of tokenizer."""
     tokenizer_model: Path | None = None
     """The .model file of SentencePiece, or the tokenizer.json (or its folder) of Hugging Face."""
+    vocab_file: Path | None = None
+    """GPT2BPETokenizer's vocab.json."""
+    merge_file: Path | None = None
+    """GPT2BPETokenizer's merges.txt."""
     json_key: Annotated[str, tyro.conf.arg(aliases=("--json-keys",))] = "text"
     """The key, or Parquet's column, that holds a document's text."""
     file_glob: str = "**/*.txt"
@@ -58,6 +62,8 @@ def run(arguments: Arguments) -> Result:
         tokenizer_model=arguments.tokenizer_model,
         json_key=arguments.json_key,
         append_eod=arguments.append_eod,
+        vocab_file=arguments.vocab_file,
+        merge_file=arguments.merge_file,
     )
     size = documents_size(find_files(arguments.input, arguments.file_glob))
 

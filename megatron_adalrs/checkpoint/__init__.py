@@ -15,6 +15,7 @@ manifest.py  what a checkpoint consists of, and what is wrong with it
 load.py      finding the one to resume from, and loading it
 regrid.py    resuming, on the grid that wrote it or another
 opened.py    a model in any form that one is kept in, Hugging Face's too
+tokenizer_files.py  the tokenizer that goes with it
 weights.py   a new run's initial weights from one
 weights_alone.py  a checkpoint of nothing but them
 fitting.py   whether it is of this run's model, grid and data

@@ -9,8 +9,10 @@ from typing import Any
 
 from megatron_adalrs.checkpoint.fitting import require_one_tokenizer
 from megatron_adalrs.checkpoint.opened import locate_model, open_model
+from megatron_adalrs.checkpoint.tokenizer_files import require_tokenizer_among
 from megatron_adalrs.config import ModelConfig, RunConfig
 from megatron_adalrs.config.model import RopeScaling
+from megatron_adalrs.data.tokenizer import TokenizerOfData
 from megatron_adalrs.model.gpt import WeightSource
 
 FINETUNE_FROM = "--finetune-from"
@@ -43,19 +45,21 @@ def source_of_weights(run: RunConfig, saved: dict[str, Any] | None) -> Path | No
 
 
 def open_weights(
-    source: Path, config: ModelConfig, vocab_size: int, tokenizer_sha256: str | None
+    source: Path, config: ModelConfig, vocab_size: int, tokenizer: TokenizerOfData | None
 ) -> tuple[WeightSource, int | None]:
     """A model's weights, to be read parameter by parameter, and the step that they are of; None: not of a run of ours.
 
     Args:
         config, vocab_size: of the model that they are meant for.
-        tokenizer_sha256: digest of the tokenizer of its data, as far as it is known.
+        tokenizer: that of its data, as far as it is known.
 
     Raises:
         ValueError: it cannot be read, or its model or tokenizer is another: the message names what differs first.
     """
     opened = open_model(source, FINETUNE_FROM)
-    require_one_tokenizer(f"{FINETUNE_FROM}: {source}", opened.tokenizer_sha256, tokenizer_sha256)
+    if tokenizer:
+        require_one_tokenizer(f"{FINETUNE_FROM}: {source}", opened.tokenizer_sha256, tokenizer.sha256)
+        require_tokenizer_among(opened.companions, opened.model, tokenizer, FINETUNE_FROM)
     theirs, mine = dict(_shape(opened.model, opened.vocab_size)), dict(_shape(config, vocab_size))
     for name, value in mine.items():
         if theirs[name] != value:

@@ -12,7 +12,7 @@ from megatron_adalrs.config.corpora import Corpus, Entries, parse_corpora
 
 SEPARATE = ("train_data_path", "valid_data_path", "test_data_path")
 DEFAULT_SPLIT = "969,30,1"
-TokenizerKind = Literal["SentencePieceTokenizer", "HuggingFaceTokenizer", "ByteTokenizer"]
+TokenizerKind = Literal["SentencePieceTokenizer", "HuggingFaceTokenizer", "GPT2BPETokenizer", "ByteTokenizer"]
 
 
 class DataConfig(Group):
@@ -49,6 +49,10 @@ class DataConfig(Group):
     """Tokenizer that the data was made with; used for the vocabulary size and its checks. Optional."""
     tokenizer_model: Path | None = None
     """The tokenizer's file (or folder)."""
+    vocab_file: Path | None = None
+    """GPT2BPETokenizer's vocab.json."""
+    merge_file: Path | None = None
+    """GPT2BPETokenizer's merges.txt."""
 
     @property
     def parts(self) -> tuple[tuple[str, tuple[Corpus, ...]], ...]:
@@ -80,6 +84,15 @@ class DataConfig(Group):
     def _plain(self, entries: tuple[str, ...] | None) -> str | list[str] | None:
         """As people write it: a single prefix is no list."""
         return entries and (entries[0] if len(entries) == 1 else list(entries))
+
+    @model_validator(mode="after")
+    def _files_of_a_kind(self) -> DataConfig:
+        for name in ("vocab_file", "merge_file"):
+            require(
+                getattr(self, name) is None or self.tokenizer_type is not None,
+                f"{name}: {getattr(self, name)}: give --tokenizer-type GPT2BPETokenizer too",
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:

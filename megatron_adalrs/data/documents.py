@@ -19,7 +19,7 @@ _JSON_SUFFIXES = tuple(f".{kind}{archive}" for archive in ("", ".gz", ".zst") fo
 _PARQUET = ".parquet"
 _SUFFIXES = (*_JSON_SUFFIXES, _PARQUET)
 _ROWS = 1000  # of a row group decoded at a time
-_BATCH_BYTES = 1 << 18  # some 0.1 s of tokenizing: what is lost or waited for when a worker is stopped
+BATCH_BYTES = 1 << 18  # some 0.1 s of tokenizing: what is lost or waited for when a worker is stopped
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _batches_from(source: Path, files: Sequence[Path], start: Position) -> Itera
         if is_text:
             texts.append(path)
             size += path.stat().st_size
-        if texts and (not is_text or size >= _BATCH_BYTES):
+        if texts and (not is_text or size >= BATCH_BYTES):
             yield Batch(source, Position(number + is_text), size, files=tuple(texts))
             texts, size = [], 0
         if not is_text:
@@ -140,7 +140,7 @@ def _line_batches(source: Path, start: Position) -> Iterator[Batch]:
         position = start
         try:
             _skip(stream, start.content_bytes)
-            while lines := stream.readlines(_BATCH_BYTES):
+            while lines := stream.readlines(BATCH_BYTES):
                 end = replace(
                     position,
                     content_bytes=position.content_bytes + sum(map(len, lines)),
@@ -164,16 +164,16 @@ def _skip(stream: BinaryIO, content_bytes: int) -> None:
     if stream.seekable():
         stream.seek(content_bytes)
         return
-    while content_bytes > 0 and (passed := stream.read(min(content_bytes, _BATCH_BYTES))):
+    while content_bytes > 0 and (passed := stream.read(min(content_bytes, BATCH_BYTES))):
         content_bytes -= len(passed)
 
 
 def _decompressed(source: Path, raw: BinaryIO) -> BinaryIO:
     if source.suffix == ".gz":
-        return io.BufferedReader(gzip.GzipFile(fileobj=raw), _BATCH_BYTES)
+        return io.BufferedReader(gzip.GzipFile(fileobj=raw), BATCH_BYTES)
     if source.suffix == ".zst":
         pyarrow = _pyarrow(source)
-        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), "zstd"), _BATCH_BYTES)
+        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), "zstd"), BATCH_BYTES)
     return raw
 
 

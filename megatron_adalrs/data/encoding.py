@@ -33,6 +33,8 @@ class Recipe:
     tokenizer_model: Path | None = None
     json_key: str = "text"
     append_eod: bool = True
+    vocab_file: Path | None = None
+    merge_file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Encoder:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.tokenizer: Tokenizer = build_tokenizer(recipe.tokenizer_type, recipe.tokenizer_model)
+        files = recipe.tokenizer_model, recipe.vocab_file, recipe.merge_file
+        self.tokenizer: Tokenizer = build_tokenizer(recipe.tokenizer_type, *files)
         self.dtype = best_dtype(self.tokenizer.vocab_size)
 
     def __call__(self, batch: Batch) -> Encoded:

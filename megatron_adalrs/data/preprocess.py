@@ -32,6 +32,10 @@ class Description:
     dtype: str
     documents: int
     tokens: int
+    tokenizer_model: str | None = None
+    """Where the tokenizer's files were."""
+    vocab_file: str | None = None
+    merge_file: str | None = None
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=2).encode() + b"\n"
@@ -156,4 +160,9 @@ def _describe(encoder: Encoder, done: Progress) -> Description:
         dtype=encoder.dtype.name,
         documents=done.documents,
         tokens=done.tokens,
+        **{
+            name: str(path.absolute())
+            for name in ("tokenizer_model", "vocab_file", "merge_file")
+            if (path := getattr(encoder.recipe, name)) is not None
+        },
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
@@ -18,8 +19,8 @@ class Tokenizer(Protocol):
     """Text to token ids and back.
 
     `vocab_size`: every id is below it. `eod`: the id that ends a document. `sha256`: hex digest of the model
-    file (of the name, for a tokenizer without one), to tell whether data and model were made with the same
-    tokenizer.
+    file (of the name, for a tokenizer without one; of both digests, for one of two files), to tell whether data
+    and model were made with the same tokenizer.
     """
 
     vocab_size: int
@@ -31,6 +32,22 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: list[int]) -> str: ...
+
+
+@dataclass(frozen=True)
+class TokenizerOfData:
+    """What is known of the tokenizer that made a run's data."""
+
+    kind: str
+    sha256: str
+    told_by: str
+    """Its file, or the note beside the data."""
+    files: tuple[Path | None, ...] | None
+    """As `build_tokenizer` takes them; None: it is not known where they are."""
+
+    def build(self) -> Tokenizer | None:
+        """None where it is not known where its files are. Raises ValueError, OSError as `build_tokenizer`."""
+        return None if self.files is None else build_tokenizer(self.kind, *self.files)
 
 
 class ByteTokenizer:
@@ -72,7 +89,28 @@ class SentencePieceTokenizer:
         return self._processor.decode(ids)
 
 
-class HuggingFaceTokenizer:
+class _OfThePackage:
+    """A tokenizer of the package tokenizers, its `backend`. Raises ValueError where that is not installed."""
+
+    def __init__(self) -> None:
+        try:
+            import tokenizers
+        except ImportError as error:
+            raise ValueError(
+                f"{type(self).__name__} needs the package tokenizers: pip install 'megatron-adalrs[hf]'"
+            ) from error
+        self._package = tokenizers
+        self.backend: Any = None
+
+    def encode(self, text: str) -> list[int]:
+        text.encode()  # the package would silently replace unpaired surrogates
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: list[int]) -> str:
+        return self.backend.decode(ids, skip_special_tokens=False)
+
+
+class HuggingFaceTokenizer(_OfThePackage):
     """A Hugging Face `tokenizer.json`, or the folder that holds it.
 
     The end of a document is the `eos_token` of a `tokenizer_config.json` beside it, else the first known of
@@ -81,27 +119,22 @@ class HuggingFaceTokenizer:
     """
 
     def __init__(self, model_path: Path | str) -> None:
-        try:
-            from tokenizers import Tokenizer as Backend
-        except ImportError as error:
-            raise ValueError(
-                "HuggingFaceTokenizer needs the package tokenizers: pip install 'megatron-adalrs[hf]'"
-            ) from error
+        super().__init__()
         path = Path(model_path)
         path = _model_file(path / "tokenizer.json" if path.is_dir() else path)
         model = path.read_bytes()
         try:
-            self._backend = Backend.from_buffer(model)
+            self.backend = self._package.Tokenizer.from_buffer(model)
         except Exception as error:  # the package raises bare Exception for whatever it cannot read
             raise ValueError(f"{path} is not a Hugging Face tokenizer: {error}") from error
-        self._backend.no_truncation()
-        self._backend.no_padding()
-        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        vocabulary = self.backend.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         self.sha256 = hashlib.sha256(model).hexdigest()
-        special = [token.content for token in self._backend.get_added_tokens_decoder().values() if token.special]
+        special = [token.content for token in self.backend.get_added_tokens_decoder().values() if token.special]
         settings = _settings(path.with_name("tokenizer_config.json"))
-        self._backend.encode_special_tokens = settings.get("split_special_tokens") is True
+        self.backend.encode_special_tokens = settings.get("split_special_tokens") is True
         candidates = [*_configured_eos(settings), *_END_OF_DOCUMENT]
         if len(special) == 1:
             candidates += special
@@ -110,35 +143,69 @@ class HuggingFaceTokenizer:
             raise ValueError(f"{path} has none of {', '.join(candidates)}: one is required, it ends a document")
         self.eod: int = vocabulary[known[0]]
 
-    def encode(self, text: str) -> list[int]:
-        text.encode()  # the package would silently replace unpaired surrogates
-        return self._backend.encode(text, add_special_tokens=False).ids
 
-    def decode(self, ids: list[int]) -> str:
-        return self._backend.decode(ids, skip_special_tokens=False)
+class GPT2BPETokenizer(_OfThePackage):
+    """GPT-2's: a `vocab.json` and a `merges.txt`; its <|endoftext|> ends a document, spelled out in a text too."""
+
+    def __init__(self, vocab_file: Path | str, merge_file: Path | str) -> None:
+        super().__init__()
+        vocab_path, merge_path = _model_file(vocab_file), _model_file(merge_file)
+        vocabulary = json_object(vocab_path)
+        if not all(type(token) is int and token >= 0 for token in vocabulary.values()):
+            raise ValueError(f"{vocab_path} is not a vocabulary: required an id, 0 or more, of each token")
+        models, end = self._package.models, _END_OF_DOCUMENT[0]
+        alphabet = self._package.pre_tokenizers.ByteLevel.alphabet()
+        if lacking := {*alphabet, end} - vocabulary.keys():
+            raise ValueError(f"{vocab_path} lacks {len(lacking)} of {end} and the 256 bytes, such as {min(lacking)!r}")
+        try:
+            model = models.BPE.from_file(str(vocab_path), str(merge_path))
+        except Exception as error:  # bare, as above
+            raise ValueError(f"{merge_path} does not hold merges of {vocab_path}: {error}") from error
+        self.backend = self._package.Tokenizer(model)
+        self.backend.pre_tokenizer = self._package.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        self.backend.decoder = self._package.decoders.ByteLevel()
+        self.backend.add_special_tokens([self._package.AddedToken(end, special=True, normalized=False)])
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.eod: int = vocabulary[end]
+        self.sha256 = digest_of_files(vocab_path, merge_path)
 
 
-_FROM_FILE: dict[str, Callable[[Path | str], Tokenizer]] = {
-    "SentencePieceTokenizer": SentencePieceTokenizer,
-    "HuggingFaceTokenizer": HuggingFaceTokenizer,
-}
+def digest_of_files(*paths: Path) -> str:
+    """`sha256` of the tokenizer that these files are. Raises OSError."""
+    digests = [hashlib.sha256(path.read_bytes()) for path in paths]
+    return (digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(one.digest() for one in digests))).hexdigest()
 
 
-def build_tokenizer(kind: str, model_path: Path | str | None = None) -> Tokenizer:
+def build_tokenizer(
+    kind: str,
+    model_path: Path | str | None = None,
+    vocab_file: Path | str | None = None,
+    merge_file: Path | str | None = None,
+) -> Tokenizer:
     """The tokenizer of one of `TOKENIZER_KINDS`.
 
     Raises ValueError for an unknown kind, a missing or superfluous path, a model that cannot be read or that
-    has no end of document; FileNotFoundError if the file is not there.
+    has no end of document; FileNotFoundError if a file is not there.
     """
     if kind not in TOKENIZER_KINDS:
         raise ValueError(f"tokenizer type {kind!r}: required one of {', '.join(TOKENIZER_KINDS)}")
-    if kind == "ByteTokenizer":
-        if model_path is not None:
-            raise ValueError(f"tokenizer model {model_path}: ByteTokenizer takes none")
-        return ByteTokenizer()
-    if model_path is None:
-        raise ValueError(f"tokenizer model: required for {kind}")
-    return _FROM_FILE[kind](model_path)
+    given = {"tokenizer model": model_path, "vocab_file": vocab_file, "merge_file": merge_file}
+    build, needed = _BUILDERS[kind]
+    for name, path in given.items():
+        if name in needed and path is None:
+            raise ValueError(f"{name}: required for {kind}")
+        if name not in needed and path is not None:
+            takes = f"takes {' and '.join(needed)}" if needed else "takes none"
+            raise ValueError(f"{name} {path}: {kind} {takes}")
+    return build(*(given[name] for name in needed))
+
+
+_BUILDERS: dict[str, tuple[Callable[..., Tokenizer], tuple[str, ...]]] = {
+    "SentencePieceTokenizer": (SentencePieceTokenizer, ("tokenizer model",)),
+    "HuggingFaceTokenizer": (HuggingFaceTokenizer, ("tokenizer model",)),
+    "GPT2BPETokenizer": (GPT2BPETokenizer, ("vocab_file", "merge_file")),
+    "ByteTokenizer": (ByteTokenizer, ()),
+}
 
 
 def _model_file(path: Path | str) -> Path:
@@ -149,15 +216,18 @@ def _model_file(path: Path | str) -> Path:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
+    return json_object(path) if path.is_file() else {}
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """Raises ValueError where a file holds anything else, OSError where it cannot be read."""
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON object: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} is not a JSON object: {settings!r:.40}")
-    return settings
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a JSON object: {content!r:.40}")
+    return content
 
 
 def _configured_eos(settings: dict[str, Any]) -> list[str]:

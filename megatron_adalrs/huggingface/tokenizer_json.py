@@ -7,19 +7,29 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_adalrs.data.tokenizer import build_tokenizer
+from megatron_adalrs.data.tokenizer import (
+    GPT2BPETokenizer,
+    HuggingFaceTokenizer,
+    Tokenizer,
+    build_tokenizer,
+    json_object,
+)
+from megatron_adalrs.huggingface.companions import (
+    MADE_FROM,
+    MERGES,
+    PLAIN_TOKENIZER,
+    SENTENCEPIECE_MODEL,
+    TOKENIZER_CONFIG,
+    TOKENIZER_JSON,
+    VOCAB,
+)
 from megatron_adalrs.huggingface.families import QWEN2
 from megatron_adalrs.huggingface.sentencepiece_json import backend_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
-TOKENIZER_JSON, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
-SENTENCEPIECE_MODEL = "tokenizer.model"
 END_OF_DOCUMENT = "<|endoftext|>"
-MADE_FROM = "made_from"
-"""In tokenizer_config.json: kind and digest of the tokenizer that tokenizer.json was made from."""
-_MODULE = "plain_tokenizer"  # see companions.py
 _CODE = b"""from transformers import PreTrainedTokenizerFast
 
 
@@ -36,45 +46,49 @@ def made_for_transformers(kind: str | None, files: Mapping[str, Path], model_typ
         files: by Hugging Face's names.
         model_type: of config.json.
     """
-    if kind not in ("ByteTokenizer", "SentencePieceTokenizer", "HuggingFaceTokenizer"):
+    if kind is None or (TOKENIZER_JSON in files and kind != "HuggingFaceTokenizer"):
+        return {}, ""
+    named = json_object(files[TOKENIZER_CONFIG]) if TOKENIZER_JSON in files and TOKENIZER_CONFIG in files else {}
+    if _is_heeded(named, model_type):
         return {}, ""
     try:
         import tokenizers  # noqa: F401
     except ImportError:
-        if TOKENIZER_JSON in files:
-            return {}, ""
-        return {}, f"no {TOKENIZER_JSON} is made: it needs the package tokenizers: pip install 'megatron-adalrs[hf]'"
+        made = TOKENIZER_CONFIG if TOKENIZER_JSON in files else TOKENIZER_JSON
+        return {}, f"no {made} is made: it needs the package tokenizers: pip install 'megatron-adalrs[hf]'"
+    if TOKENIZER_JSON in files:
+        ours = HuggingFaceTokenizer(files[TOKENIZER_JSON])
+        config = _config(ours.backend.id_to_token(ours.eod))
+        return _with_config({}, config | named | {"tokenizer_class": config["tokenizer_class"]}, model_type), ""
+    told = f"{TOKENIZER_JSON} is made of it, for the same ids from AutoTokenizer"
     if kind == "ByteTokenizer":
         told = f"{TOKENIZER_JSON} is made: ids are the bytes of UTF-8, 256 ({END_OF_DOCUMENT}) ends a document"
-        return _written(_bytes(), END_OF_DOCUMENT, kind, None, model_type), told
-    if TOKENIZER_JSON in files:
-        return _config_beside(files, model_type), ""
+        return _made(_bytes(), END_OF_DOCUMENT, build_tokenizer(kind), kind, model_type), told
     if kind == "SentencePieceTokenizer" and SENTENCEPIECE_MODEL in files:
-        model = files[SENTENCEPIECE_MODEL]
-        backend, reason = backend_of(model.read_bytes())
+        ours = build_tokenizer(kind, files[SENTENCEPIECE_MODEL])
+        backend, reason = backend_of(files[SENTENCEPIECE_MODEL].read_bytes())
         if backend is None:
             return {}, f"no {TOKENIZER_JSON} is made of it: {reason}"
-        eod = backend.id_to_token(build_tokenizer(kind, model).eod)
-        told = f"{TOKENIZER_JSON} is made of it, for the same ids from AutoTokenizer"
-        return _written(backend, eod, kind, model, model_type), told
+        return _made(backend, backend.id_to_token(ours.eod), ours, kind, model_type), told
+    if kind == "GPT2BPETokenizer" and VOCAB in files and MERGES in files:
+        ours = GPT2BPETokenizer(files[VOCAB], files[MERGES])
+        return _made(ours.backend, END_OF_DOCUMENT, ours, kind, model_type), told
     return {}, ""
 
 
-def _config_beside(files: Mapping[str, Path], model_type: str) -> dict[str, bytes]:
-    """Without a tokenizer_config.json AutoTokenizer takes the class that is usual for the model, whatever there is."""
-    if TOKENIZER_CONFIG in files:
-        return {}
-    from tokenizers import Tokenizer as Backend
-
-    path = files[TOKENIZER_JSON]
-    eod = build_tokenizer("HuggingFaceTokenizer", path).eod
-    return _with_config({}, _config(Backend.from_file(str(path)).id_to_token(eod)), model_type)
+def _is_heeded(config: Mapping[str, Any], model_type: str) -> bool:
+    """Whether AutoTokenizer takes the class that a tokenizer_config.json names: it takes the one that is usual for the
+    model where none is named, and Qwen2's for its models: see `_with_config`."""
+    named = str(config.get("tokenizer_class", ""))
+    return bool(named) and (model_type != QWEN2.model_type or named.startswith("Qwen2") or "auto_map" in config)
 
 
-def _written(backend: Backend, eod: str, kind: str, model: Path | None, model_type: str) -> dict[str, bytes]:
+def _made(backend: Backend, eod: str, ours: Tokenizer, kind: str, model_type: str) -> dict[str, bytes]:
+    """tokenizer.json and what belongs to it. Args: `eod`: the name of the token that ends a document."""
     config = _config(eod) | {
-        "split_special_tokens": True,  # ours never take what is spelled out in a text for a special token
-        MADE_FROM: {"tokenizer_type": kind, "sha256": build_tokenizer(kind, model).sha256},
+        # Whether what is spelled out in a text is no special token; tokenizer.json cannot say it.
+        "split_special_tokens": backend.encode_special_tokens,
+        MADE_FROM: {"tokenizer_type": kind, "sha256": ours.sha256},
     }
     return _with_config({TOKENIZER_JSON: backend.to_str(pretty=True).encode()}, config, model_type)
 
@@ -88,8 +102,8 @@ def _with_config(files: dict[str, bytes], config: dict[str, Any], model_type: st
     if model_type == QWEN2.model_type:
         # Version 5 of transformers gives every model of this type Qwen's own normaliser and pre-tokenizer, unless its
         # tokenizer has code of its own, whether that is trusted and run or not.
-        config = config | {"auto_map": {"AutoTokenizer": [f"{_MODULE}.PlainTokenizer"] * 2}}
-        files = files | {f"{_MODULE}.py": _CODE}
+        config = config | {"auto_map": {"AutoTokenizer": [f"{Path(PLAIN_TOKENIZER).stem}.PlainTokenizer"] * 2}}
+        files = files | {PLAIN_TOKENIZER: _CODE}
     return files | {TOKENIZER_CONFIG: _json(config)}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -52,9 +53,9 @@ class TextSize:
         self._document: list[int] = []
         self._bytes = 0
 
-    def add(self, before: int, targets: np.ndarray) -> None:
-        """The tokens [n] that follow `before`; NOT_COUNTED ones are passed over."""
-        if before == self._tokenizer.eod:
+    def add(self, first: int, targets: np.ndarray) -> None:
+        """The tokens [n] that follow the first one of a window; NOT_COUNTED ones are passed over."""
+        if first == self._tokenizer.eod:
             self._end()
         for index, part in enumerate(np.split(targets, np.flatnonzero(targets == self._tokenizer.eod))):
             if index:
@@ -71,42 +72,54 @@ class TextSize:
         return self._bytes
 
 
-def windows(indexed: IndexedDataset, documents: range, length: int, begin: int | None = None) -> Iterator[np.ndarray]:
-    """The documents one after the other in windows of `length` + 1 tokens, int64.
+class Window(NamedTuple):
+    """A piece of text that is seen by itself."""
+
+    tokens: np.ndarray
+    """[n], int64."""
+    predicted: int
+    """So many of the last ones; the first n - predicted are context, at least one."""
+
+
+def windows(indexed: IndexedDataset, documents: range, length: int) -> Iterator[Window]:
+    """The documents one after the other, `length` predicted tokens at a time.
 
     The last token of a window is the first of the next, so that all but the corpus's very first are predicted once;
     the last window may be shorter.
-
-    Args:
-        begin: the end-of-document token, to have every document by itself: after this token, which then is not
-            predicted at its end.
     """
-    if begin is None:
-        first, end = (int(indexed.document_offsets[bound]) for bound in (documents.start, documents.stop))
-        for start in range(first, end - 1, length):
-            yield indexed.tokens(start, min(length + 1, end - start)).astype(np.int64)
-        return
+    first, end = (int(indexed.document_offsets[bound]) for bound in (documents.start, documents.stop))
+    for start in range(first, end - 1, length):
+        tokens = indexed.tokens(start, min(length + 1, end - start)).astype(np.int64)
+        yield Window(tokens, len(tokens) - 1)
+
+
+def windows_apart(indexed: IndexedDataset, documents: range, length: int, eod: int) -> Iterator[Window]:
+    """Every document by itself, after an end-of-document token; its own, if it has one, is not predicted.
+
+    The last window of a document is filled up with context, as lm_eval's rolling windows are.
+    """
     for document in documents:
-        tokens = np.concatenate([[begin], indexed.get_document(document)]).astype(np.int64)
-        end = len(tokens) - int(tokens[-1] == begin)
+        tokens = np.concatenate([[eod], indexed.get_document(document)]).astype(np.int64)
+        end = len(tokens) - int(tokens[-1] == eod)
         for start in range(0, end - 1, length):
-            yield tokens[start : min(start + length + 1, end)]
+            stop = min(start + length + 1, end)
+            yield Window(tokens[max(stop - length - 1, 0) : stop], stop - start - 1)
 
 
-def batches(windows: Iterable[np.ndarray], size: int, max_tokens: int | None) -> Iterator[np.ndarray]:
-    """Up to `size` neighbouring windows of one length, [n, length + 1], up to the window that reaches `max_tokens`."""
-    batch: list[np.ndarray] = []
+def batches(windows: Iterable[Window], size: int, max_tokens: int | None) -> Iterator[list[Window]]:
+    """Up to `size` neighbouring windows of one length, up to the window that reaches `max_tokens`."""
+    batch: list[Window] = []
     tokens = 0
     for window in windows:
-        if batch and (len(batch) == size or len(window) != len(batch[0])):
-            yield np.stack(batch)
-            batch.clear()
+        if batch and (len(batch) == size or len(window.tokens) != len(batch[0].tokens)):
+            yield batch
+            batch = []
         batch.append(window)
-        tokens += len(window) - 1
+        tokens += window.predicted
         if max_tokens is not None and tokens >= max_tokens:
             break
     if batch:
-        yield np.stack(batch)
+        yield batch
 
 
 class _Tally:
@@ -118,14 +131,14 @@ class _Tally:
         self._sizes: list[int] = []
         self._text = TextSize(tokenizer) if tokenizer else None
 
-    def add(self, losses: Tensor, targets: Tensor, before: np.ndarray) -> None:
-        """Losses of targets [windows, length], and the tokens before the first of each."""
+    def add(self, losses: Tensor, targets: Tensor, first: list[int]) -> None:
+        """Losses of targets [windows, length], and the first token of each window."""
         counted = (targets != NOT_COUNTED).sum(dim=1)
         self._losses.extend((losses.double().sum(dim=1) / counted.clamp(min=1)).tolist())
         self._sizes.extend(counted.tolist())
         self.tokens += int(counted.sum())
         if self._text:
-            for token, predicted in zip(before.tolist(), targets.cpu().numpy(), strict=True):
+            for token, predicted in zip(first, targets.cpu().numpy(), strict=True):
                 self._text.add(token, predicted)
 
     def evaluated(self) -> Evaluated:
@@ -147,7 +160,7 @@ def evaluate(
     batch_size: int,
     max_tokens: int | None = None,
     tokenizer: Tokenizer | None = None,
-    begin: int | None = None,
+    apart_after: int | None = None,
     on_progress: Callable[[int], None] = lambda tokens: None,
 ) -> Evaluated:
     """The mean next-token loss of a model, each window seen by itself, over the tokens that counted in its training.
@@ -157,7 +170,7 @@ def evaluate(
         batch_size: windows at a time.
         max_tokens: stop at the first window that reaches them; None: all.
         tokenizer: what the tokens are of, to count the bytes of their text.
-        begin: see `windows`.
+        apart_after: the end-of-document token, for `windows_apart`; None: `windows`.
         on_progress: told how many tokens were predicted, after every batch.
 
     Raises:
@@ -165,12 +178,18 @@ def evaluate(
     """
     device = next(model.parameters()).device
     tally = _Tally(tokenizer)
-    for batch in batches(windows(indexed, documents, length, begin), batch_size, max_tokens):
-        tokens = torch.from_numpy(batch).to(device)
+    if apart_after is None:
+        found = windows(indexed, documents, length)
+    else:
+        found = windows_apart(indexed, documents, length, apart_after)
+    for batch in batches(found, batch_size, max_tokens):
+        tokens = torch.from_numpy(np.stack([window.tokens for window in batch])).to(device)
         logits = model.logits(tokens[:, :-1]).float()
-        targets = model.documents.targets(tokens)
+        context = torch.tensor([[logits.shape[1] - window.predicted] for window in batch], device=device)
+        is_context = torch.arange(logits.shape[1], device=device) < context
+        targets = model.documents.targets(tokens).masked_fill(is_context, NOT_COUNTED)
         losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none", ignore_index=NOT_COUNTED)
-        tally.add(losses, targets, batch[:, 0])
+        tally.add(losses, targets, [int(window.tokens[0]) for window in batch])
         on_progress(tally.tokens)
     if not tally.tokens:
         raise ValueError(f"the documents of {indexed.prefix} have fewer than 2 tokens: nothing can be predicted")

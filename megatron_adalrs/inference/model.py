@@ -8,8 +8,10 @@ import torch
 
 from megatron_adalrs.checkpoint import OpenedModel
 from megatron_adalrs.checkpoint.fitting import require_one_tokenizer
-from megatron_adalrs.data.preprocess import read_description
-from megatron_adalrs.data.tokenizer import Tokenizer, build_tokenizer
+from megatron_adalrs.checkpoint.tokenizer_files import require_tokenizer_among
+from megatron_adalrs.data.preprocess import description_path, read_description
+from megatron_adalrs.data.tokenizer import Tokenizer, TokenizerOfData, build_tokenizer
+from megatron_adalrs.huggingface.companions import digests_of, tokenizer_in
 from megatron_adalrs.model.documents import ONE_DOCUMENT, Documents
 from megatron_adalrs.model.gpt import GPT, write_weights
 
@@ -43,17 +45,20 @@ def best_device() -> str:
     return "cuda" if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda" else "cpu"
 
 
-def tokenizer_of(opened: OpenedModel, kind: str | None, path: str | None) -> Tokenizer:
+def tokenizer_of(opened: OpenedModel, kind: str | None, *paths: str | None) -> Tokenizer:
     """The tokenizer that is asked for, or else the one that is known to belong to the model.
+
+    Args:
+        kind, paths: as `build_tokenizer` takes them.
 
     Raises:
         ValueError: none is known, it cannot be read, or it has tokens that the model lacks.
         FileNotFoundError: its file is not there.
     """
     if kind:
-        tokenizer = build_tokenizer(kind, path)
-    elif path:
-        raise ValueError(f"tokenizer_model: {path}: give --tokenizer-type too")
+        tokenizer = build_tokenizer(kind, *paths)
+    elif any(paths):
+        raise ValueError(f"tokenizer_model: {next(filter(None, paths))}: give --tokenizer-type too")
     else:
         tokenizer = _own_tokenizer(opened)
     if tokenizer.vocab_size > opened.vocab_size:
@@ -65,28 +70,40 @@ def tokenizer_of(opened: OpenedModel, kind: str | None, path: str | None) -> Tok
 
 
 def tokenizer_of_corpus(
-    opened: OpenedModel, prefix: str, kind: str | None, path: str | None
+    opened: OpenedModel, prefix: str, kind: str | None, *paths: str | None
 ) -> tuple[Tokenizer | None, str]:
     """The tokenizer that gives back the text of a corpus, or None and why there is none.
 
+    Args:
+        kind, paths: as `build_tokenizer` takes them; else what belongs to the model.
+
     Raises:
-        ValueError, FileNotFoundError: the one that is asked for cannot be had, or the corpus was made with another one
-            than that or than the data of the model's run.
+        ValueError, OSError: the one that is asked for cannot be had, or the corpus is known to be of another one than
+            that or than the model's.
     """
+    asked = tokenizer_of(opened, kind, *paths) if kind or any(paths) else None
     note = read_description(prefix)
-    made = note.tokenizer_sha256 if note else None
-    require_one_tokenizer(f"data_path: {prefix}: {opened.path}", opened.tokenizer_sha256, made)
-    try:
-        tokenizer = tokenizer_of(opened, kind, path)
-        if made not in (None, tokenizer.sha256):
-            named = path or kind or f"the tokenizer of {opened.path}"
+    of_data = None
+    if asked and kind:
+        of_data = TokenizerOfData(kind, asked.sha256, str(next(filter(None, paths), kind)), paths)
+        if note and note.tokenizer_sha256 != asked.sha256:
             raise ValueError(
-                f"tokenizer_model: {named} (SHA-256 {tokenizer.sha256:.12}) is not what made {prefix} ({made:.12})"
+                f"tokenizer_type: {of_data.told_by} (SHA-256 {asked.sha256:.12}) is not what made {prefix} "
+                f"({note.tokenizer_type}, {note.tokenizer_sha256:.12}, says {description_path(prefix)})"
             )
+    elif note:
+        files = () if note.tokenizer_type == "ByteTokenizer" else None
+        of_data = TokenizerOfData(note.tokenizer_type, note.tokenizer_sha256, str(description_path(prefix)), files)
+    if of_data:
+        require_one_tokenizer(f"data_path: {prefix}: {opened.path}", opened.tokenizer_sha256, of_data.sha256)
+        require_tokenizer_among(opened.companions, opened.model, of_data, "data_path")
+    try:
+        tokenizer = asked or tokenizer_of(opened, None)
     except (ValueError, OSError) as error:
-        if kind or path:
-            raise
         return None, str(error)
+    # Of tokenizers of two kinds, in files that do not name each other, nothing tells whether they are the same.
+    if of_data and of_data.sha256 not in (tokenizer.sha256, *digests_of(opened.tokenizer().files).values()):
+        return None, f"{prefix} was made with a {of_data.kind}; give --tokenizer-type and its files"
     return tokenizer, ""
 
 
@@ -94,7 +111,7 @@ def _own_tokenizer(opened: OpenedModel) -> Tokenizer:
     known = opened.tokenizer()
     if known.kind == "ByteTokenizer":
         return build_tokenizer("ByteTokenizer")
-    for name, kind in (("tokenizer.json", "HuggingFaceTokenizer"), ("tokenizer.model", "SentencePieceTokenizer")):
-        if name in known.files:
-            return build_tokenizer(kind, known.files[name])
-    raise ValueError(f"tokenizer_type: {opened.path} names no tokenizer; give --tokenizer-type and --tokenizer-model")
+    found = tokenizer_in(known.files, opened.model)
+    if found is None:
+        raise ValueError(f"tokenizer_type: {opened.path} names no tokenizer; give --tokenizer-type and its files")
+    return found

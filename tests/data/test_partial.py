@@ -28,7 +28,7 @@ class Killed(BaseException):
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "_BATCH_BYTES", 100)
+    monkeypatch.setattr(documents, "BATCH_BYTES", 100)
 
 
 def corpus(folder: Path, kind: str) -> Path:

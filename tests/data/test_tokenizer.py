@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from megatron_adalrs.data.tokenizer import (
     TOKENIZER_KINDS,
@@ -76,13 +74,6 @@ def test_sentencepiece(sentencepiece_model: Path) -> None:
     assert tokenizer.sha256 == hashlib.sha256(sentencepiece_model.read_bytes()).hexdigest()
     code = TEXTS["code"]
     assert len(tokenizer.encode(code)) < len(code) / 2
-
-
-@settings(max_examples=200, deadline=None)
-@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581")))
-def test_sentencepiece_gives_back_any_text(sentencepiece_model: Path, text: str) -> None:
-    tokenizer = build_tokenizer("SentencePieceTokenizer", sentencepiece_model)
-    assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_hugging_face(hugging_face_folder: Path) -> None:

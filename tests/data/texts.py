@@ -15,7 +15,7 @@ TEXTS = {
     "code": inspect.getsource(gzip),
     "blanks": "  lead\n\n\n\ttab \t \r\n    if x:\r\n\t\treturn  1   \n        ",
     "markers": "<s>not a marker</s> <unk> <0x41> \x00 \x7f \ufeff",
-    "scripts": "Ελληνικά, Кириллица, עברית, العربية, हिन्दी, ไทย, 中文, 日本語かな, 한국어, ქართული, አማርኛ",
+    "scripts": "Ελληνικά, Кириллица, עברית, العربية, हिन्दी, ไทย, 中文, 日本語かなカナ, 한국어, ქართული, አማርኛ",
     "combining": "e\u0301 vs \u00e9, ﬁ ligature, ½, full-width ＡＢＣ, no-break\u00a0blank, \u2028",
     "emoji": "😀 👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 🇺🇳",
     "empty": "",
@@ -27,6 +27,17 @@ def write_corpus(folder: Path) -> Path:
     path = folder / "corpus.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS.values()), encoding="utf-8")
     return path
+
+
+def gpt2_files(folder: Path) -> Path:
+    """The folder, with a vocab.json and a merges.txt of 500 tokens."""
+    tokenizers = pytest.importorskip("tokenizers", reason="the package tokenizers (extra hf) is not installed")
+    trainer = tokenizers.ByteLevelBPETokenizer()
+    trainer.train_from_iterator(
+        TEXTS.values(), vocab_size=500, special_tokens=["<|endoftext|>"], min_frequency=2, show_progress=False
+    )
+    trainer.save_model(str(folder))
+    return folder
 
 
 def require_protocol(tokenizer: Tokenizer) -> None:

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, GPT2Config, LlamaConfig, PretrainedConfi
 
 from megatron_adalrs.data.tokenizer import Tokenizer, build_tokenizer
 from megatron_adalrs.data.train_tokenizer import train_sentencepiece
+from megatron_adalrs.huggingface.companions import companions_in
 from megatron_adalrs.huggingface.tokenizer_json import made_for_transformers
 from tests.data.texts import TEXTS, require_protocol, write_corpus
 
@@ -138,13 +139,35 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     )  # fmt: skip
 
 
-def test_a_tokenizer_json_gets_the_settings_that_it_lacks(models: Mapping[str, Path | None], tmp_path: Path) -> None:
-    _, files, _ = made(models["bpe"])
-    path = tmp_path / "tokenizer.json"
-    path.write_bytes(files["tokenizer.json"])
-    added, told = made_for_transformers("HuggingFaceTokenizer", {"tokenizer.json": path}, "gpt2")
-    assert (list(added), told) == (["tokenizer_config.json"], "")
-    assert json.loads(added["tokenizer_config.json"])["eos_token"] == "</s>"
-    both = {"tokenizer.json": path, "tokenizer_config.json": path}
-    assert made_for_transformers("HuggingFaceTokenizer", both, "gpt2") == ({}, "")
-    assert made_for_transformers(None, {"tokenizer.json": path}, "gpt2") == ({}, ""), "it came with a model"
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
+@pytest.mark.parametrize(
+    "named", [None, {"padding_side": "left"}, {"tokenizer_class": "PreTrainedTokenizerFast"}], ids=str
+)
+def test_a_tokenizer_json_gets_the_settings_that_it_lacks(
+    models: Mapping[str, Path | None], tmp_path: Path, named: dict[str, str] | None, config: type[PretrainedConfig]
+) -> None:
+    ours, files, _ = made(models["bpe"])
+    (tmp_path / "tokenizer.json").write_bytes(files["tokenizer.json"])
+    if named is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
+    config(vocab_size=600, bos_token_id=0, eos_token_id=0).save_pretrained(tmp_path)
+    added, told = made_for_transformers("HuggingFaceTokenizer", companions_in(tmp_path), config.model_type)
+    for name, content in added.items():
+        (tmp_path / name).write_bytes(content)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    for name, text in TEXTS.items():
+        if name != "markers":  # as everywhere, special tokens in texts are special tokens to a tokenizer.json
+            assert theirs(text)["input_ids"] == ours.encode(text)
+            assert theirs.decode(ours.encode(text)) == text
+    is_whole = named and "tokenizer_class" in named and config is not Qwen2Config
+    assert (bool(added), told) == (not is_whole, "")
+    if added:
+        assert (theirs.eos_token, theirs.padding_side) == ("</s>", (named or {}).get("padding_side", "right"))
+
+
+def test_files_that_are_whole_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
+    assert made_for_transformers("HuggingFaceTokenizer", companions_in(tmp_path), "qwen2") == ({}, ""), "Qwen's own"
+    (tmp_path / "tokenizer_config.json").unlink()
+    assert made_for_transformers(None, companions_in(tmp_path), "gpt2") == ({}, ""), "they came with a model"

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 from megatron_adalrs.data.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 from megatron_adalrs.data.tokenizer import ByteTokenizer
-from megatron_adalrs.inference.evaluation import NOT_COUNTED, Evaluated, TextSize, evaluate, windows
+from megatron_adalrs.inference.evaluation import NOT_COUNTED, Evaluated, TextSize, evaluate, windows, windows_apart
 from tests.inference.test_decoder import VOCABULARY, model_of
 
 
@@ -26,11 +27,11 @@ def indexed(tmp_path: Path) -> IndexedDataset:
 
 
 def test_windows_predict_every_token_but_the_first_once(indexed: IndexedDataset) -> None:
-    found = list(windows(indexed, range(1, 3), 8))
+    found = [window.tokens for window in windows(indexed, range(1, 3), 8)]
     stream = indexed.tokens(30, 41).astype(np.int64)
     assert [len(window) for window in found] == [9] * 5
     assert np.concatenate([window[1:] for window in found]).tolist() == stream[1:].tolist()
-    assert [len(window) for window in windows(indexed, range(3, 4), 10)] == [11, 11, 5]
+    assert [len(window.tokens) for window in windows(indexed, range(3, 4), 10)] == [11, 11, 5]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
@@ -38,9 +39,9 @@ def test_the_loss_is_the_mean_over_tokens(indexed: IndexedDataset, batch_size: i
     model = model_of("gpt2")
     found = evaluate(model, indexed, range(4), 10, batch_size)
     expected, tokens = 0.0, 0
-    for window in windows(indexed, range(4), 10):
-        expected += model(torch.from_numpy(window)[None]).item() * (len(window) - 1)
-        tokens += len(window) - 1
+    for window, predicted in windows(indexed, range(4), 10):
+        expected += model(torch.from_numpy(window)[None]).item() * predicted
+        tokens += predicted
     assert found.tokens == tokens == 95
     assert found.loss == pytest.approx(expected / tokens, rel=1e-6)
     assert found.perplexity == pytest.approx(np.exp(expected / tokens), rel=1e-5)
@@ -59,13 +60,20 @@ def test_a_lone_token_is_refused(indexed: IndexedDataset) -> None:
 
 
 def test_documents_apart_begin_after_an_end_and_their_own_is_not_predicted(indexed: IndexedDataset) -> None:
-    end = int(indexed.tokens(29, 1)[0])  # what the first document ends with, and no other
-    found = list(windows(indexed, range(2), 20, begin=end))
-    assert [len(window) for window in found] == [21, 10, 2]
-    assert np.concatenate([found[0], found[1][1:]]).tolist() == [end, *indexed.get_document(0)[:-1].tolist()]
-    assert found[2].tolist() == [end, int(indexed.get_document(1)[0])]
-    apart = evaluate(model_of("gpt2"), indexed, range(2), 20, 8, begin=end)
-    assert apart.tokens == 30
+    first, end = indexed.get_document(0), int(indexed.get_document(0)[-1])
+    found = list(windows_apart(indexed, range(2), 20, end))
+    assert [window.predicted for window in found] == [20, 9, 1]
+    assert found[0].tokens.tolist() == [end, *first[:20].tolist()]
+    assert found[1].tokens.tolist() == first[8:29].tolist(), "full, of which 9 are predicted"
+    assert found[2].tokens.tolist() == [end, int(indexed.get_document(1)[0])]
+    model, batch_sizes = model_of("gpt2"), (1, 8)
+    expected = sum(
+        cross_entropy(model.logits(tokens[None, :-1])[0, -count:], tokens[-count:], reduction="sum").item()
+        for tokens, count in ((torch.from_numpy(window.tokens), window.predicted) for window in found)
+    )
+    for size in batch_sizes:
+        apart = evaluate(model, indexed, range(2), 20, size, apart_after=end)
+        assert (apart.tokens, apart.loss) == (30, pytest.approx(expected / 30, rel=1e-6))
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 100])

@@ -206,7 +206,11 @@ def test_a_run_takes_its_tokenizer_along(one_rank: Ranks, tmp_path: Path, conver
     done = convert("--from", tmp_path / "begun", "--to-hf", tmp_path / "out2")
     assert f"{source}/tokenizer.json is copied" in done.stdout
     assert json.loads((tmp_path / "out2/config.json").read_text())["vocab_size"] == 310
+    # Else the one that is noted beside the data, as long as it is there.
     (source / "tokenizer.json").write_text("{}")
+    done = convert("--from", tmp_path / "begun", "--to-hf", tmp_path / "noted")
+    assert f"{model}/tokenizer.json is copied" in done.stdout
+    shutil.rmtree(model)
     done = convert("--from", tmp_path / "begun", "--to-hf", tmp_path / "out3")
     assert f"{source}/tokenizer.json is not what made {data}, no tokenizer is copied" in done.stdout
     shutil.rmtree(source)

@@ -53,11 +53,11 @@ def test_a_run_and_its_export_have_the_perplexity_that_transformers_finds(
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     total, tokens = 0.0, 0
     with torch.no_grad():
-        for window in windows(indexed, range(32, 36), 32):
+        for window, predicted in windows(indexed, range(32, 36), 32):
             batch = torch.from_numpy(window)[None]
             logits = theirs(batch[:, :-1]).logits
             total += float(torch.nn.functional.cross_entropy(logits[0], batch[0, 1:], reduction="sum"))
-            tokens += len(window) - 1
+            tokens += predicted
     assert (ours["loss"], ours["tokens"]) == (pytest.approx(total / tokens, rel=1e-4), tokens)
     exported = json.loads(
         evaluate(
@@ -65,6 +65,7 @@ def test_a_run_and_its_export_have_the_perplexity_that_transformers_finds(
         ).stdout
     )
     assert exported["loss"] == pytest.approx(ours["loss"], rel=1e-6)
+    assert exported["bits_per_byte"] == pytest.approx(ours["bits_per_byte"], rel=1e-6)
     words = evaluate(run, "--part", "all", "--max-tokens", 100, "--batch-size", 2).stdout
     assert f"{run}/checkpoints/iter_0000120 on {run.parent}/corpus (all)\nloss 0." in words and "128 tokens" in words
 
@@ -80,10 +81,12 @@ def test_bits_a_byte_of_the_text(tool: Callable[[str], Callable[..., Done]], run
     assert apart["tokens"] == apart["bytes"] == 4 * length
     assert f"{apart['bits_per_byte']:.4f} bits a byte, 864 tokens" in evaluate(run, "--documents-apart").stdout
 
-    # A folder without a tokenizer, until one is named; one window has no error, which JSON cannot say as a number.
     assert tool("convert_checkpoint")("--from", run, "--to-hf", tmp_path / "hf").returncode == 0
-    (tmp_path / "hf/tokenizer.json").unlink(missing_ok=True)
     corpus = (tmp_path / "hf", "--data-path", run.parent / "corpus", "--part", "all", "--max-tokens", 9, "--json")
+    exported = json.loads(evaluate(*corpus).stdout)
+    assert exported["bytes"] == exported["tokens"], "its tokenizer.json was made from what made the corpus"
+    # A folder without a tokenizer, until one is named; one window has no error, which JSON cannot say as a number.
+    (tmp_path / "hf/tokenizer.json").unlink()
     done = evaluate(*corpus)
     told = json.loads(done.stdout)
     assert (told["bits_per_byte"], told["bytes"], told["loss_error"]) == (None, None, None)
@@ -104,7 +107,18 @@ def test_a_corpus_of_another_tokenizer_is_refused(
     hf = saved(tmp_path / "theirs", "gpt2 tied")
     done = tool("evaluate")(hf, *other, "--tokenizer-type", "ByteTokenizer")
     assert done.returncode == 2
-    assert f"tokenizer_model: ByteTokenizer (SHA-256 {note['tokenizer_sha256']:.12}) is not what made" in done.stderr
+    assert f"tokenizer_type: ByteTokenizer (SHA-256 {note['tokenizer_sha256']:.12}) is not what made" in done.stderr
+    assert tool("convert_checkpoint")("--from", run, "--to-hf", tmp_path / "hf").returncode == 0
+    unlike = {"tokenizer_type": "SentencePieceTokenizer", "tokenizer_sha256": "1" * 64}
+    (tmp_path / "corpus.json").write_text(json.dumps(note | unlike))
+    done = tool("evaluate")(tmp_path / "hf", *other)
+    assert done.returncode == 2 and f"data_path: {tmp_path}/hf/tokenizer.json is not the tokenizer of" in done.stderr
+    # Where nothing tells whether two kinds are the same, the loss is given, and the text is not counted.
+    settings = tmp_path / "hf/tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"made_from": None}))
+    done = tool("evaluate")(tmp_path / "hf", *other, "--documents-apart", "--json")
+    assert (done.returncode, json.loads(done.stdout)["bits_per_byte"]) == (0, None)
+    assert "corpus was made with a SentencePieceTokenizer; give --tokenizer-type" in done.stderr
 
 
 def test_the_corpus_of_a_part_is_the_runs_own(
@@ -120,9 +134,9 @@ def test_the_corpus_of_a_part_is_the_runs_own(
     assert corpus("test", data_path=("a",), split="8,1,1") == ("a", "8,1,1")
     separate = {"train_data_path": ("a",), "valid_data_path": ("b",)}
     assert (corpus("train", **separate), corpus("valid", **separate)) == (("a", "1,0,0"), ("b", "0,1,0"))
-    with pytest.raises(ValueError, match="was trained on a, b; give --data-path"):
+    with pytest.raises(ValueError, match="has several: a, b; give --data-path"):
         corpus("all", **separate)
-    with pytest.raises(ValueError, match="was trained on b, c; give --data-path"):
+    with pytest.raises(ValueError, match="has several: b, c; give --data-path"):
         corpus("valid", **separate | {"valid_data_path": ("b", "c")})
 
 
@@ -179,6 +193,7 @@ def test_what_is_impossible_is_one_sentence(
 ) -> None:
     hf = saved(tmp_path / "theirs", "gpt2 tied")
     other = counting_corpus(tmp_path / "counting")
+    (tmp_path / "latin-1").write_bytes("naïve".encode("latin-1"))
     capsys.readouterr()  # what transformers has said
     for name, flags, message in [
         ("evaluate", (tmp_path / "nothing",), "model: no checkpoint in"),
@@ -194,6 +209,10 @@ def test_what_is_impossible_is_one_sentence(
         ("generate", (run, "--prompt", "a" * 64), "prompt: has 64 tokens: the model has 64 positions"),
         ("generate", (run, "--prompt", "a", "--max-new-tokens", 0), "max_new_tokens: 0"),
         ("generate", (run, "--prompt", "a", "--dtype", "int8"), "dtype: int8: must be float32 or bfloat16"),
+        ("generate", (run, "--prompt", "a", "--seed", "-1"), "seed: -1: must be 0 to 2^63 - 1"),
+        ("generate", (run, "--prompt", "a", "--seed", 2**63), f"seed: {2**63}: must be"),
+        ("generate", (run, "--prompt", b"a\xff".decode(errors="surrogateescape")), "prompt: it is not UTF-8"),
+        ("generate", (run, "--prompt-file", tmp_path / "latin-1"), "latin-1 is not UTF-8"),
         ("generate", (run, "--prompt-file", tmp_path / "none"), "No such file"),
         ("generate", (hf, "--prompt", "a"), "names no tokenizer; give --tokenizer-type"),
     ]:
