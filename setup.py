@@ -32,7 +32,7 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8", "pytest-timeout>=2.3", "hypothesis>=6.100", "ruff>=0.6"],
-        "hf": ["tokenizers>=0.20", "safetensors>=0.4.3", "transformers>=4.57"],
+        "hf": ["tokenizers>=0.20", "safetensors>=0.4.3", "transformers>=4.57", "protobuf"],
         "data": ["pyarrow>=15"],
         "wandb": ["wandb>=0.19"],
         "peers": ["prodigyopt>=1.1", "schedulefree>=1.4"],

@@ -32,8 +32,11 @@ def backend_of(model: bytes) -> tuple[Backend | None, str]:
         model: content of the .model file.
     """
     from sentencepiece import SentencePieceProcessor
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
+    try:
+        from sentencepiece.sentencepiece_model_pb2 import ModelProto
+    except Exception as error:  # protobuf raises one of its own where it is not of the version that made this module
+        return None, f"the package sentencepiece needs another protobuf: {error}"
     proto = ModelProto()
     proto.ParseFromString(model)
     if reason := _unlike_any(proto):

@@ -131,6 +131,13 @@ def test_what_cannot_be_made_is_told(tmp_path: Path, settings: dict[str, object]
     assert reason in told
 
 
+def test_without_a_fitting_protobuf(monkeypatch: pytest.MonkeyPatch, models: Mapping[str, Path | None]) -> None:
+    monkeypatch.setitem(sys.modules, "sentencepiece.sentencepiece_model_pb2", None)
+    _, files, told = made(models["bpe"])
+    assert files == {}
+    assert told.startswith("no tokenizer.json is made of it: the package sentencepiece needs another protobuf: import ")
+
+
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     files, told = made_for_transformers("ByteTokenizer", {}, "gpt2")
