@@ -56,7 +56,7 @@ def tokenizer_of_run(saved: dict[str, Any], data: DataConfig, vocab_size: int) -
     if kind == "ByteTokenizer":
         return Tokenizer({}, ids, kind=kind)
     told = []
-    for place, found, before in _candidates(data, made_with, saved.get("finetune_from")):
+    for place, found, before in _candidates(data, kind, made_with, saved.get("finetune_from")):
         digests = digests_of(found)
         if not digests:
             told.append(f"there is no tokenizer in {place}, none is copied")
@@ -68,16 +68,16 @@ def tokenizer_of_run(saved: dict[str, Any], data: DataConfig, vocab_size: int) -
 
 
 def _candidates(
-    data: DataConfig, made_with: Description | None, origin: str | None
+    data: DataConfig, kind: str | None, made_with: Description | None, origin: str | None
 ) -> Iterator[tuple[str, Mapping[str, Path], dict[str, Any]]]:
     """Where a run's tokenizer may be: a place, the files there, and token ids."""
     if place := data.tokenizer_model or data.vocab_file:
-        yield str(place), _files_named(data), {}
+        yield str(place), _files_named(data, kind), {}
     elif origin is not None:
         yield origin, *_tokenizer_before(Path(origin))
     # Absolute, and compared with the data: good where a run's own path was relative to a folder that is another now.
     if made_with and (noted := made_with.tokenizer_model or made_with.vocab_file):
-        yield noted, _files_named(made_with), {}
+        yield noted, _files_named(made_with, made_with.tokenizer_type), {}
 
 
 def require_tokenizer_among(
@@ -132,12 +132,12 @@ def _making_of(data: DataConfig) -> tuple[str, Description] | tuple[None, None]:
         return None, None
 
 
-def _files_named(by: DataConfig | Description) -> dict[str, Path]:
+def _files_named(by: DataConfig | Description, kind: str | None) -> dict[str, Path]:
     """The tokenizer's files that a run or a note names, by the names that Hugging Face gives them."""
     if by.vocab_file and by.merge_file:
         return {VOCAB: Path(by.vocab_file), MERGES: Path(by.merge_file)}
     named = Path(by.tokenizer_model or "")
-    if by.tokenizer_type == "SentencePieceTokenizer":
+    if kind == "SentencePieceTokenizer":
         return {SENTENCEPIECE_MODEL: named}
     if named.is_dir():
         return companions_in(named)

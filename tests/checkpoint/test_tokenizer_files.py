@@ -125,6 +125,8 @@ def test_a_path_that_leads_elsewhere_now_gives_way_to_the_note(
         Path("mine.model").write_text(content)
     found = tokenizer_of_run({}, data, 600)
     assert (dict(found.files), found.note) == ({"tokenizer.model": made / "mine.model"}, f"{made}/mine.model is copied")
+    untyped = DataConfig(data_path=(f"{tmp_path}/corpus",), tokenizer_model=made / "mine.model")
+    assert dict(tokenizer_of_run({}, untyped, 600).files) == {"tokenizer.model": made / "mine.model"}, "the note's kind"
     (tmp_path / "corpus.json").unlink()
     note = "mine.model is copied" if content else "there is no tokenizer in mine.model, none is copied"
     assert tokenizer_of_run({}, data, 600).note == note, "nothing else tells"
