@@ -7,7 +7,13 @@ from pathlib import Path
 
 from megatron_adalrs.config import Config, DataConfig
 from megatron_adalrs.data.blend import check_vocabularies
-from megatron_adalrs.data.preprocess import Description, description_path, read_description
+from megatron_adalrs.data.preprocess import (
+    Description,
+    description_path,
+    read_description,
+    require_what_made,
+    tokenizer_noted,
+)
 from megatron_adalrs.data.tokenizer import Tokenizer, TokenizerOfData, build_tokenizer
 
 
@@ -48,7 +54,8 @@ def known_vocabulary(config: Config) -> Vocabulary:
     made = made_with(data)
     tokenizer = build_tokenizer(data.tokenizer_type, *_files(data)) if data.tokenizer_type else None
     if tokenizer and made:
-        _require_what_made(data, tokenizer, made)
+        field = "vocab_file" if data.vocab_file else "tokenizer_model"
+        require_what_made(*made, tokenizer, f"{field}: {getattr(data, field) or data.tokenizer_type}")
     known = tokenizer or (made[1] if made else None)
     return Vocabulary(
         size=_size(config.model.vocab_size, tokenizer, made),
@@ -70,12 +77,7 @@ def _of_data(
         return TokenizerOfData(data.tokenizer_type, tokenizer.sha256, str(named), _files(data))
     if made is None:
         return None
-    prefix, note = made
-    noted = (note.tokenizer_model, note.vocab_file, note.merge_file)
-    files = tuple(Path(name) if name else None for name in noted)
-    is_known = any(noted) or note.tokenizer_type == "ByteTokenizer"
-    told_by = str(description_path(prefix))
-    return TokenizerOfData(note.tokenizer_type, note.tokenizer_sha256, told_by, files if is_known else None)
+    return tokenizer_noted(*made)
 
 
 def _size(asked: int | None, tokenizer: Tokenizer | None, made: tuple[str, Description] | None) -> int:
@@ -91,16 +93,6 @@ def _size(asked: int | None, tokenizer: Tokenizer | None, made: tuple[str, Descr
     if asked and known > asked:
         raise ValueError(f"vocab_size: {asked} is below the {known} tokens of {source}")
     return asked or known
-
-
-def _require_what_made(data: DataConfig, tokenizer: Tokenizer, made: tuple[str, Description]) -> None:
-    prefix, note = made
-    if tokenizer.sha256 != note.tokenizer_sha256:
-        field = "vocab_file" if data.vocab_file else "tokenizer_model"
-        raise ValueError(
-            f"{field}: {getattr(data, field) or data.tokenizer_type} (SHA-256 {tokenizer.sha256:.12}) is not what made "
-            f"{prefix} ({note.tokenizer_type}, {note.tokenizer_sha256:.12}, says {description_path(prefix)})"
-        )
 
 
 def made_with(data: DataConfig) -> tuple[str, Description] | None:

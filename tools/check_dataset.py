@@ -17,7 +17,7 @@ import tyro
 
 from megatron_adalrs.config.data import TokenizerKind
 from megatron_adalrs.data.indexed_dataset import IndexedDataset
-from megatron_adalrs.data.preprocess import description_path, read_description
+from megatron_adalrs.data.preprocess import description_path, read_description, require_what_made
 from megatron_adalrs.data.tokenizer import build_tokenizer
 
 
@@ -54,9 +54,8 @@ def require_tokenizer(arguments: Arguments) -> None:
     description = read_description(arguments.data_path)
     if description is None:
         raise ValueError(f"{description_path(arguments.data_path)} is missing: nothing tells which tokenizer was used")
-    if description.tokenizer_sha256 != tokenizer.sha256:
-        named = arguments.tokenizer_model or arguments.vocab_file or arguments.tokenizer_type
-        raise ValueError(f"{arguments.data_path} was made with another tokenizer than {named}")
+    named = arguments.tokenizer_model or arguments.vocab_file or arguments.tokenizer_type
+    require_what_made(arguments.data_path, description, tokenizer, f"tokenizer_type: {named}")
 
 
 if __name__ == "__main__":

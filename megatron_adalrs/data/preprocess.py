@@ -16,6 +16,7 @@ from megatron_adalrs.data.encoding import Encoder, Encoders, Recipe
 from megatron_adalrs.data.indexed_dataset import bin_path, idx_path
 from megatron_adalrs.data.job import describe_job
 from megatron_adalrs.data.partial import Partial, Progress, partial_path
+from megatron_adalrs.data.tokenizer import Tokenizer, TokenizerOfData
 
 COMMIT_SECONDS = 30.0
 
@@ -69,6 +70,24 @@ def read_description(prefix: Path | str) -> Description | None:
         return Description(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} does not describe an indexed dataset: {error}") from error
+
+
+def tokenizer_noted(prefix: Path | str, note: Description) -> TokenizerOfData:
+    """What the note beside a dataset tells of its tokenizer."""
+    named = (note.tokenizer_model, note.vocab_file, note.merge_file)
+    files = tuple(Path(name) if name else None for name in named)
+    is_known = any(named) or note.tokenizer_type == "ByteTokenizer"
+    told_by = str(description_path(prefix))
+    return TokenizerOfData(note.tokenizer_type, note.tokenizer_sha256, told_by, files if is_known else None)
+
+
+def require_what_made(prefix: Path | str, note: Description, tokenizer: Tokenizer, named: str) -> None:
+    """Raise ValueError where a dataset was made with another tokenizer than this; `named`: by a field, as a value."""
+    if tokenizer.sha256 != note.tokenizer_sha256:
+        raise ValueError(
+            f"{named} (SHA-256 {tokenizer.sha256:.12}) is not what made {prefix} ({note.tokenizer_type}, "
+            f"{note.tokenizer_sha256:.12}, says {description_path(prefix)})"
+        )
 
 
 def write_description(prefix: Path | str, description: Description) -> None:

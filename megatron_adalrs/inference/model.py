@@ -9,7 +9,7 @@ import torch
 from megatron_adalrs.checkpoint import OpenedModel
 from megatron_adalrs.checkpoint.fitting import require_one_tokenizer
 from megatron_adalrs.checkpoint.tokenizer_files import require_tokenizer_among
-from megatron_adalrs.data.preprocess import description_path, read_description
+from megatron_adalrs.data.preprocess import read_description, require_what_made, tokenizer_noted
 from megatron_adalrs.data.tokenizer import Tokenizer, TokenizerOfData, build_tokenizer
 from megatron_adalrs.huggingface.companions import digests_of, tokenizer_in
 from megatron_adalrs.model.documents import ONE_DOCUMENT, Documents
@@ -86,14 +86,10 @@ def tokenizer_of_corpus(
     of_data = None
     if asked and kind:
         of_data = TokenizerOfData(kind, asked.sha256, str(next(filter(None, paths), kind)), paths)
-        if note and note.tokenizer_sha256 != asked.sha256:
-            raise ValueError(
-                f"tokenizer_type: {of_data.told_by} (SHA-256 {asked.sha256:.12}) is not what made {prefix} "
-                f"({note.tokenizer_type}, {note.tokenizer_sha256:.12}, says {description_path(prefix)})"
-            )
+        if note:
+            require_what_made(prefix, note, asked, f"tokenizer_type: {of_data.told_by}")
     elif note:
-        files = () if note.tokenizer_type == "ByteTokenizer" else None
-        of_data = TokenizerOfData(note.tokenizer_type, note.tokenizer_sha256, str(description_path(prefix)), files)
+        of_data = tokenizer_noted(prefix, note)
     if of_data:
         require_one_tokenizer(f"data_path: {prefix}: {opened.path}", opened.tokenizer_sha256, of_data.sha256)
         require_tokenizer_among(opened.companions, opened.model, of_data, "data_path")

@@ -22,7 +22,8 @@ class Rotary(nn.Module):
 
     def __init__(self, head_dim: int, positions: int, base: float, scaling: RopeScaling | None = None) -> None:
         super().__init__()
-        frequencies = base ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)  # [d/2]
+        # To the bit those of transformers: a rounding more is a wrong angle ten thousands of positions away.
+        frequencies = 1.0 / base ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)  # [d/2]
         if scaling is not None:
             frequencies = scaled(frequencies, scaling)
         angles = torch.outer(torch.arange(positions, dtype=torch.float32), frequencies).repeat(1, 2)  # [s, d]
@@ -53,7 +54,7 @@ def scaled(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
     Source: `apply_scaling` of Meta's reference (meta-llama/llama-models, models/llama3/model.py), "llama3" in
     transformers' modeling_rope_utils.py. Those have three branches, which are this one blend with its weight clamped.
     """
-    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)  # within the original length
+    turns = scaling.original_max_position_embeddings / (2 * math.pi / frequencies)  # within the original length
     kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     kept = kept.clamp(0.0, 1.0)
-    return frequencies * (kept + (1 - kept) / scaling.factor)
+    return (1 - kept) * frequencies / scaling.factor + kept * frequencies

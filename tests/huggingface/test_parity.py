@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from megatron_adalrs.config import ModelConfig
 from megatron_adalrs.config.model import RopeScaling
@@ -16,6 +18,7 @@ from megatron_adalrs.huggingface.reader import HuggingFaceModel, parameter_shape
 from megatron_adalrs.huggingface.shape import family_of
 from megatron_adalrs.huggingface.writer import TheirTensors, write_model
 from megatron_adalrs.model.gpt import GPT, write_weights
+from megatron_adalrs.model.rotary import Rotary
 from tests.huggingface.models import KINDS, made, randomise, saved
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -79,6 +82,18 @@ def test_scaled_positions_are_another_function_than_unscaled_ones(tmp_path: Path
         write_weights(model, found)
     tokens = torch.arange(48)[None]
     assert (scaled.logits(tokens) - unscaled.logits(tokens)).std() > 0.1
+
+
+@pytest.mark.parametrize("factor", [None, 8.0, 32.0])
+def test_positions_far_away_are_rotated_by_the_same_angles(factor: float | None) -> None:
+    scaling = factor and RopeScaling(factor, 1.0, 4.0, 8192)
+    told = {"rope_scaling": {"rope_type": "llama3"} | asdict(scaling)} if scaling else {}
+    config = LlamaConfig(head_dim=128, max_position_embeddings=131072, rope_theta=5e5, **told)
+    places = torch.arange(0, 131072, 127)
+    cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), places[None])
+    ours = Rotary(128, 131072, 5e5, scaling)
+    torch.testing.assert_close(ours.cos[places], cos[0], **CLOSE)
+    torch.testing.assert_close(ours.signed_sin[places].abs(), sin[0].abs(), **CLOSE)
 
 
 def test_names_of_published_gpt2_and_buffers_of_old_versions_are_read(tmp_path: Path) -> None:

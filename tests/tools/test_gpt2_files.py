@@ -50,6 +50,8 @@ def test_from_texts_to_transformers(
     ours = build_tokenizer(KIND, None, vocab, merges)
     assert noted and (noted.tokenizer_type, noted.tokenizer_sha256) == (KIND, ours.sha256)
     assert tool("check_dataset")(tmp_path / "corpus", *flags).returncode == 0
+    other = tool("check_dataset")(tmp_path / "corpus", "--tokenizer-type", "ByteTokenizer")
+    assert (other.returncode, "tokenizer_type: ByteTokenizer (SHA-256 " in other.stderr) == (2, True)
     assert "merge_file: required" in run(*out, "--overwrite", *flags[:4]).stderr
 
     # With flags, and with nothing but the note beside the data.
