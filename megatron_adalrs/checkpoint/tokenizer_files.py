@@ -73,9 +73,9 @@ def _candidates(
     """Where a run's tokenizer may be: a place, the files there, and token ids."""
     if place := data.tokenizer_model or data.vocab_file:
         yield str(place), _files_named(data), {}
-        return  # the run has named it
-    if origin is not None:
+    elif origin is not None:
         yield origin, *_tokenizer_before(Path(origin))
+    # Absolute, and compared with the data: good where a run's own path was relative to a folder that is another now.
     if made_with and (noted := made_with.tokenizer_model or made_with.vocab_file):
         yield noted, _files_named(made_with), {}
 

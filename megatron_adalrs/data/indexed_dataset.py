@@ -41,7 +41,9 @@ _BLOCK = 1 << 22  # sequences checked at once, so that opening a large index nee
 
 
 def best_dtype(vocab_size: int) -> np.dtype:
-    """The token type Megatron picks: uint16 for vocabularies below 65500, int32 from there on."""
+    """The token type Megatron picks: uint16 below 65500 tokens, else int32. Raises ValueError beyond that."""
+    if vocab_size > 1 << 31:
+        raise ValueError(f"vocabulary of {vocab_size} tokens: required at most 2^31, which are ids of 32 bits")
     return np.dtype("<u2") if vocab_size < 65500 else np.dtype("<i4")
 
 

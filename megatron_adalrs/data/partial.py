@@ -35,6 +35,7 @@ from megatron_adalrs.data.job import Job
 
 _T = TypeVar("_T")
 _RESTART = "--restart throws the unfinished work away"
+_FILES = ("lock", "job.json", "tokens", "lengths", "state.json", "index", "description")
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ class Partial:
 
     `progress`: what is done, at first what an earlier process left. A folder without any commit is removed on leaving.
 
-    Raises ValueError where another process works on it, the job that was begun is another (it names what), or the
-    folder is damaged; OSError where it cannot be written.
+    Raises ValueError where another process works on it, the job that was begun is another (it names what), the folder
+    is damaged, or it holds something else; OSError where it cannot be written.
     """
 
     def __init__(self, prefix: Path | str, dtype: np.dtype, job: Job, *, restart: bool = False) -> None:
@@ -140,6 +141,11 @@ class Partial:
             os.replace(self.folder / name, path)
         self._published = True
 
+    @property
+    def has_tokens(self) -> bool:
+        """Whether they do not have their final name yet."""
+        return (self.folder / "tokens").exists()
+
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
@@ -193,7 +199,7 @@ class Partial:
     def _clear(self) -> None:
         (self.folder / "state.json").unlink(missing_ok=True)  # first: without it the rest is of no account
         for path in self.folder.iterdir():
-            if path.name != "lock":
+            if path.name != "lock" and _is_ours(path.name):
                 path.unlink()
 
     def _leave(self) -> None:
@@ -227,6 +233,7 @@ def _locked(folder: Path) -> TextIO:
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
+            _require_ours(folder)
             lock = (folder / "lock").open("a+")
         except FileNotFoundError:  # its last owner has just removed the folder
             continue
@@ -243,6 +250,17 @@ def _locked(folder: Path) -> TextIO:
                 print(os.getpid(), end="", file=lock, flush=True)
                 return lock
         lock.close()
+
+
+def _require_ours(folder: Path) -> None:
+    """Somebody may have a folder of that name; what begins with a dot is the system's."""
+    others = sorted(path.name for path in folder.iterdir() if not (path.name.startswith(".") or _is_ours(path.name)))
+    if others:
+        raise ValueError(f"{folder} holds {others[0]}, which is no unfinished work: required another output prefix")
+
+
+def _is_ours(name: str) -> bool:
+    return name in _FILES or (name.endswith(".tmp") and name.startswith(tuple(f".{file}." for file in _FILES)))
 
 
 def _write(stream: BinaryIO, values: npt.NDArray) -> None:

@@ -16,7 +16,7 @@ from megatron_adalrs.data.encoding import Encoder, Encoders, Recipe
 from megatron_adalrs.data.indexed_dataset import bin_path, idx_path
 from megatron_adalrs.data.job import describe_job
 from megatron_adalrs.data.partial import Partial, Progress, partial_path
-from megatron_adalrs.data.tokenizer import Tokenizer, TokenizerOfData
+from megatron_adalrs.data.tokenizer import TOKENIZER_FILES, Tokenizer, TokenizerOfData
 
 COMMIT_SECONDS = 30.0
 
@@ -74,9 +74,8 @@ def read_description(prefix: Path | str) -> Description | None:
 
 def tokenizer_noted(prefix: Path | str, note: Description) -> TokenizerOfData:
     """What the note beside a dataset tells of its tokenizer."""
-    named = (note.tokenizer_model, note.vocab_file, note.merge_file)
-    files = tuple(Path(name) if name else None for name in named)
-    is_known = any(named) or note.tokenizer_type == "ByteTokenizer"
+    files = tuple(Path(named) if (named := getattr(note, name)) else None for name in TOKENIZER_FILES)
+    is_known = any(files) or note.tokenizer_type == "ByteTokenizer"
     told_by = str(description_path(prefix))
     return TokenizerOfData(note.tokenizer_type, note.tokenizer_sha256, told_by, files if is_known else None)
 
@@ -156,6 +155,9 @@ def preprocess(
         description = _describe(encoder, done)
         if not done.complete:
             work.complete(description.to_json())
+        # Publishing takes an old index away first: one beside the tokens has come since the outputs were looked for.
+        if work.has_tokens and idx_path(output_prefix).exists():
+            require_new(output_prefix, overwrite)
         work.publish(bin_path(output_prefix), idx_path(output_prefix), description_path(output_prefix))
     return Result(description, done.skipped, done.tokens - before.tokens, time.perf_counter() - started)
 
@@ -181,7 +183,7 @@ def _describe(encoder: Encoder, done: Progress) -> Description:
         tokens=done.tokens,
         **{
             name: str(path.absolute())
-            for name in ("tokenizer_model", "vocab_file", "merge_file")
+            for name in TOKENIZER_FILES
             if (path := getattr(encoder.recipe, name)) is not None
         },
     )

@@ -12,6 +12,8 @@ from typing import Any, Protocol, get_args
 from megatron_adalrs.config.data import TokenizerKind
 
 TOKENIZER_KINDS: tuple[str, ...] = get_args(TokenizerKind)
+TOKENIZER_FILES = ("tokenizer_model", "vocab_file", "merge_file")
+"""What flags and notes call a tokenizer's files, in the order in which `build_tokenizer` takes them."""
 _END_OF_DOCUMENT = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>")
 
 
@@ -31,7 +33,9 @@ class Tokenizer(Protocol):
         """Ids of `text`, with no marker around them. Raises UnicodeEncodeError for unpaired surrogates."""
         ...
 
-    def decode(self, ids: list[int]) -> str: ...
+    def decode(self, ids: list[int]) -> str:
+        """Text of `ids`. A model may have more tokens than its tokenizer: those are no text, and passed over."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class ByteTokenizer:
         return list(text.encode())
 
     def decode(self, ids: list[int]) -> str:
-        return bytes(token for token in ids if token != self.eod).decode(errors="replace")
+        return bytes(token for token in ids if token < self.eod).decode(errors="replace")
 
 
 class SentencePieceTokenizer:
@@ -86,7 +90,7 @@ class SentencePieceTokenizer:
         return self._processor.encode(text.encode(), out_type=int)
 
     def decode(self, ids: list[int]) -> str:
-        return self._processor.decode(ids)
+        return self._processor.decode([token for token in ids if token < self.vocab_size])
 
 
 class _OfThePackage:

@@ -10,7 +10,7 @@ from megatron_adalrs.checkpoint import OpenedModel
 from megatron_adalrs.checkpoint.fitting import require_one_tokenizer
 from megatron_adalrs.checkpoint.tokenizer_files import require_tokenizer_among
 from megatron_adalrs.data.preprocess import read_description, require_what_made, tokenizer_noted
-from megatron_adalrs.data.tokenizer import Tokenizer, TokenizerOfData, build_tokenizer
+from megatron_adalrs.data.tokenizer import TOKENIZER_FILES, Tokenizer, TokenizerOfData, build_tokenizer
 from megatron_adalrs.huggingface.companions import digests_of, tokenizer_in
 from megatron_adalrs.model.documents import ONE_DOCUMENT, Documents
 from megatron_adalrs.model.gpt import GPT, write_weights
@@ -58,7 +58,8 @@ def tokenizer_of(opened: OpenedModel, kind: str | None, *paths: str | None) -> T
     if kind:
         tokenizer = build_tokenizer(kind, *paths)
     elif any(paths):
-        raise ValueError(f"tokenizer_model: {next(filter(None, paths))}: give --tokenizer-type too")
+        name, path = next((name, path) for name, path in zip(TOKENIZER_FILES, paths, strict=True) if path)
+        raise ValueError(f"{name}: {path}: give --tokenizer-type too")
     else:
         tokenizer = _own_tokenizer(opened)
     if tokenizer.vocab_size > opened.vocab_size:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from tokenizers import ByteLevelBPETokenizer
 
-from megatron_adalrs.checkpoint.tokenizer_files import require_tokenizer_among
-from megatron_adalrs.config import ModelConfig
+from megatron_adalrs.checkpoint.tokenizer_files import require_tokenizer_among, tokenizer_of_run
+from megatron_adalrs.config import DataConfig, ModelConfig
 from megatron_adalrs.data.preprocess import Recipe, preprocess
 from megatron_adalrs.data.tokenizer import TokenizerOfData, build_tokenizer
 from megatron_adalrs.data.train_tokenizer import train_sentencepiece
@@ -112,6 +112,22 @@ def test_what_we_have_exported_is_known_again(made: Path, tmp_path: Path) -> Non
                 assert accepted(folder, of_data(HF, folder / "tokenizer.json"))
             else:
                 refused(elsewhere, tokenizer)
+
+
+@pytest.mark.parametrize("content", [None, "another"])
+def test_a_path_that_leads_elsewhere_now_gives_way_to_the_note(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    preprocess(write_corpus(tmp_path), tmp_path / "corpus", Recipe(SP, made / "mine.model"))
+    data = DataConfig(data_path=(f"{tmp_path}/corpus",), tokenizer_type=SP, tokenizer_model=Path("mine.model"))
+    if content:
+        Path("mine.model").write_text(content)
+    found = tokenizer_of_run({}, data, 600)
+    assert (dict(found.files), found.note) == ({"tokenizer.model": made / "mine.model"}, f"{made}/mine.model is copied")
+    (tmp_path / "corpus.json").unlink()
+    note = "mine.model is copied" if content else "there is no tokenizer in mine.model, none is copied"
+    assert tokenizer_of_run({}, data, 600).note == note, "nothing else tells"
 
 
 def test_a_run_from_such_a_folder(

@@ -284,7 +284,9 @@ def test_nothing_has_the_final_name_before_finalize(tmp_path: Path) -> None:
 
 def test_best_dtype_is_megatrons() -> None:
     assert best_dtype(65499) == np.uint16
-    assert best_dtype(65500) == np.int32
+    assert best_dtype(65500) == best_dtype(1 << 31) == np.int32
+    with pytest.raises(ValueError, match=r"vocabulary of 2147483649 tokens: required at most 2\^31"):
+        best_dtype((1 << 31) + 1)
 
 
 def test_digest_follows_the_lengths(tmp_path: Path) -> None:

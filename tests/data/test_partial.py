@@ -291,12 +291,50 @@ def test_an_output_that_exists_is_refused_beside_unfinished_work_too(tmp_path: P
     assert (tmp_path / "out.partial" / "state.json").exists()
 
 
+def test_an_output_that_has_come_in_the_meantime_is_refused_too(tmp_path: Path) -> None:
+    source = corpus(tmp_path, "x.jsonl")
+    preprocess(write_lines(tmp_path / "other.jsonl", ["other"]), tmp_path / "other", BYTES)
+
+    def come() -> None:
+        for suffix in ("bin", "idx", "json"):
+            shutil.copy(tmp_path / f"other.{suffix}", tmp_path / f"out.{suffix}")
+
+    # While it works, and after a kill between its last commit and the publishing.
+    for act in (at_batch(3, come), lambda input_bytes: None):
+        with pytest.raises(FileExistsError, match=r"out\.idx, .*exists: required a new prefix, or --overwrite"):
+            preprocess(source, tmp_path / "out", BYTES, on_progress=act)
+        assert made(tmp_path / "out") == made(tmp_path / "other")
+    assert preprocess(source, tmp_path / "out", BYTES, overwrite=True).new_tokens == 0
+    preprocess(source, tmp_path / "whole", BYTES)
+    assert made(tmp_path / "out") == made(tmp_path / "whole")
+
+
 def test_unfinished_work_within_the_input_folder_is_no_input(tmp_path: Path) -> None:
     source = corpus(tmp_path, "folder")
     preprocess(source, tmp_path / "whole", BYTES, file_glob=EVERYTHING)
     kill_at(3, source, source / "out")
     preprocess(source, source / "out", BYTES, file_glob=EVERYTHING)
     assert made(source / "out") == made(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["mine.txt", "folder/mine.txt"])
+def test_a_folder_of_that_name_that_is_somebody_elses_is_left_alone(tmp_path: Path, name: str) -> None:
+    mine = tmp_path / "out.partial" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    for restart in (False, True):
+        with pytest.raises(ValueError, match=r"out\.partial holds (mine\.txt|folder), which is no"):
+            preprocess(corpus(tmp_path, "x.jsonl"), tmp_path / "out", BYTES, restart=restart)
+    assert mine.read_text() == "mine" and len(list((tmp_path / "out.partial").iterdir())) == 1
+
+
+def test_a_write_that_was_killed_leaves_nothing_behind_in_the_end(tmp_path: Path) -> None:
+    source = corpus(tmp_path, "x.jsonl")
+    kill_at(3, source, tmp_path / "out")
+    for name in (".state.json.0123456789ab.tmp", ".index.0123456789ab.tmp"):
+        (tmp_path / "out.partial" / name).write_bytes(b"half")
+    preprocess(source, tmp_path / "out", BYTES, file_glob=EVERYTHING)
+    assert not (tmp_path / "out.partial").exists()
 
 
 def test_bad_input_after_a_commit_keeps_the_commit(tmp_path: Path) -> None:

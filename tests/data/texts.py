@@ -44,6 +44,7 @@ def require_protocol(tokenizer: Tokenizer) -> None:
     for text in TEXTS.values():
         ids = tokenizer.encode(text)
         assert tokenizer.decode(ids) == text
+        assert tokenizer.decode([tokenizer.vocab_size, *ids]) == text, "a model may have more tokens"
         assert all(0 <= token < tokenizer.vocab_size for token in ids)
         assert tokenizer.eod not in ids
     assert 0 <= tokenizer.eod < tokenizer.vocab_size

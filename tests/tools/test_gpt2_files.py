@@ -96,4 +96,4 @@ def test_a_model_with_only_these_files_speaks(
     named = ("--vocab-file", files / "vocab.json", "--merge-file", files / "merges.txt")
     assert tool("generate")(folder, "--prompt", "for", "--tokenizer-type", KIND, *named).returncode == 0
     done = tool("generate")(folder, "--prompt", "for", *named)
-    assert f"tokenizer_model: {files}/vocab.json: give --tokenizer-type too" in done.stderr
+    assert f"vocab_file: {files}/vocab.json: give --tokenizer-type too" in done.stderr
