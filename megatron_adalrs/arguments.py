@@ -1,6 +1,6 @@
 """From the command line to a Config: defaults, then `--preset`, then the YAML file of `--config`, then flags.
 
-Where none of them gives a shape, that of a Hugging Face folder in `--finetune-from` is taken.
+Where none of them gives a shape, that of the Hugging Face folder or the run directory in `--finetune-from` is taken.
 
 Nothing here imports torch, so that `--help` answers at once.
 """
@@ -28,6 +28,9 @@ from megatron_adalrs.model.presets import PRESETS
 GROUPS: dict[str, type[BaseModel]] = {
     name: field.annotation for name, field in Config.model_fields.items() if name not in NESTED
 }  # type: ignore[misc]
+
+RUN_CONFIG = "config.yaml"
+"""In a run directory: the effective configuration."""
 
 
 def _adalrs_fields() -> dict[str, FieldInfo]:
@@ -88,18 +91,35 @@ def config_from_values(values: Mapping[str, Any]) -> Config:
 
 
 def _with_shape_of_source(values: dict[str, Any], source: Path | str | None) -> dict[str, Any]:
-    """The same, with the shape of the Hugging Face model that a run begins with, where nothing else gives one.
+    """The same, with the shape of the model that a run begins with, where nothing else gives one.
 
     Raises:
-        ValueError: our model cannot have that shape.
+        ValueError: there is no such folder; our model cannot have that shape.
     """
     if source is None or values.keys() >= {"num_layers", "hidden_size", "num_attention_heads"}:
         return values
     folder = Path(source)
     try:
-        return Shape(folder).fields | values if is_model(folder) else values
+        if is_model(folder):
+            return Shape(folder).fields | values
+        if (folder / RUN_CONFIG).is_file():
+            return _shape_of_run(load_yaml(folder / RUN_CONFIG)) | values
     except ValueError as error:
         raise ValueError(f"--finetune-from: {error}") from None
+    if not folder.is_dir():
+        raise ValueError(
+            f"--finetune-from: {folder} is no folder: required one with config.json, a run or a checkpoint"
+        )
+    return values
+
+
+def _shape_of_run(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the configuration of a run says of its model; the length of samples and dropout are each run's own."""
+    own = {"preset", "seq_length", "attention_dropout", "hidden_dropout"}
+    shape = {name: values[name] for name in GROUPS["model"].model_fields if name in values and name not in own}
+    if shape.get("position_embedding_type") != "rope" and "seq_length" in values:
+        shape.setdefault("max_position_embeddings", values["seq_length"])
+    return shape
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

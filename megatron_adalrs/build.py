@@ -18,6 +18,7 @@ from megatron_adalrs import checkpoint
 from megatron_adalrs.adalrs.controller import build_controller
 from megatron_adalrs.adalrs.host_buffers import require_room
 from megatron_adalrs.adalrs.robust import INITIAL
+from megatron_adalrs.arguments import RUN_CONFIG
 from megatron_adalrs.bad_numbers import BadNumbers, LossMemory
 from megatron_adalrs.config import Config
 from megatron_adalrs.data.blend import Blend, Datasets, Part
@@ -256,7 +257,7 @@ def batches_in_one_pass(dataset: GPTDataset, limit: int, global_batch_size: int)
 def write_config(config: Config) -> None:
     """The effective configuration, ready to be passed back as --config."""
     config.run.run_dir.mkdir(parents=True, exist_ok=True)
-    path = config.run.run_dir / "config.yaml"
+    path = config.run.run_dir / RUN_CONFIG
     temporary = path.with_suffix(".yaml.incomplete")
     temporary.write_text(yaml.safe_dump(config.to_flat(), sort_keys=False), encoding="utf-8")
     os.replace(temporary, path)

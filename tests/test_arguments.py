@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_adalrs.arguments import config_from_values, parse_arguments
+from megatron_adalrs.arguments import RUN_CONFIG, config_from_values, parse_arguments
 from megatron_adalrs.config import Config
 
 REQUIRED = (
@@ -195,3 +195,16 @@ def test_help_does_not_import_torch() -> None:
     assert done.returncode == 0, done.stderr
     assert "--adalrs.window" in done.stdout
     assert done.stdout.strip().splitlines()[-1] == "False False"
+
+
+def test_the_shape_of_the_run_that_a_run_begins_with(tmp_path: Path) -> None:
+    needed = ["--seq-length", "64", "--train-iters", "1", "--lr", "1", "--data-path", "d"]
+    own = ["--preset", "gpt2-tiny", "--num-layers", "3", "--hidden-dropout", "0.3"]
+    first = parse_arguments([*own, *needed])
+    (tmp_path / RUN_CONFIG).write_text(yaml.safe_dump(first.to_flat()))
+    begun = parse_arguments(["--finetune-from", str(tmp_path), *needed, "--seq-length", "32"]).model
+    assert (begun.num_layers, begun.hidden_size, begun.seq_length) == (3, first.model.hidden_size, 32)
+    assert (begun.max_positions, begun.hidden_dropout) == (64, 0.0), "as many learned positions; dropout is its own"
+    assert parse_arguments(["--finetune-from", str(tmp_path), "--preset", "gpt2", *needed]).model.hidden_size == 768
+    with pytest.raises(ValueError, match=r"--finetune-from: .*nothing is no folder: required"):
+        parse_arguments(["--finetune-from", str(tmp_path / "nothing"), *needed])

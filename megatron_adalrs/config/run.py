@@ -22,10 +22,10 @@ class RunConfig(Group):
     """Resume from the newest checkpoint in this folder (or run directory), or from this very checkpoint."""
     finetune_from: Path | None = None
     """Begin a new run with the weights alone of the newest checkpoint in this folder (or run directory), of this very
-    checkpoint, or of this folder of Hugging Face's (config.json and safetensors: GPT-2, Llama, Qwen2), whose shape is
-    then the default where neither a preset nor a file gives one. Step, optimizer, schedule, data order and search are
-    fresh. On any grid, precision and ZeRO stage. A run that was begun so and is resumed goes on from its own
-    checkpoint."""
+    checkpoint, or of this folder of Hugging Face's (config.json and safetensors: GPT-2, Llama, Qwen2). The shape of
+    such a folder, and of a run directory, is the default where neither a preset nor a file gives one. Step, optimizer,
+    schedule, data order and search are fresh. On any grid, precision and ZeRO stage. A run that was begun so and is
+    resumed goes on from its own checkpoint."""
     auto_resume: bool = False
     """Resume from the newest complete checkpoint in save, if there is one; for jobs that are put back in a queue."""
     strict_load: bool = False

@@ -46,10 +46,13 @@ class TextSize:
     """Bytes of the texts that tokens are, as they come: a character may lie across windows, not across documents.
 
     Ends of documents are no text.
+
+    Args:
+        apart: the tokens are from `windows_apart`: what looks like an end among them is spelled out in the text.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, apart: bool = False) -> None:
+        self._tokenizer, self._apart = tokenizer, apart
         self._document: list[int] = []
         self._bytes = 0
 
@@ -57,6 +60,9 @@ class TextSize:
         """The tokens [n] that follow the first one of a window; NOT_COUNTED ones are passed over."""
         if first == self._tokenizer.eod:
             self._end()
+        if self._apart:
+            self._document += targets[targets != NOT_COUNTED].tolist()
+            return
         for index, part in enumerate(np.split(targets, np.flatnonzero(targets == self._tokenizer.eod))):
             if index:
                 self._end()
@@ -125,11 +131,11 @@ def batches(windows: Iterable[Window], size: int, max_tokens: int | None) -> Ite
 class _Tally:
     """What was predicted so far."""
 
-    def __init__(self, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, apart: bool) -> None:
         self.tokens = 0
         self._losses: list[float] = []  # of windows: mean over their tokens
         self._sizes: list[int] = []
-        self._text = TextSize(tokenizer) if tokenizer else None
+        self._text = TextSize(tokenizer, apart) if tokenizer else None
 
     def add(self, losses: Tensor, targets: Tensor, first: list[int]) -> None:
         """Losses of targets [windows, length], and the first token of each window."""
@@ -177,7 +183,7 @@ def evaluate(
         ValueError: there is nothing to predict in the documents.
     """
     device = next(model.parameters()).device
-    tally = _Tally(tokenizer)
+    tally = _Tally(tokenizer, apart_after is not None)
     if apart_after is None:
         found = windows(indexed, documents, length)
     else:

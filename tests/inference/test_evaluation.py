@@ -86,10 +86,24 @@ def test_bytes_of_a_text_are_counted_whatever_the_windows(length: int) -> None:
         size.add(stream[start], np.array(stream[start + 1 : start + 1 + length]))
     # The first byte is not predicted: what is left of that character shows as two replacements of three bytes.
     assert size.total() == sum(len(text.encode()) for text in texts) - 3 + 2 * 3
-    apart = TextSize(tokenizer)
+    apart = TextSize(tokenizer, apart=True)
     for text in texts:
         apart.add(tokenizer.eod, np.array([NOT_COUNTED, *tokenizer.encode(text)]))
     assert apart.total() == sum(len(text.encode()) for text in texts)
+
+
+def test_an_end_that_is_spelled_out_in_a_document_is_text() -> None:
+    class Spelled(ByteTokenizer):
+        """Reads its end in texts, as Hugging Face's tokenizers do."""
+
+        def decode(self, ids: list[int]) -> str:
+            return "".join("<end>" if token == self.eod else chr(token) for token in ids)
+
+    document = np.array([97, 256, 98])
+    for apart, expected in ((True, 7), (False, 2)):
+        size = TextSize(Spelled(), apart)
+        size.add(256, document)
+        assert size.total() == expected
 
 
 def test_bits_per_byte_spread_the_loss_over_the_text() -> None:
