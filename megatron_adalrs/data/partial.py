@@ -16,6 +16,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -231,7 +232,13 @@ def partial_path(prefix: Path | str) -> Path:
 def _locked(folder: Path) -> TextIO:
     """The folder's lock file, held until it is closed, also by a kill."""
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            with suppress(FileNotFoundError):
+                if not stat.S_ISDIR(folder.lstat().st_mode):
+                    raise
+            continue  # its last owner removed it while mkdir looked at it
         try:
             _require_ours(folder)
             lock = (folder / "lock").open("a+")

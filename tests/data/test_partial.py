@@ -328,6 +328,25 @@ def test_a_folder_of_that_name_that_is_somebody_elses_is_left_alone(tmp_path: Pa
     assert mine.read_text() == "mine" and len(list((tmp_path / "out.partial").iterdir())) == 1
 
 
+def test_something_else_of_that_name_is_refused_but_not_a_folder_that_is_gone_by_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = corpus(tmp_path, "x.jsonl")
+    (tmp_path / "out.partial").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"out\.partial"):
+        preprocess(source, tmp_path / "out", BYTES)
+    (tmp_path / "out.partial").unlink()
+    mkdir, gone = Path.mkdir, [True]
+
+    def removed_meanwhile(path: Path, *flags: object, **named: bool) -> None:
+        if path.name == "out.partial" and gone:
+            raise FileExistsError(gone.pop(), str(path))
+        mkdir(path, *flags, **named)
+
+    monkeypatch.setattr(Path, "mkdir", removed_meanwhile)
+    assert preprocess(source, tmp_path / "out", BYTES).description.documents and not gone
+
+
 def test_a_write_that_was_killed_leaves_nothing_behind_in_the_end(tmp_path: Path) -> None:
     source = corpus(tmp_path, "x.jsonl")
     kill_at(3, source, tmp_path / "out")
