@@ -9,6 +9,7 @@ import torch
 from megatron_adalrs.checkpoint import OpenedModel
 from megatron_adalrs.checkpoint.fitting import require_one_tokenizer
 from megatron_adalrs.checkpoint.tokenizer_files import require_tokenizer_among
+from megatron_adalrs.data.gpt_dataset import check_vocabulary
 from megatron_adalrs.data.preprocess import read_description, require_what_made, tokenizer_noted
 from megatron_adalrs.data.tokenizer import TOKENIZER_FILES, Tokenizer, TokenizerOfData, build_tokenizer
 from megatron_adalrs.huggingface.companions import digests_of, tokenizer_in
@@ -79,8 +80,8 @@ def tokenizer_of_corpus(
         kind, paths: as `build_tokenizer` takes them; else what belongs to the model.
 
     Raises:
-        ValueError, OSError: the one that is asked for cannot be had, or the corpus is known to be of another one than
-            that or than the model's.
+        ValueError, OSError: the one that is asked for cannot be had or lacks tokens of the corpus, or that is known to
+            be of another one than it or than the model's.
     """
     asked = tokenizer_of(opened, kind, *paths) if kind or any(paths) else None
     note = read_description(prefix)
@@ -96,7 +97,10 @@ def tokenizer_of_corpus(
         require_tokenizer_among(opened.companions, opened.model, of_data, "data_path")
     try:
         tokenizer = asked or tokenizer_of(opened, None)
+        check_vocabulary(prefix, tokenizer.vocab_size)
     except (ValueError, OSError) as error:
+        if asked:
+            raise
         return None, str(error)
     # Of tokenizers of two kinds, in files that do not name each other, nothing tells whether they are the same.
     if of_data and of_data.sha256 not in (tokenizer.sha256, *digests_of(opened.tokenizer().files).values()):

@@ -10,13 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_adalrs.checkpoint import locate_model, open_model
 from megatron_adalrs.config import DataConfig
-from megatron_adalrs.data.indexed_dataset import IndexedDataset
+from megatron_adalrs.data.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+from megatron_adalrs.huggingface.tokenizer_json import made_for_transformers
 from megatron_adalrs.inference.evaluation import windows
 from megatron_adalrs.inference.model import whole_model
 from megatron_adalrs.run_log import read_run
@@ -119,6 +121,24 @@ def test_a_corpus_of_another_tokenizer_is_refused(
     done = tool("evaluate")(tmp_path / "hf", *other, "--documents-apart", "--json")
     assert (done.returncode, json.loads(done.stdout)["bits_per_byte"]) == (0, None)
     assert "corpus was made with a SentencePieceTokenizer; give --tokenizer-type" in done.stderr
+
+
+def test_tokens_that_the_tokenizer_lacks_are_no_text(
+    tool: Callable[[str], Callable[..., Done]], tmp_path: Path
+) -> None:
+    with IndexedDatasetBuilder(tmp_path / "corpus", np.uint16) as builder:
+        builder.add_document([1, 299, 2])
+        builder.finalize()
+    model = saved(tmp_path / "theirs", "gpt2 tied", vocab_size=300)
+    corpus = (model, "--data-path", tmp_path / "corpus", "--part", "all")
+    told = f"{tmp_path}/corpus.bin holds token 299: required 0 to 256"
+    refused = tool("evaluate")(*corpus, "--tokenizer-type", "ByteTokenizer")
+    assert refused.returncode == 2 and told in refused.stderr
+    for name, content in made_for_transformers("ByteTokenizer", {}, "gpt2")[0].items():
+        (model / name).write_bytes(content)
+    done = tool("evaluate")(*corpus, "--json")
+    assert (done.returncode, json.loads(done.stdout)["bits_per_byte"]) == (0, None)
+    assert f"bits a byte are unknown: {told}" in done.stderr
 
 
 def test_the_corpus_of_a_part_is_the_runs_own(
