@@ -3,6 +3,7 @@ version 5 does, in rope_parameters. Both are read and both are written."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from typing import Any
@@ -20,7 +21,7 @@ Refusal = Callable[[str, Any, str], ValueError]
 
 
 def is_positive_number(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < float("inf")
+    return type(value) in (int, float) and 0 < value <= sys.float_info.max
 
 
 def rotary_fields(content: Mapping[str, Any], refused: Refusal) -> dict[str, Any]:

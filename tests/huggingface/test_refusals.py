@@ -47,6 +47,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"rope_parameters": LLAMA3, "original_max_position_embeddings": 4096}, "embeddings: 4096: rotary pos"),
     ("llama", {"rope_scaling": 2.0}, "rope_scaling: 2.0: must hold parameters by name"),
     ("llama", {"rope_theta": 7.0}, "rope_theta: {'rope_theta': 7.0, 'rope_parameters': 10000.0}: they contradict"),
+    ("llama", {"rope_theta": 10**400, "rope_parameters": None}, "0: must be a number above 0"),
     ("llama", {"rope_theta": -1.0, "rope_parameters": None}, "rope_theta: -1.0: must be a number above 0"),
     ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor: 0.5: our model rotates all of a head"),
     ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "required partial_rotary_factor 1"),
