@@ -17,6 +17,8 @@ from megatron_adalrs.data.tokenizer import Tokenizer
 from megatron_adalrs.model.documents import NOT_COUNTED
 from megatron_adalrs.model.gpt import GPT
 
+_MOST_HELD = 1_000_000  # tokens: a corpus without ends of documents is one text
+
 
 @dataclass(frozen=True)
 class Evaluated:
@@ -45,7 +47,8 @@ class Evaluated:
 class TextSize:
     """Bytes of the texts that tokens are, as they come: a character may lie across windows, not across documents.
 
-    Ends of documents are no text.
+    Ends of documents are no text. Without any end in a million tokens they are decoded by the million: the count may be
+    a few bytes off at each cut.
 
     Args:
         apart: the tokens are from `windows_apart`: what looks like an end among them is spelled out in the text.
@@ -62,11 +65,17 @@ class TextSize:
             self._end()
         if self._apart:
             self._document += targets[targets != NOT_COUNTED].tolist()
+            self._bound()
             return
         for index, part in enumerate(np.split(targets, np.flatnonzero(targets == self._tokenizer.eod))):
             if index:
                 self._end()
             self._document += part[(part != NOT_COUNTED) & (part != self._tokenizer.eod)].tolist()
+        self._bound()
+
+    def _bound(self) -> None:
+        if len(self._document) >= _MOST_HELD:
+            self._end()
 
     def _end(self) -> None:
         self._bytes += len(self._tokenizer.decode(self._document).encode())

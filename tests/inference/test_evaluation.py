@@ -92,6 +92,20 @@ def test_bytes_of_a_text_are_counted_whatever_the_windows(length: int) -> None:
     assert apart.total() == sum(len(text.encode()) for text in texts)
 
 
+def test_a_text_without_any_end_is_not_held_as_a_whole() -> None:
+    held = []
+
+    class Watched(ByteTokenizer):
+        def decode(self, ids: list[int]) -> str:
+            held.append(len(ids))
+            return super().decode(ids)
+
+    size = TextSize(Watched())
+    for _ in range(5):
+        size.add(0, np.full(500_000, ord("a")))
+    assert size.total() == sum(held) == 2_500_000 and max(held) < 1_500_000
+
+
 def test_an_end_that_is_spelled_out_in_a_document_is_text() -> None:
     class Spelled(ByteTokenizer):
         """Reads its end in texts, as Hugging Face's tokenizers do."""
