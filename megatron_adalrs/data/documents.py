@@ -10,6 +10,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +29,7 @@ class Position:
 
     `file`: number of the file in `find_files`. In it, `lines` and `content_bytes` (uncompressed) of a JSON-lines file
     or `row_groups` and `lines` (rows) of a Parquet file lie before; `stored_bytes` of it, as they are on disk.
+    `checksum`: CRC-32 of that content of a JSON-lines file.
     """
 
     file: int = 0
@@ -35,6 +37,7 @@ class Position:
     row_groups: int = 0
     lines: int = 0
     stored_bytes: int = 0
+    checksum: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,22 @@ def read_batches(source: Path, files: Sequence[Path], start: Position | None = N
     return _batches_from(source, files, start or Position())
 
 
+def still_begins_with(source: Path, position: Position) -> bool:
+    """Whether what lies before `position` in a file is still there; not so of a Parquet file, which has no checksum.
+
+    Raises ValueError for a damaged archive, OSError for what cannot be read.
+    """
+    if source.name.endswith(_PARQUET):
+        return False
+    left, checksum, block = position.content_bytes, 0, b""
+    with _content(source) as (_, stream):
+        while left and (block := stream.read(min(left, BATCH_BYTES))):
+            left -= len(block)
+            checksum = zlib.crc32(block, checksum)
+        # A last line without an end may have grown.
+        return not left and checksum == position.checksum and (block.endswith(b"\n") or not stream.read(1))
+
+
 def read_documents(source: Path, json_key: str, file_glob: str) -> Iterator[str]:
     """The text of every document of a source; errors as in `find_files`, `read_batches` and `Batch.read`."""
     for batch in read_batches(source, find_files(source, file_glob)):
@@ -135,22 +154,29 @@ def _batches_from(source: Path, files: Sequence[Path], start: Position) -> Itera
 
 
 def _line_batches(source: Path, start: Position) -> Iterator[Batch]:
-    with source.open("rb") as raw:
-        stream = _decompressed(source, raw)
+    with _content(source) as (raw, stream):
         position = start
+        _skip(stream, start.content_bytes)
+        while lines := stream.readlines(BATCH_BYTES):
+            content = b"".join(lines)
+            end = replace(
+                position,
+                content_bytes=position.content_bytes + len(content),
+                lines=position.lines + len(lines),
+                # Decompression reads ahead, by how much may depend on where it started.
+                stored_bytes=max(position.stored_bytes, raw.tell()),
+                checksum=zlib.crc32(content, position.checksum),
+            )
+            yield Batch(source, end, end.stored_bytes - position.stored_bytes, tuple(lines), position.lines + 1)
+            position = end
+
+
+@contextmanager
+def _content(source: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """A JSON-lines file as it is stored, and as it reads. Raises ValueError for a damaged archive."""
+    with source.open("rb") as raw:
         try:
-            _skip(stream, start.content_bytes)
-            while lines := stream.readlines(BATCH_BYTES):
-                end = replace(
-                    position,
-                    content_bytes=position.content_bytes + sum(map(len, lines)),
-                    lines=position.lines + len(lines),
-                    # Decompression reads ahead, by how much may depend on where it started.
-                    stored_bytes=max(position.stored_bytes, raw.tell()),
-                )
-                advance = end.stored_bytes - position.stored_bytes
-                yield Batch(source, end, advance, tuple(lines), position.lines + 1)
-                position = end
+            yield raw, _decompressed(source, raw)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(f"input {source} is not a whole gzip file: {error}") from error
         except OSError as error:

@@ -212,8 +212,8 @@ BAD_INPUTS = {
         r"x\.parquet: column 'text' is int64: required strings",
     ),
     "null": (
-        lambda folder: parquet(folder, text=["a", "b", "c", None]),
-        r"x\.parquet:4: column 'text' is null: required a string",
+        lambda folder: parquet(folder, text=["a", None, "c", "d"]),
+        r"x\.parquet:2: column 'text' is null: required a string",
     ),
     "no match": (folder_with("a.md", b"text"), r"input .*texts: no file matches '\*\*/\*\.txt'"),
     "empty files": (folder_with("a.txt", b""), r"input .*texts is empty"),
