@@ -144,7 +144,7 @@ def preprocess(
             on_progress(before.input_bytes)
         if not before.complete:
             require_new(output_prefix, overwrite)
-            for encoded in encoders.encode(read_batches(source, files, before.position)):
+            for encoded in encoders.encode(read_batches(source, files, recipe.json_key, before.position)):
                 work.append(encoded)
                 work.commit_if_due(commit_seconds)
                 on_progress(encoded.input_bytes)

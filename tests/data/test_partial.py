@@ -17,7 +17,7 @@ from megatron_adalrs.data.partial import Progress
 from megatron_adalrs.data.preprocess import preprocess
 from tests.data.test_preprocess import BYTES, TEXTS, write_lines, zstd
 
-KINDS = ("x.jsonl", "x.jsonl.gz", "x.jsonl.zst", "x.parquet", "folder")
+KINDS = ("x.jsonl", "x.jsonl.gz", "x.jsonl.zst", "x.parquet", "one group.parquet", "folder")
 MANY = [f"{text} {number}" if text else "" for number in range(4) for text in TEXTS]
 EVERYTHING = "**/*"
 
