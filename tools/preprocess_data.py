@@ -4,7 +4,8 @@
         --tokenizer-type SentencePieceTokenizer --tokenizer-model data/tokenizer.model --workers 4
 
 writes data/corpus.bin, data/corpus.idx and data/corpus.json; `--data-path data/corpus` trains on them. Interrupted or
-killed, the same command goes on from what lies in data/corpus.partial, with any number of workers.
+killed, the same command goes on from what lies in data/corpus.partial, with any number of workers; so it does once a
+bad line at which it ended is mended.
 """
 
 from __future__ import annotations

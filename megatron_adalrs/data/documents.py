@@ -1,7 +1,4 @@
-"""Reading a corpus: JSON lines, Parquet, or a folder of such files or of texts, in batches that workers decode.
-
-.zst and .parquet are read by pyarrow, which is imported when one is met.
-"""
+"""Reading a corpus: JSON lines, Parquet, or a folder of such files or of texts, in batches that workers decode."""
 
 from __future__ import annotations
 
@@ -10,15 +7,16 @@ import io
 import json
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import BinaryIO
+
+from megatron_adalrs.data.arrow import package, read_rows
 
 _JSON_SUFFIXES = tuple(f".{kind}{archive}" for archive in ("", ".gz", ".zst") for kind in ("jsonl", "json"))
 _PARQUET = ".parquet"
 _SUFFIXES = (*_JSON_SUFFIXES, _PARQUET)
-_ROWS = 1000  # of a row group decoded at a time
 BATCH_BYTES = 1 << 18  # some 0.1 s of tokenizing: what is lost or waited for when a worker is stopped
 
 
@@ -27,7 +25,8 @@ class Position:
     """A place between two batches of a corpus.
 
     `file`: number of the file in `find_files`. In it, `lines` and `content_bytes` (uncompressed) of a JSON-lines file
-    or `row_groups` and `lines` (rows) of a Parquet file lie before; `stored_bytes` of it, as they are on disk.
+    or whole `row_groups` and `lines` (rows) of a Parquet file lie before; `stored_bytes` of it, as they are on disk.
+    `checksum`: CRC-32 of that content of a JSON-lines file.
     """
 
     file: int = 0
@@ -35,14 +34,15 @@ class Position:
     row_groups: int = 0
     lines: int = 0
     stored_bytes: int = 0
+    checksum: int = 0
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Neighbouring documents, not yet decoded: lines of a JSON-lines file, a row group of a Parquet file, or texts.
+    """Neighbouring documents, not yet decoded: lines of a JSON-lines file, rows of a Parquet file, or texts.
 
-    `end`: the position after it. `input_bytes`: how far this batch advances in the input, whose size is
-    `documents_size`.
+    `first_line`: number of the first line or row. `end`: the position after it. `input_bytes`: how far this batch
+    advances in the input, whose size is `documents_size`.
     """
 
     source: Path
@@ -51,21 +51,23 @@ class Batch:
     lines: tuple[bytes, ...] = ()
     first_line: int = 1
     files: tuple[Path, ...] = ()
-    row_group: int | None = None
+    rows: tuple[bytes | None, ...] = ()
 
     def read(self, json_key: str) -> Iterator[str]:
         """The text of each document; blank lines are none.
 
         Raises ValueError naming FILE:LINE, FILE:ROW or FILE, for text that is not UTF-8, malformed JSON, a line that
-        is not an object, and a key (of Parquet, a column) that is missing or not a string.
+        is not an object, a key that is missing or not a string, and a row that is null.
         """
         for number, line in enumerate(self.lines, start=self.first_line):
             if line.strip():
                 yield _text_of_line(f"{self.source}:{number}", line, json_key)
         for path in self.files:
             yield _decode(str(path), path.read_bytes())
-        if self.row_group is not None:
-            yield from _texts_of_rows(self.source, self.row_group, self.first_line, json_key)
+        for number, row in enumerate(self.rows, start=self.first_line):
+            if row is None:
+                raise ValueError(f"{self.source}:{number}: column {json_key!r} is null: required a string")
+            yield _decode(f"{self.source}:{number}", row)
 
 
 def find_files(source: Path, file_glob: str) -> list[Path]:
@@ -87,22 +89,39 @@ def documents_size(files: Sequence[Path]) -> int:
     return sum(path.stat().st_size for path in files)
 
 
-def read_batches(source: Path, files: Sequence[Path], start: Position | None = None) -> Iterator[Batch]:
+def read_batches(source: Path, files: Sequence[Path], json_key: str, start: Position | None = None) -> Iterator[Batch]:
     """The batches of a corpus from `start` on, in a fixed order; where it starts changes none of those that follow.
 
     `files` are those that `find_files` finds. Each is read by its name: as .jsonl or .json (one object a line; .gz and
-    .zst too), as .parquet, or else as a text that is one document.
+    .zst too), as .parquet (its column `json_key`), or else as a text that is one document.
 
-    Raises ValueError if there are no bytes in them, one is a damaged archive, or needs a package that is not there.
+    Raises ValueError if there are no bytes in them, one is a damaged archive, lacks the column, or has no strings in
+    it, or needs a package that is not there.
     """
     if documents_size(files) == 0:
         raise ValueError(f"input {source} is empty: required at least one document")
-    return _batches_from(source, files, start or Position())
+    return _batches_from(source, files, json_key, start or Position())
+
+
+def still_begins_with(source: Path, position: Position) -> bool:
+    """Whether what lies before `position` in a file is still there; not so of a Parquet file, which has no checksum.
+
+    Raises ValueError for a damaged archive, OSError for what cannot be read.
+    """
+    if source.name.endswith(_PARQUET):
+        return False
+    left, checksum, block = position.content_bytes, 0, b""
+    with _content(source) as (_, stream):
+        while left and (block := stream.read(min(left, BATCH_BYTES))):
+            left -= len(block)
+            checksum = zlib.crc32(block, checksum)
+        # A last line without an end may have grown.
+        return not left and checksum == position.checksum and (block.endswith(b"\n") or not stream.read(1))
 
 
 def read_documents(source: Path, json_key: str, file_glob: str) -> Iterator[str]:
     """The text of every document of a source; errors as in `find_files`, `read_batches` and `Batch.read`."""
-    for batch in read_batches(source, find_files(source, file_glob)):
+    for batch in read_batches(source, find_files(source, file_glob), json_key):
         yield from batch.read(json_key)
 
 
@@ -116,7 +135,7 @@ def _matching_files(folder: Path, file_glob: str) -> list[Path]:
     return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
 
 
-def _batches_from(source: Path, files: Sequence[Path], start: Position) -> Iterator[Batch]:
+def _batches_from(source: Path, files: Sequence[Path], json_key: str, start: Position) -> Iterator[Batch]:
     texts: list[Path] = []
     size = 0
     for number, path in enumerate(files[start.file :], start=start.file):
@@ -129,28 +148,38 @@ def _batches_from(source: Path, files: Sequence[Path], start: Position) -> Itera
             texts, size = [], 0
         if not is_text:
             first = start if number == start.file else Position(number)
-            yield from _row_batches(path, first) if path.name.endswith(_PARQUET) else _line_batches(path, first)
+            if path.name.endswith(_PARQUET):
+                yield from _row_batches(path, json_key, first)
+            else:
+                yield from _line_batches(path, first)
     if texts:
         yield Batch(source, Position(len(files)), size, files=tuple(texts))
 
 
 def _line_batches(source: Path, start: Position) -> Iterator[Batch]:
-    with source.open("rb") as raw:
-        stream = _decompressed(source, raw)
+    with _content(source) as (raw, stream):
         position = start
+        _skip(stream, start.content_bytes)
+        while lines := stream.readlines(BATCH_BYTES):
+            content = b"".join(lines)
+            end = replace(
+                position,
+                content_bytes=position.content_bytes + len(content),
+                lines=position.lines + len(lines),
+                # Decompression reads ahead, by how much may depend on where it started.
+                stored_bytes=max(position.stored_bytes, raw.tell()),
+                checksum=zlib.crc32(content, position.checksum),
+            )
+            yield Batch(source, end, end.stored_bytes - position.stored_bytes, tuple(lines), position.lines + 1)
+            position = end
+
+
+@contextmanager
+def _content(source: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """A JSON-lines file as it is stored, and as it reads. Raises ValueError for a damaged archive."""
+    with source.open("rb") as raw:
         try:
-            _skip(stream, start.content_bytes)
-            while lines := stream.readlines(BATCH_BYTES):
-                end = replace(
-                    position,
-                    content_bytes=position.content_bytes + sum(map(len, lines)),
-                    lines=position.lines + len(lines),
-                    # Decompression reads ahead, by how much may depend on where it started.
-                    stored_bytes=max(position.stored_bytes, raw.tell()),
-                )
-                advance = end.stored_bytes - position.stored_bytes
-                yield Batch(source, end, advance, tuple(lines), position.lines + 1)
-                position = end
+            yield raw, _decompressed(source, raw)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(f"input {source} is not a whole gzip file: {error}") from error
         except OSError as error:
@@ -172,65 +201,18 @@ def _decompressed(source: Path, raw: BinaryIO) -> BinaryIO:
     if source.suffix == ".gz":
         return io.BufferedReader(gzip.GzipFile(fileobj=raw), BATCH_BYTES)
     if source.suffix == ".zst":
-        pyarrow = _pyarrow(source)
+        pyarrow = package(source)
         return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), "zstd"), BATCH_BYTES)
     return raw
 
 
-def _row_batches(source: Path, start: Position) -> Iterator[Batch]:
-    """A row group each; what the file has beside them counts to the last one."""
-    pyarrow = _pyarrow(source)
-    try:
-        metadata = pyarrow.parquet.read_metadata(source)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"input {source} is not a whole Parquet file: {error}") from error
-    whole, position = source.stat().st_size, start
-    for group in range(start.row_groups, metadata.num_row_groups):
-        columns = metadata.row_group(group)
-        left = whole - position.stored_bytes
-        size = sum(columns.column(index).total_compressed_size for index in range(columns.num_columns))
-        size = left if group + 1 == metadata.num_row_groups else min(size, left)
-        end = replace(
-            position,
-            row_groups=group + 1,
-            lines=position.lines + columns.num_rows,
-            stored_bytes=position.stored_bytes + size,
-        )
-        yield Batch(source, end, size, first_line=position.lines + 1, row_group=group)
+def _row_batches(source: Path, column: str, start: Position) -> Iterator[Batch]:
+    position = start
+    for rows in read_rows(source, column, BATCH_BYTES, start.row_groups, start.lines):
+        end = replace(position, row_groups=rows.row_groups, lines=rows.end, stored_bytes=rows.stored_bytes)
+        advance = end.stored_bytes - position.stored_bytes
+        yield Batch(source, end, advance, first_line=position.lines + 1, rows=rows.values)
         position = end
-
-
-def _texts_of_rows(source: Path, group: int, first_row: int, column: str) -> Iterator[str]:
-    pyarrow = _pyarrow(source)
-    try:
-        with pyarrow.parquet.ParquetFile(source) as file:
-            names = file.schema_arrow.names
-            if column not in names:
-                raise ValueError(
-                    f"{source}: there is no column {column!r}; columns found: {', '.join(map(repr, names))}"
-                )
-            kind = file.schema_arrow.field(column).type
-            if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-                raise ValueError(f"{source}: column {column!r} is {kind}: required strings")
-            row = first_row
-            for batch in file.iter_batches(_ROWS, row_groups=[group], columns=[column], use_threads=False):
-                for text in batch.column(0).to_pylist():
-                    if text is None:
-                        raise ValueError(f"{source}:{row}: column {column!r} is null: required a string")
-                    yield text
-                    row += 1
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source}: row group {group}: not UTF-8: {error.reason}") from error
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"input {source} is not a whole Parquet file: {error}") from error
-
-
-def _pyarrow(source: Path) -> ModuleType:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ValueError(f"input {source} needs the package pyarrow: pip install 'megatron-adalrs[data]'") from error
-    return pyarrow
 
 
 def _text_of_line(origin: str, line: bytes, json_key: str) -> str:

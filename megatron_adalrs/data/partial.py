@@ -1,7 +1,7 @@
 """Unfinished work on an indexed dataset, in a folder `PREFIX.partial` that outlives the process that began it.
 
     lock         held by the process that works on it, whose number is in it
-    job.json     what is made of what: the same job goes on, another one is refused
+    job.json     what is made of what: the same job goes on, another one is refused; input to come may have changed
     tokens       grows: tokens back to back
     lengths      grows: tokens in each document, int32
     state.json   how far all of it has come, replaced as a whole at every commit
@@ -55,7 +55,7 @@ class Progress:
 
 
 class Partial:
-    """The folder, locked. As a context manager it commits when an exception other than ValueError leaves the block.
+    """The folder, locked. As a context manager it commits when an exception leaves the block, if there are documents.
 
     `progress`: what is done, at first what an earlier process left. A folder without any commit is removed on leaving.
 
@@ -75,8 +75,8 @@ class Partial:
             self.progress = self._committed = self._read(job)
             if self.progress == Progress():
                 self._clear()
-                with atomic_write(self.folder / "job.json") as stream:
-                    stream.write(job.to_json())
+            with self._writing(), atomic_write(self.folder / "job.json") as stream:
+                stream.write(job.to_json())
             if not self.progress.complete:
                 for name, size in self._sizes().items():
                     self._streams[name] = self._grown(name, size)
@@ -166,7 +166,7 @@ class Partial:
         if not (self.folder / "state.json").exists():
             return Progress()
         begun, progress = self._parsed("job.json", Job.from_json), self._parsed("state.json", _progress)
-        if differences := job.differences(begun):
+        if differences := job.differences(begun, None if progress.complete else progress.position):
             raise ValueError(f"{self.folder} holds unfinished work on another job: {differences}; {_RESTART}")
         return progress
 
@@ -219,7 +219,7 @@ class Partial:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None and not issubclass(kind, ValueError):
+        if kind is not None and self.progress.documents:  # else it would only be in the way of another recipe
             with suppress(OSError):  # the disk may be full: the last commit stands
                 self.commit()
         self._leave()

@@ -119,7 +119,8 @@ def preprocess(
 
     The result does not depend on `workers`, nor on how often the work was interrupted: every `commit_seconds`, and when
     an exception ends it, what is done is committed to `PREFIX.partial`, and a later call with the same job goes on from
-    the last commit (`on_resume` is told where that was). `restart` throws such work away. Nothing that was there before
+    the last commit (`on_resume` is told where that was); input behind it may have changed by then, as where a bad line
+    has been mended. `restart` throws such work away. Nothing that was there before
     under the final names is touched until everything is tokenized. `on_progress` is called with the number of input
     bytes that each finished batch, and at first the earlier work, covers.
 
@@ -143,7 +144,7 @@ def preprocess(
             on_progress(before.input_bytes)
         if not before.complete:
             require_new(output_prefix, overwrite)
-            for encoded in encoders.encode(read_batches(source, files, before.position)):
+            for encoded in encoders.encode(read_batches(source, files, recipe.json_key, before.position)):
                 work.append(encoded)
                 work.commit_if_due(commit_seconds)
                 on_progress(encoded.input_bytes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -13,9 +15,9 @@ from megatron_adalrs.data import documents
 from megatron_adalrs.data.indexed_dataset import IndexedDataset
 from megatron_adalrs.data.partial import Progress
 from megatron_adalrs.data.preprocess import preprocess
-from tests.data.test_preprocess import BYTES, TEXTS, write_lines
+from tests.data.test_preprocess import BYTES, TEXTS, write_lines, zstd
 
-KINDS = ("x.jsonl", "x.jsonl.gz", "x.jsonl.zst", "x.parquet", "folder")
+KINDS = ("x.jsonl", "x.jsonl.gz", "x.jsonl.zst", "x.parquet", "one group.parquet", "folder")
 MANY = [f"{text} {number}" if text else "" for number in range(4) for text in TEXTS]
 EVERYTHING = "**/*"
 
@@ -219,14 +221,42 @@ def test_a_write_that_was_killed_leaves_nothing_behind_in_the_end(tmp_path: Path
     assert not (tmp_path / "out.partial").exists()
 
 
-def test_bad_input_after_a_commit_keeps_the_commit(tmp_path: Path) -> None:
-    source = corpus(tmp_path, "x.jsonl")
-    with source.open("ab") as stream:
-        stream.write(b"broken\n")
+@pytest.mark.parametrize(("kind", "workers"), [*((kind, 1) for kind in KINDS[:3]), (KINDS[0], 2)])
+def test_bad_input_keeps_what_is_done_and_goes_on_once_it_is_mended(tmp_path: Path, kind: str, workers: int) -> None:
+    source = tmp_path / kind
+    pack = {".gz": gzip.compress, ".zst": zstd}.get(source.suffix, bytes)
+    good = b"".join(json.dumps({"text": text}).encode() + b"\n" for text in MANY)
+    lines = good.splitlines(keepends=True)
+    source.write_bytes(pack(b"".join([*lines[:15], b"broken\n", *lines[15:]])))
+    seen: list[Progress] = []
     for _ in range(2):
-        with pytest.raises(ValueError, match=r"x\.jsonl:21: malformed JSON"):
-            preprocess(source, tmp_path / "out", BYTES, commit_seconds=0)
-        assert (tmp_path / "out.partial" / "state.json").exists()
+        with pytest.raises(ValueError, match=rf"{kind}:16: malformed JSON"):
+            preprocess(source, tmp_path / "out", BYTES, on_resume=seen.append, workers=workers)
+    assert 0 < seen[0].position.lines <= 15
+    source.write_bytes(pack(good + b'{"text": "one more"}\n'))
+    preprocess(source, tmp_path / "out", BYTES, on_resume=seen.append, workers=workers)
+    assert seen[0] == seen[1]
+    preprocess(source, tmp_path / "whole", BYTES)
+    assert made(tmp_path / "out") == made(tmp_path / "whole")
+
+
+def test_files_behind_the_work_may_be_mended_come_and_go(tmp_path: Path) -> None:
+    source = corpus(tmp_path, "folder")
+    (source / "12.txt").write_bytes(b"\xff")
+    seen: list[Progress] = []
+    with pytest.raises(ValueError, match=r"12\.txt: not UTF-8"):
+        preprocess(source, tmp_path / "out", BYTES, file_glob=EVERYTHING)
+    (source / "12.txt").write_text("mended")
+    (source / "11a.txt").write_text("new")
+    (source / "13.txt").unlink()
+    (source / "sub" / KINDS[0]).write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"x\.jsonl:1: malformed JSON"):
+        preprocess(source, tmp_path / "out", BYTES, file_glob=EVERYTHING, on_resume=seen.append)
+    write_lines(source / "sub" / KINDS[0], ["mended"])
+    preprocess(source, tmp_path / "out", BYTES, file_glob=EVERYTHING, on_resume=seen.append)
+    assert 0 < seen[0].position.file <= 11 < seen[1].position.file
+    preprocess(source, tmp_path / "whole", BYTES, file_glob=EVERYTHING)
+    assert made(tmp_path / "out") == made(tmp_path / "whole")
 
 
 def test_a_time_below_zero_is_refused(tmp_path: Path) -> None:

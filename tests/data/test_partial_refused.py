@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 
 from megatron_adalrs.data.preprocess import Recipe, preprocess
 from tests.data.test_partial import EVERYTHING, at_batch, corpus, kill_at, made, small_batches  # noqa: F401
-from tests.data.test_preprocess import BYTES
+from tests.data.test_preprocess import BYTES, write_lines
 
 
 def later(path: Path) -> None:
@@ -25,8 +27,8 @@ CHANGES = {
     "end": (lambda source: Recipe("ByteTokenizer", append_eod=False), "append_eod was True, is False"),
     "size": (lambda source: (source / "03.txt").write_text("!"), "input file 03.txt had 16 bytes, has 1"),
     "time": (lambda source: later(source / "03.txt"), "input file 03.txt was written since then"),
-    "new": (lambda source: (source / "a.txt").write_text("!"), "input file a.txt is new"),
-    "gone": (lambda source: (source / "19.txt").unlink(), "input file 19.txt is gone"),
+    "new": (lambda source: (source / "0.txt").write_text("!"), "input file 0.txt is new"),
+    "gone": (lambda source: (source / "04.txt").unlink(), "input file 04.txt is gone"),
     "more": (
         lambda source: [later(source / f"{number:02}.txt") for number in range(3)],
         "input file 00.txt was written since then, and so are 2 other files",
@@ -52,6 +54,72 @@ def test_another_job_is_refused_until_the_work_is_thrown_away(tmp_path: Path, ch
     preprocess(source, tmp_path / "out", recipe, file_glob=EVERYTHING, restart=True)
     preprocess(source, tmp_path / "whole", recipe, file_glob=EVERYTHING)
     assert made(tmp_path / "out") == made(tmp_path / "whole")
+
+
+def lines_of(source: Path) -> list[bytes]:
+    content = source.read_bytes()
+    return (gzip.decompress(content) if source.suffix == ".gz" else content).splitlines(keepends=True)
+
+
+def with_lines(source: Path, lines: list[bytes]) -> None:
+    source.write_bytes((gzip.compress if source.suffix == ".gz" else bytes)(b"".join(lines)))
+
+
+CHANGES_OF_A_FILE: dict[str, tuple[Callable[[Path, list[bytes]], object], str]] = {
+    "line": (lambda source, lines: with_lines(source, [lines[0].replace(b"first", b"other"), *lines[1:]]), ""),
+    "fewer": (lambda source, lines: with_lines(source, lines[:2]), ""),
+    "grown": (lambda source, lines: with_lines(source, [b" ", *lines]), ""),
+    "gone": (lambda source, lines: source.unlink(), r"is gone; --restart"),
+}
+
+
+@pytest.mark.parametrize("kind", ["a.jsonl", "a.jsonl.gz"])
+@pytest.mark.parametrize("change", CHANGES_OF_A_FILE)
+def test_what_is_done_of_a_file_must_be_as_it_was(tmp_path: Path, kind: str, change: str) -> None:
+    (tmp_path / "folder").mkdir()
+    source = corpus(tmp_path / "folder", kind)
+    write_lines(tmp_path / "folder" / "b.jsonl", ["more"])
+    kill_at(2, source.parent, tmp_path / "out")
+    done = json.loads((tmp_path / "out.partial" / "state.json").read_text())["position"]["lines"]
+    act, message = CHANGES_OF_A_FILE[change]
+    act(source, lines_of(source))
+    message = message or rf".*, and not only behind what is done, its first {done} lines or rows; --restart"
+    with pytest.raises(ValueError, match=rf"another job: input file {re.escape(kind)} {message}"):
+        preprocess(source.parent, tmp_path / "out", BYTES, file_glob=EVERYTHING)
+
+
+def test_a_last_line_without_an_end_that_has_grown_is_refused(tmp_path: Path) -> None:
+    source = tmp_path / "x.jsonl"
+    source.write_bytes(b'{"text": "one"}\n{"text": "two"}')
+    kill_at(1, source, tmp_path / "out")
+    later(source)
+    preprocess(source, tmp_path / "whole", BYTES)
+    shutil.copytree(tmp_path / "out.partial", tmp_path / "more.partial")
+    preprocess(source, tmp_path / "out", BYTES)
+    assert made(tmp_path / "out") == made(tmp_path / "whole")
+    with source.open("ab") as stream:
+        stream.write(b' \n{"text": "three"}\n')
+    with pytest.raises(ValueError, match="not only behind what is done, its first 2 lines or rows"):
+        preprocess(source, tmp_path / "more", BYTES)
+
+
+def test_a_parquet_file_that_is_partly_done_must_be_as_it_was(tmp_path: Path) -> None:
+    source = corpus(tmp_path, "x.parquet")
+    kill_at(2, source, tmp_path / "out")
+    later(source)
+    with pytest.raises(ValueError, match=r"x\.parquet was written since then, and not only .* first \d+ lines or rows"):
+        preprocess(source, tmp_path / "out", BYTES, file_glob=EVERYTHING)
+
+
+def test_once_all_is_done_all_must_be_as_it_was(tmp_path: Path) -> None:
+    source = corpus(tmp_path, "folder")
+    with pytest.raises(FileExistsError):
+        preprocess(
+            source, tmp_path / "out", BYTES, on_progress=lambda count: (tmp_path / "out.idx").write_bytes(b"another's")
+        )
+    write_lines(source / "zz.txt", ["more"])
+    with pytest.raises(ValueError, match=r"input file zz\.txt is new; --restart"):
+        preprocess(source, tmp_path / "out", BYTES, overwrite=True)
 
 
 def test_another_tokenizer_is_refused(tmp_path: Path) -> None:

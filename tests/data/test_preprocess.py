@@ -22,7 +22,7 @@ def write_lines(path: Path, texts: list[str], key: str = "text") -> Path:
     content = "".join(json.dumps({"id": 1, key: text}, ensure_ascii=False) + "\n" for text in texts).encode()
     if path.suffix == ".parquet":
         table = pyarrow.table({"id": [1] * len(texts), key: texts})
-        pyarrow.parquet.write_table(table, path, row_group_size=2)
+        pyarrow.parquet.write_table(table, path, row_group_size=len(texts) if path.stem == "one group" else 2)
     else:
         path.write_bytes({".gz": gzip.compress, ".zst": zstd}.get(path.suffix, bytes)(content))
     return path
@@ -39,7 +39,7 @@ def zstd(content: bytes) -> bytes:
     return b"".join(frames)
 
 
-def parquet(folder: Path, name: str = "x.parquet", **columns: list) -> Path:
+def parquet(folder: Path, name: str = "x.parquet", **columns: list | pyarrow.Array) -> Path:
     pyarrow.parquet.write_table(pyarrow.table(columns), folder / name, row_group_size=2)
     return folder / name
 
@@ -212,8 +212,12 @@ BAD_INPUTS = {
         r"x\.parquet: column 'text' is int64: required strings",
     ),
     "null": (
-        lambda folder: parquet(folder, text=["a", "b", "c", None]),
-        r"x\.parquet:4: column 'text' is null: required a string",
+        lambda folder: parquet(folder, text=["a", None, "c", "d"]),
+        r"x\.parquet:2: column 'text' is null: required a string",
+    ),
+    "rows' encoding": (
+        lambda folder: parquet(folder, text=pyarrow.array([b"a", b"\xe4"]).view("string")),
+        r"x\.parquet:2: not UTF-8: unexpected end of data at byte 0",
     ),
     "no match": (folder_with("a.md", b"text"), r"input .*texts: no file matches '\*\*/\*\.txt'"),
     "empty files": (folder_with("a.txt", b""), r"input .*texts is empty"),
@@ -262,6 +266,20 @@ def test_a_sidecar_that_is_not_ours_is_refused(tmp_path: Path) -> None:
         (tmp_path / "x.json").write_text(content)
         with pytest.raises(ValueError, match=r"x\.json does not describe an indexed dataset"):
             read_description(tmp_path / "x")
+
+
+def test_a_large_row_group_is_read_in_many_batches(tmp_path: Path) -> None:
+    texts = [f"{number} " * (number % 90) for number in range(6000)] + [""] * 6000
+    batches: list[int] = []
+    for name, texts_of_type in (("small", pyarrow.array(texts)), ("large", pyarrow.array(texts, "large_string"))):
+        path = tmp_path / f"{name}.parquet"
+        pyarrow.parquet.write_table(pyarrow.table({"id": range(12000), "text": texts_of_type}), path)
+        assert pyarrow.parquet.read_metadata(path).num_row_groups == 1
+        batches.clear()
+        result = preprocess(path, tmp_path / name, BYTES, on_progress=batches.append)
+        assert len(batches) > 5 and sum(batches) == path.stat().st_size
+        assert documents(tmp_path / name) == [[*text.encode(), 256] for text in texts if text]
+        assert result.skipped == texts.count("")
 
 
 def test_read_documents_gives_the_texts(tmp_path: Path) -> None:

@@ -127,8 +127,7 @@ def test_a_changed_input_is_one_line_and_exit_code_2(whole: Path, tmp_path: Path
     wait_for_documents(process, tmp_path / "out", 500)
     process.kill()
     process.communicate()
-    with (tmp_path / "x.jsonl").open("a") as stream:
-        stream.write('{"text": "more"}\n')
+    (tmp_path / "x.jsonl").write_text('{"text": "more"}\n' + (whole / "x.jsonl").read_text())
     process = begin(tmp_path, tmp_path / "out")
     _, told = process.communicate()
     assert process.returncode == 2

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,3 +71,26 @@ def test_unknown_flag_is_exit_code_2(command: list[str | Path]) -> None:
     assert done.returncode == 2
     assert "--workers" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_bad_line_is_mended_and_the_same_command_goes_on(command: list[str | Path], tmp_path: Path) -> None:
+    source = tmp_path / "x.jsonl"
+    good = [json.dumps({"body": f"{number} " * 500}) + "\n" for number in range(1000)]
+    source.write_text("".join([*good[:899], "broken\n", *good[900:]]))
+    for told in ("", "going on from "):
+        done = run(*command)
+        assert done.returncode == 2 and done.stderr.startswith(told)
+        assert f"error: {source}:900: malformed JSON" in done.stderr
+    source.write_text("".join([*good[:3], good[4], *good[4:]]))
+    done = run(*command)
+    assert done.returncode == 2
+    assert re.search(
+        r"input file x\.jsonl .*, and not only behind what is done, its first [1-8]\d\d lines", done.stderr
+    )
+    source.write_text("".join(good))
+    done = run(*command, "--workers", "2")
+    assert done.returncode == 0 and done.stderr.startswith("going on from ")
+    command[command.index(tmp_path / "out")] = tmp_path / "whole"
+    assert run(*command).returncode == 0
+    for suffix in ("bin", "idx", "json"):
+        assert (tmp_path / f"out.{suffix}").read_bytes() == (tmp_path / f"whole.{suffix}").read_bytes()
