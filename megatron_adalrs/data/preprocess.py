@@ -96,8 +96,10 @@ def write_description(prefix: Path | str, description: Description) -> None:
 
 
 def require_new(prefix: Path | str, overwrite: bool) -> None:
-    """Raise FileExistsError where a file of a dataset is there already, unless it may be replaced."""
+    """Raise FileExistsError where a file of a dataset is there already, unless it may be replaced; no folder may."""
     outputs = (bin_path(prefix), idx_path(prefix), description_path(prefix))
+    if folders := [str(path) for path in outputs if path.is_dir()]:
+        raise FileExistsError(f"output {', '.join(folders)} is a folder: required a new prefix")
     if not overwrite and (existing := [str(path) for path in outputs if path.exists()]):
         raise FileExistsError(f"output {', '.join(existing)} exists: required a new prefix, or --overwrite")
 
@@ -136,6 +138,8 @@ def preprocess(
     source, encoder = Path(source), Encoder(recipe)
     files = _input_files(source, file_glob, partial_path(output_prefix))
     job = describe_job(encoder.tokenizer, recipe, source, files)
+    if restart:  # before the work is thrown away
+        require_new(output_prefix, overwrite)
     # The work is left first, and so committed, then the workers, for whom that waits.
     with Encoders(encoder, workers) as encoders, Partial(output_prefix, encoder.dtype, job, restart=restart) as work:
         before = work.progress

@@ -20,9 +20,9 @@ _END_OF_DOCUMENT = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>")
 class Tokenizer(Protocol):
     """Text to token ids and back.
 
-    `vocab_size`: every id is below it. `eod`: the id that ends a document. `sha256`: hex digest of the model
-    file (of the name, for a tokenizer without one; of both digests, for one of two files), to tell whether data
-    and model were made with the same tokenizer.
+    `vocab_size`: every id is below it. `eod`: the id that ends a document. `sha256`: hex digest of the files
+    (see `digest_of_files`; of the name, for a tokenizer without one), to tell whether data and model were made
+    with the same tokenizer.
     """
 
     vocab_size: int
@@ -135,11 +135,10 @@ class HuggingFaceTokenizer(_OfThePackage):
         self.backend.no_padding()
         vocabulary = self.backend.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
-        self.sha256 = hashlib.sha256(model).hexdigest()
+        self.sha256 = digest_of_files("HuggingFaceTokenizer", path)
         special = [token.content for token in self.backend.get_added_tokens_decoder().values() if token.special]
-        settings = _settings(path.with_name("tokenizer_config.json"))
-        self.backend.encode_special_tokens = settings.get("split_special_tokens") is True
-        candidates = [*_configured_eos(settings), *_END_OF_DOCUMENT]
+        self.backend.encode_special_tokens = _splits_special_tokens(path)
+        candidates = [*_configured_eos(_settings(path)), *_END_OF_DOCUMENT]
         if len(special) == 1:
             candidates += special
         known = [token for token in candidates if token in vocabulary]
@@ -171,12 +170,18 @@ class GPT2BPETokenizer(_OfThePackage):
         self.backend.add_special_tokens([self._package.AddedToken(end, special=True, normalized=False)])
         self.vocab_size = max(vocabulary.values()) + 1
         self.eod: int = vocabulary[end]
-        self.sha256 = digest_of_files(vocab_path, merge_path)
+        self.sha256 = digest_of_files("GPT2BPETokenizer", vocab_path, merge_path)
 
 
-def digest_of_files(*paths: Path) -> str:
-    """`sha256` of the tokenizer that these files are. Raises OSError."""
+def digest_of_files(kind: str, *paths: Path) -> str:
+    """`sha256` of the tokenizer of that kind that these files are: the file's own, or that of the digests of several.
+
+    HuggingFaceTokenizer's `split_special_tokens` counts as one more where it is set: it changes ids, beside the file.
+    Raises OSError for what cannot be read, ValueError for a tokenizer_config.json that is no JSON object.
+    """
     digests = [hashlib.sha256(path.read_bytes()) for path in paths]
+    if kind == "HuggingFaceTokenizer" and _splits_special_tokens(paths[0]):
+        digests.append(hashlib.sha256(b"split_special_tokens"))
     return (digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(one.digest() for one in digests))).hexdigest()
 
 
@@ -219,8 +224,13 @@ def _model_file(path: Path | str) -> Path:
     return path
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def _settings(model_path: Path) -> dict[str, Any]:
+    path = model_path.with_name("tokenizer_config.json")
     return json_object(path) if path.is_file() else {}
+
+
+def _splits_special_tokens(model_path: Path) -> bool:
+    return _settings(model_path).get("split_special_tokens") is True
 
 
 def json_object(path: Path) -> dict[str, Any]:

@@ -49,11 +49,12 @@ def digests_of(files: Mapping[str, Path]) -> dict[str, str]:
 
     Raises:
         OSError: one cannot be read.
+        ValueError: tokenizer_config.json is no JSON object.
     """
     digests = {}
     for kind, names in FORMS.items():
         if all(name in files and files[name].is_file() for name in names):
-            digests[kind] = digest_of_files(*(files[name] for name in names))
+            digests[kind] = digest_of_files(kind, *(files[name] for name in names))
     return digests and digests | made_from(files)
 
 

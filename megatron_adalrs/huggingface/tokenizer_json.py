@@ -59,6 +59,8 @@ def made_for_transformers(kind: str | None, files: Mapping[str, Path], model_typ
     if TOKENIZER_JSON in files:
         ours = HuggingFaceTokenizer(files[TOKENIZER_JSON])
         config = _config(ours.backend.id_to_token(ours.eod))
+        if ours.backend.encode_special_tokens:  # set beside a file of another name, whose settings are not among these
+            config["split_special_tokens"] = True
         return _with_config({}, config | named | {"tokenizer_class": config["tokenizer_class"]}, model_type), ""
     told = f"{TOKENIZER_JSON} is made of it, for the same ids from AutoTokenizer"
     if kind == "ByteTokenizer":

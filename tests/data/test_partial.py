@@ -181,9 +181,10 @@ def test_an_output_that_exists_is_refused_beside_unfinished_work_too(tmp_path: P
     source = corpus(tmp_path, "x.jsonl")
     kill_at(3, source, tmp_path / "out")
     (tmp_path / "out.idx").write_bytes(b"another's")
-    with pytest.raises(FileExistsError, match=r"out\.idx exists"):
-        preprocess(source, tmp_path / "out", BYTES)
-    assert (tmp_path / "out.partial" / "state.json").exists()
+    for restart in (False, True):
+        with pytest.raises(FileExistsError, match=r"out\.idx exists"):
+            preprocess(source, tmp_path / "out", BYTES, restart=restart)
+        assert (tmp_path / "out.partial" / "state.json").exists()
 
 
 def test_an_output_that_has_come_in_the_meantime_is_refused_too(tmp_path: Path) -> None:

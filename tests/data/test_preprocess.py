@@ -164,6 +164,15 @@ def folder_with(name: str, content: bytes) -> Callable[[Path], Path]:
     return write
 
 
+def test_an_output_that_is_a_folder_is_refused_at_the_start(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "x.jsonl", TEXTS)
+    (tmp_path / "out.bin").mkdir()
+    batches: list[int] = []
+    with pytest.raises(FileExistsError, match=r"output .*out\.bin is a folder: required a new prefix"):
+        preprocess(source, tmp_path / "out", BYTES, overwrite=True, on_progress=batches.append)
+    assert not batches and not (tmp_path / "out.partial").exists()
+
+
 GOOD = b'{"text": "good"}\n'
 BAD_INPUTS = {
     "missing": (

@@ -13,6 +13,7 @@ from megatron_adalrs.data.tokenizer import (
     build_tokenizer,
 )
 from megatron_adalrs.data.train_tokenizer import train_sentencepiece
+from megatron_adalrs.huggingface.companions import companions_in, digests_of
 from tests.data.texts import TEXTS, require_protocol, write_corpus
 
 
@@ -106,6 +107,18 @@ def test_hugging_face_configured_end_of_document(hugging_face_folder: Path, tmp_
     (tmp_path / "tokenizer_config.json").write_text("[]")
     with pytest.raises(ValueError, match=r"tokenizer_config\.json is not a JSON object"):
         build_tokenizer("HuggingFaceTokenizer", tmp_path)
+
+
+def test_hugging_face_digest_tells_what_changes_ids_beside_the_file(hugging_face_folder: Path, tmp_path: Path) -> None:
+    plain = build_tokenizer("HuggingFaceTokenizer", edited_copy(hugging_face_folder, tmp_path))
+    found = []
+    for setting in (False, True):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"split_special_tokens": setting}))
+        found.append(build_tokenizer("HuggingFaceTokenizer", tmp_path))
+        assert found[-1].sha256 == digests_of(companions_in(tmp_path))["HuggingFaceTokenizer"]
+    text = "a<|endoftext|>b"
+    assert (found[0].encode(text), found[0].sha256) == (plain.encode(text), plain.sha256)
+    assert found[1].encode(text) != plain.encode(text) and found[1].sha256 != plain.sha256
 
 
 def test_hugging_face_without_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

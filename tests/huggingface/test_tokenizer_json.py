@@ -172,6 +172,15 @@ def test_a_tokenizer_json_gets_the_settings_that_it_lacks(
         assert (theirs.eos_token, theirs.padding_side) == ("</s>", (named or {}).get("padding_side", "right"))
 
 
+def test_a_tokenizer_json_of_another_name_goes_on_to_split_special_tokens(
+    models: Mapping[str, Path | None], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.json").write_bytes(made(models["bpe"])[1]["tokenizer.json"])
+    (tmp_path / "tokenizer_config.json").write_text('{"split_special_tokens": true}')
+    added, _ = made_for_transformers("HuggingFaceTokenizer", {"tokenizer.json": tmp_path / "mine.json"}, "gpt2")
+    assert json.loads(added["tokenizer_config.json"])["split_special_tokens"] is True
+
+
 def test_files_that_are_whole_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
