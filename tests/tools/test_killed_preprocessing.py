@@ -34,14 +34,19 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def begin(folder: Path, prefix: Path, *flags: str, limit: Callable[[], None] | None = None) -> subprocess.Popen[str]:
+def begin(folder: Path, prefix: Path, *flags: str, limit: Callable[[], None] = lambda: None) -> subprocess.Popen[str]:
+    def before() -> None:
+        # What a shell runs in the background is deaf to Ctrl-C, and so is all that it starts: this suite too.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        limit()
+
     model = folder / "x.model"
     command = [sys.executable, ROOT / "tools" / "preprocess_data.py", "--input", folder / "x.jsonl"]
     command += ["--output-prefix", prefix, "--commit-seconds", "0", *flags]
     command += ["--tokenizer-type", "SentencePieceTokenizer", "--tokenizer-model", model]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=limit
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=before
     )
 
 
