@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
+import threading
 import time
+from contextlib import suppress
+from typing import NoReturn
 
 from megatron_adalrs.arguments import parse_arguments
 from megatron_adalrs.launch_environment import adopt_launch_environment
@@ -72,5 +76,19 @@ def let_the_first_rank_end(is_first_rank: bool) -> None:
         time.sleep(SECONDS_FOR_THE_FIRST_RANK)
 
 
+def leave(exit_code: int) -> NoReturn:
+    """End the process, but not through the interpreter's end, where threads of the process group may still meet
+    destructors: a rank that had done all its work has died there of SIGABRT, which the launcher takes for a failure.
+    """
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # nobody may be reading any more
+            stream.flush()
+    os._exit(exit_code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
