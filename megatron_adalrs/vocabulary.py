@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from megatron_adalrs.config import Config, DataConfig
 from megatron_adalrs.data.blend import check_vocabularies
@@ -14,7 +13,7 @@ from megatron_adalrs.data.preprocess import (
     require_what_made,
     tokenizer_noted,
 )
-from megatron_adalrs.data.tokenizer import Tokenizer, TokenizerOfData, build_tokenizer
+from megatron_adalrs.data.tokenizer import Tokenizer, TokenizerOfData, build_tokenizer, files_named
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def known_vocabulary(config: Config) -> Vocabulary:
     """
     data = config.data
     made = made_with(data)
-    tokenizer = build_tokenizer(data.tokenizer_type, *_files(data)) if data.tokenizer_type else None
+    tokenizer = build_tokenizer(data.tokenizer_type, *files_named(data)) if data.tokenizer_type else None
     if tokenizer and made:
         field = "vocab_file" if data.vocab_file else "tokenizer_model"
         require_what_made(*made, tokenizer, f"{field}: {getattr(data, field) or data.tokenizer_type}")
@@ -65,16 +64,12 @@ def known_vocabulary(config: Config) -> Vocabulary:
     )
 
 
-def _files(data: DataConfig) -> tuple[Path | None, ...]:
-    return data.tokenizer_model, data.vocab_file, data.merge_file
-
-
 def _of_data(
     data: DataConfig, tokenizer: Tokenizer | None, made: tuple[str, Description] | None
 ) -> TokenizerOfData | None:
     if tokenizer and data.tokenizer_type:
-        named = next(filter(None, _files(data)), data.tokenizer_type)
-        return TokenizerOfData(data.tokenizer_type, tokenizer.sha256, str(named), _files(data))
+        named = next(filter(None, files_named(data)), data.tokenizer_type)
+        return TokenizerOfData(data.tokenizer_type, tokenizer.sha256, str(named), files_named(data))
     if made is None:
         return None
     return tokenizer_noted(*made)

@@ -18,7 +18,7 @@ import tyro
 from megatron_adalrs.config.data import TokenizerKind
 from megatron_adalrs.data.indexed_dataset import IndexedDataset
 from megatron_adalrs.data.preprocess import description_path, read_description, require_what_made
-from megatron_adalrs.data.tokenizer import build_tokenizer
+from megatron_adalrs.data.tokenizer import build_tokenizer, files_named
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,7 @@ def main(given: Sequence[str] | None = None) -> int:
 
 
 def require_tokenizer(arguments: Arguments) -> None:
-    files = arguments.tokenizer_model, arguments.vocab_file, arguments.merge_file
-    tokenizer = build_tokenizer(arguments.tokenizer_type or "", *files)
+    tokenizer = build_tokenizer(arguments.tokenizer_type or "", *files_named(arguments))
     description = read_description(arguments.data_path)
     if description is None:
         raise ValueError(f"{description_path(arguments.data_path)} is missing: nothing tells which tokenizer was used")

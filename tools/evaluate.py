@@ -101,6 +101,7 @@ def evaluated(given: Arguments) -> dict[str, Any]:
     from megatron_adalrs.checkpoint import locate_model, open_model
     from megatron_adalrs.data.indexed_dataset import IndexedDataset
     from megatron_adalrs.data.preprocess import read_description
+    from megatron_adalrs.data.tokenizer import files_named
     from megatron_adalrs.inference.decoder import max_positions
     from megatron_adalrs.inference.evaluation import evaluate
     from megatron_adalrs.inference.model import best_device, tokenizer_of_corpus, whole_model
@@ -109,8 +110,7 @@ def evaluated(given: Arguments) -> dict[str, Any]:
     data_path, split = corpus_of(given, opened)
     indexed = IndexedDataset(data_path)
     documents = documents_of(given, opened, indexed, split)
-    files = given.tokenizer_model, given.vocab_file, given.merge_file
-    tokenizer, reason = tokenizer_of_corpus(opened, data_path, given.tokenizer_type, *files)
+    tokenizer, reason = tokenizer_of_corpus(opened, data_path, given.tokenizer_type, *files_named(given))
     note = read_description(data_path)
     eod = tokenizer.eod if tokenizer else note.eod if note else None
     if given.documents_apart and eod is None:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from megatron_adalrs.data.documents import Batch, Position
 from megatron_adalrs.data.indexed_dataset import best_dtype
-from megatron_adalrs.data.tokenizer import Tokenizer, build_tokenizer
+from megatron_adalrs.data.tokenizer import Tokenizer, build_tokenizer, files_named
 
 _BATCHES_AHEAD = 4  # per worker: enough to keep it busy, few enough to bound memory
 
@@ -53,8 +53,7 @@ class Encoder:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        files = recipe.tokenizer_model, recipe.vocab_file, recipe.merge_file
-        self.tokenizer: Tokenizer = build_tokenizer(recipe.tokenizer_type, *files)
+        self.tokenizer: Tokenizer = build_tokenizer(recipe.tokenizer_type, *files_named(recipe))
         self.dtype = best_dtype(self.tokenizer.vocab_size)
 
     def __call__(self, batch: Batch) -> Encoded:

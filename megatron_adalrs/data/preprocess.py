@@ -16,7 +16,7 @@ from megatron_adalrs.data.encoding import Encoder, Encoders, Recipe
 from megatron_adalrs.data.indexed_dataset import bin_path, idx_path
 from megatron_adalrs.data.job import describe_job
 from megatron_adalrs.data.partial import Partial, Progress, partial_path
-from megatron_adalrs.data.tokenizer import TOKENIZER_FILES, Tokenizer, TokenizerOfData
+from megatron_adalrs.data.tokenizer import TOKENIZER_FILES, Tokenizer, TokenizerOfData, files_named
 
 COMMIT_SECONDS = 30.0
 
@@ -74,7 +74,7 @@ def read_description(prefix: Path | str) -> Description | None:
 
 def tokenizer_noted(prefix: Path | str, note: Description) -> TokenizerOfData:
     """What the note beside a dataset tells of its tokenizer."""
-    files = tuple(Path(named) if (named := getattr(note, name)) else None for name in TOKENIZER_FILES)
+    files = tuple(Path(named) if named else None for named in files_named(note))
     is_known = any(files) or note.tokenizer_type == "ByteTokenizer"
     told_by = str(description_path(prefix))
     return TokenizerOfData(note.tokenizer_type, note.tokenizer_sha256, told_by, files if is_known else None)

@@ -54,6 +54,11 @@ class TokenizerOfData:
         return None if self.files is None else build_tokenizer(self.kind, *self.files)
 
 
+def files_named(by: object) -> tuple[Any, ...]:
+    """A tokenizer's files as `build_tokenizer` takes them, of what has `TOKENIZER_FILES` for its fields."""
+    return tuple(getattr(by, name) for name in TOKENIZER_FILES)
+
+
 class ByteTokenizer:
     """UTF-8 bytes are their own ids; 256 ends a document. Needs no file."""
 
@@ -137,8 +142,9 @@ class HuggingFaceTokenizer(_OfThePackage):
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         self.sha256 = digest_of_files("HuggingFaceTokenizer", path)
         special = [token.content for token in self.backend.get_added_tokens_decoder().values() if token.special]
-        self.backend.encode_special_tokens = _splits_special_tokens(path)
-        candidates = [*_configured_eos(_settings(path)), *_END_OF_DOCUMENT]
+        settings = _settings(path)
+        self.backend.encode_special_tokens = _splits_special_tokens(settings)
+        candidates = [*_configured_eos(settings), *_END_OF_DOCUMENT]
         if len(special) == 1:
             candidates += special
         known = [token for token in candidates if token in vocabulary]
@@ -180,7 +186,7 @@ def digest_of_files(kind: str, *paths: Path) -> str:
     Raises OSError for what cannot be read, ValueError for a tokenizer_config.json that is no JSON object.
     """
     digests = [hashlib.sha256(path.read_bytes()) for path in paths]
-    if kind == "HuggingFaceTokenizer" and _splits_special_tokens(paths[0]):
+    if kind == "HuggingFaceTokenizer" and _splits_special_tokens(_settings(paths[0])):
         digests.append(hashlib.sha256(b"split_special_tokens"))
     return (digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(one.digest() for one in digests))).hexdigest()
 
@@ -229,8 +235,8 @@ def _settings(model_path: Path) -> dict[str, Any]:
     return json_object(path) if path.is_file() else {}
 
 
-def _splits_special_tokens(model_path: Path) -> bool:
-    return _settings(model_path).get("split_special_tokens") is True
+def _splits_special_tokens(settings: dict[str, Any]) -> bool:
+    return settings.get("split_special_tokens") is True
 
 
 def json_object(path: Path) -> dict[str, Any]:

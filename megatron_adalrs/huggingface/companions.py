@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from megatron_adalrs.config import ModelConfig
-from megatron_adalrs.data.tokenizer import Tokenizer, build_tokenizer, digest_of_files
+from megatron_adalrs.data.tokenizer import Tokenizer, build_tokenizer, digest_of_files, json_object
 from megatron_adalrs.huggingface.families import GPT2
 from megatron_adalrs.huggingface.shape import family_of
 
@@ -63,9 +62,9 @@ def made_from(files: Mapping[str, Path]) -> dict[str, str]:
     if TOKENIZER_CONFIG not in files:
         return {}
     try:
-        note = json.loads(files[TOKENIZER_CONFIG].read_bytes())[MADE_FROM]
+        note = json_object(files[TOKENIZER_CONFIG])[MADE_FROM]
         return {str(note["tokenizer_type"]): str(note["sha256"])}
-    except (ValueError, LookupError, TypeError, RecursionError):  # others write such files too
+    except (ValueError, LookupError, TypeError):  # others write such files too
         return {}
 
 
