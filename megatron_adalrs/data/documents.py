@@ -48,7 +48,7 @@ class Batch:
     source: Path
     end: Position
     input_bytes: int
-    lines: tuple[bytes, ...] = ()
+    lines: bytes = b""
     first_line: int = 1
     files: tuple[Path, ...] = ()
     rows: tuple[bytes | None, ...] = ()
@@ -59,7 +59,7 @@ class Batch:
         Raises ValueError naming FILE:LINE, FILE:ROW or FILE, for text that is not UTF-8, malformed JSON, a line that
         is not an object, a key that is missing or not a string, and a row that is null.
         """
-        for number, line in enumerate(self.lines, start=self.first_line):
+        for number, line in enumerate(self.lines.split(b"\n"), start=self.first_line):
             if line.strip():
                 yield _text_of_line(f"{self.source}:{number}", line, json_key)
         for path in self.files:
@@ -160,17 +160,16 @@ def _line_batches(source: Path, start: Position) -> Iterator[Batch]:
     with _content(source) as (raw, stream):
         position = start
         _skip(stream, start.content_bytes)
-        while lines := stream.readlines(BATCH_BYTES):
-            content = b"".join(lines)
+        while content := stream.read(BATCH_BYTES) + stream.readline():
             end = replace(
                 position,
                 content_bytes=position.content_bytes + len(content),
-                lines=position.lines + len(lines),
+                lines=position.lines + content.count(b"\n") + (not content.endswith(b"\n")),
                 # Decompression reads ahead, by how much may depend on where it started.
                 stored_bytes=max(position.stored_bytes, raw.tell()),
                 checksum=zlib.crc32(content, position.checksum),
             )
-            yield Batch(source, end, end.stored_bytes - position.stored_bytes, tuple(lines), position.lines + 1)
+            yield Batch(source, end, end.stored_bytes - position.stored_bytes, content, position.lines + 1)
             position = end
 
 

@@ -59,17 +59,17 @@ class Encoder:
     def __call__(self, batch: Batch) -> Encoded:
         """Errors as in `Batch.read`."""
         encode, end = self.tokenizer.encode, [self.tokenizer.eod] if self.recipe.append_eod else []
-        tokens: list[int] = []
-        lengths: list[int] = []
+        documents: list[npt.NDArray] = []
         skipped = 0
         for text in batch.read(self.recipe.json_key):
             if ids := encode(text):
-                tokens += ids
-                tokens += end
-                lengths.append(len(ids) + len(end))
+                # At once, while its numbers are in the processor's cache.
+                documents.append(np.fromiter(ids + end, self.dtype))
             else:
                 skipped += 1
-        return Encoded(np.array(tokens, self.dtype), np.array(lengths, "<i4"), skipped, batch.end, batch.input_bytes)
+        tokens = np.concatenate(documents) if documents else np.empty(0, self.dtype)
+        lengths = np.array([len(document) for document in documents], "<i4")
+        return Encoded(tokens, lengths, skipped, batch.end, batch.input_bytes)
 
 
 class Encoders:

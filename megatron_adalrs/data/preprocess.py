@@ -44,8 +44,8 @@ class Description:
 
 @dataclass(frozen=True)
 class Result:
-    """`skipped`: documents without any text; `seconds`: of wall time, for `new_tokens` of the tokens, the others having
-    been there.
+    """`skipped`: documents without any text; `seconds`: of wall time until the dataset was there, for `new_tokens` of
+    the tokens, the others having been there.
     """
 
     description: Description
@@ -164,7 +164,8 @@ def preprocess(
         if work.has_tokens and idx_path(output_prefix).exists():
             require_new(output_prefix, overwrite)
         work.publish(bin_path(output_prefix), idx_path(output_prefix), description_path(output_prefix))
-    return Result(description, done.skipped, done.tokens - before.tokens, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+    return Result(description, done.skipped, done.tokens - before.tokens, seconds)
 
 
 def _input_files(source: Path, file_glob: str, unfinished: Path) -> list[Path]:

@@ -6,8 +6,8 @@ less than one alone: what as many plain loops get that run at the same time, eac
 nothing to do with each other, is measured beside it and is the honest ceiling. Ratios of processor time tell what the
 work itself costs; they count the start of processes on both sides.
 
-Starting workers takes as long for a large corpus as for a small one: it is stated by itself, and the speed of many
-workers is taken from when each of them has ended its first batch.
+Starting workers and ending them takes as long for a large corpus as for a small one: it is stated by itself, and the
+speed of many workers is taken from when each of them has ended its first batch until the dataset is there.
 """
 
 from __future__ import annotations
@@ -35,11 +35,14 @@ PIECES = 2048
 
 @dataclass(frozen=True)
 class Spent:
-    """`speed`: tokens a second of the wall time that counts; `cpu`: seconds, of all processes; `start`: to a batch."""
+    """`speed`: tokens a second of the wall time that counts; `cpu`: seconds, of all processes; `start`: seconds to the
+    first batch; `end`: from when the dataset is there to the return.
+    """
 
     speed: float
     cpu: float
     start: float = 0.0
+    end: float = 0.0
 
 
 def measure_preprocessing(corpus_mb: float, blocks: int, workers: int | None, folder: Path) -> dict[str, Any]:
@@ -97,6 +100,7 @@ def compared(blocks: list[dict[str, Spent]]) -> dict[str, Any]:
         "workers_against_plain_loops": median(speed["workers"] / speed["plain_loops"]),
         "workers_against_plain_loops_in_cpu_time": median(cpu["plain_loops"] / cpu["workers"]),
         "first_batch_of_workers_after_seconds": median(np.array([block["workers"].start for block in blocks])),
+        "end_of_workers_seconds": median(np.array([block["workers"].end for block in blocks])),
     }
 
 
@@ -135,11 +139,11 @@ def our_run(corpus: Path, prefix: Path, recipe: Recipe, workers: int) -> Spent:
         overwrite=True,
         on_progress=lambda size: batches.append((time.perf_counter(), size)),
     )
-    ended = time.perf_counter()
+    returned, ended = time.perf_counter(), started + result.seconds
     begun, left = (started, batches) if workers == 1 else (batches[workers - 1][0], batches[workers:])
     share = sum(size for _, size in left) / sum(size for _, size in batches)
     speed = share * result.description.tokens / (ended - begun)
-    return Spent(speed, cpu_seconds() - cpu, batches[0][0] - started)
+    return Spent(speed, cpu_seconds() - cpu, batches[0][0] - started, returned - ended)
 
 
 def split(corpus: Path, parts: int) -> list[Path]:
