@@ -58,7 +58,7 @@ class RobustController(RaceState):
     @property
     def needs_initial(self) -> bool:
         """Whether a restart race may still come, which begins from the snapshot `INITIAL`."""
-        may_come = self._races == 0 and self.phase not in ("ending", "done") and self._may_restart(self._base)
+        may_come = self._may_come and self.phase not in ("ending", "done") and self._may_restart(self._base)
         return may_come or self._only_fallback or self.phase in ("restart-control", "restart")
 
     def observe(self, loss: float, applied: bool = True) -> Decision:
@@ -131,6 +131,10 @@ class RobustController(RaceState):
             if climb:
                 self._begin_climb()
             return
+        if self._is_due and self._may_restart(self.scale):
+            self._mark_start()
+            self._begin_restart()
+            return
         while self.scale * self._factor > self.settings.max_scale and self._factor >= self.settings.finest_factor:
             self._factor = math.sqrt(self._factor)
         self._has_fallback = False
@@ -148,8 +152,16 @@ class RobustController(RaceState):
             self._begin()
 
     def _begin(self) -> None:
-        self._start, self._base, self._spent_at_start = self.step, self.scale, self._spent
+        self._mark_start()
         self._enter("control", self.step, self.scale)
+
+    def _mark_start(self) -> None:
+        """Here is A; its snapshot is the trainer's to capture."""
+        self._start, self._base, self._spent_at_start, self._has_fallback = self.step, self.scale, self._spent, False
+
+    def _begin_restart(self) -> None:
+        self._is_due = self._may_come = False
+        self._enter("restart-control", self._start, self._base / self.settings.restart_factor)
 
     def _in_control(self) -> Decision:
         if self.phase == "restart-control":
@@ -185,7 +197,7 @@ class RobustController(RaceState):
         if self._in_climb:
             self._opening += self._trial
         else:
-            self._races += 1
+            self._may_come = False
         before = self._base
         self._set_scale(before * self._tried_factor)
         reason = f"{against}: scale {before:.4g} -> {self.scale:.4g}"
@@ -203,24 +215,24 @@ class RobustController(RaceState):
         return replace(gain, threshold=max(self.settings.confidence * gain.error, least))
 
     def _lost(self, event: Event, why: str, gain: Gain | None = None) -> Decision:
-        undone, tried, is_first = self._index, self._base * self._tried_factor, self._races == 0
+        undone, tried = self._index, self._base * self._tried_factor
+        self._has_fallback = True
         if self._in_climb:
-            # The first full race need not try again what has just been lost; but there is to be one.
-            if math.sqrt(self._factor) >= self.settings.finest_factor:
-                self._factor = math.sqrt(self._factor)
-            self._has_fallback = True
+            if event is Event.ABORTED or (gain and gain.mean < -self.settings.confidence * gain.error):
+                self._is_due = True
+                # The first full race need not try again what is clearly too much; but there is to be one.
+                if math.sqrt(self._factor) >= self.settings.finest_factor:
+                    self._factor = math.sqrt(self._factor)
             return self._go_back(event, tried, why, gain, undone)
-        self._races += 1
         self._factor = math.sqrt(self._factor)
         self._set_scale(self._base)
-        if is_first and self._may_restart(self._base):
-            self._has_fallback = True
+        if self._may_come and self._may_restart(self._base):
             # Where an interruption goes back to, the control is run once more but the trial is not.
             self._spent_at_start = self._spent - self.plan.race_steps
-            self._enter("restart-control", self._start, self._base / self.settings.restart_factor)
+            self._begin_restart()
             reason = f"{why}; the rate may be too large: {self._what_follows()}"
             return self._verdict(event, tried, reason, gain, undone, restore=self._slots["start"])
-        self._has_fallback = True
+        self._may_come = False
         return self._go_back(event, tried, why, gain, undone)
 
     def _go_back(
