@@ -208,6 +208,8 @@ class RobustController(RaceState):
     def _gain_of_trial(self) -> Gain:
         if self._in_climb:
             gain = paired.gain(self._control, self._trial, self.plan.climb_judged)
+            if self._base > 1:
+                return replace(gain, threshold=0.0)
             least = self.settings.climb_gain * paired.descent(self._opening)
         else:
             gain = paired.gain(self._control, self._trial, self.plan.return_steps - self.plan.skipped_steps)
@@ -220,9 +222,9 @@ class RobustController(RaceState):
         if self._in_climb:
             if event is Event.ABORTED or (gain and gain.mean < -self.settings.confidence * gain.error):
                 self._is_due = True
-                # The first full race need not try again what is clearly too much; but there is to be one.
-                if math.sqrt(self._factor) >= self.settings.finest_factor:
-                    self._factor = math.sqrt(self._factor)
+            # The first full race need not try again what has just been lost; but there is to be one.
+            if math.sqrt(self._factor) >= self.settings.finest_factor:
+                self._factor = math.sqrt(self._factor)
             return self._go_back(event, tried, why, gain, undone)
         self._factor = math.sqrt(self._factor)
         self._set_scale(self._base)
