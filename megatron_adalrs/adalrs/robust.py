@@ -26,8 +26,9 @@ class RobustController(RaceState):
     A rate that is far too small shows at once, and costs more the longer it stays. So from the end of the warm-up on
     there is a *climb*: s for `climb_steps` steps against s x alpha on the same batches. The trial is kept, and the
     next race of the climb begins, if over the last half mean(control - trial) > confidence x SE, and > `climb_gain` of
-    what the loss has fallen by since the first step. Higher rates that are not far better come later: over so few
-    steps, so early, more than the best rate may look better.
+    what the loss has fallen by since the first step: over so few steps, so early, more than the best rate may look
+    better. Once the climb has raised the rate, which so was far too small, any gain will do: what is gained so soon is
+    a small part of what a higher rate gains in the end.
 
     A full race, from snapshot A: the *control* takes `race_steps` steps at s and ends in snapshot B; the *trial*, from
     A on the same batches, takes `trial_steps` at s x f and the `return_steps` that remain at s. With D = control -
@@ -38,11 +39,12 @@ class RobustController(RaceState):
     - a trial that is not finite, or whose last 8 losses lie above the control's by more than the standard deviation of
       those, ends at once and is lost.
 
-    When the very first full race is lost, and the climb raised nothing, the rate may be far too large, and the weights
-    too damaged for a lower rate to mend them: the *restart race* compares, at the same low rate s / `restart_factor`
-    and on the same batches, `restart_steps` steps that go on from A with the end of a new run from the initial weights.
-    If the new run is better, it is kept up to A's step, s becomes s / `restart_factor`, and the restart race is
-    repeated; the races after it go up from there, from f = alpha on.
+    When the climb raised nothing and its trial was worse by confidence x SE, or else when the very first full race is
+    lost, the rate may be far too large, and the weights too damaged for a lower rate to mend them. Before any further
+    race the *restart race* compares, at the same low rate s / `restart_factor` and on the same batches, `restart_steps`
+    steps that go on from A with the end of a new run from the initial weights. If the new run is better, it is kept up
+    to A's step, s becomes s / `restart_factor`, and the restart race is repeated; the races after it go up from there,
+    from f = alpha on.
 
     Steps that the optimizer skipped and losses that are not finite take no part in a difference. The state can be saved
     wherever `undecided` is False. The snapshots belong to the trainer.
@@ -58,7 +60,7 @@ class RobustController(RaceState):
     @property
     def needs_initial(self) -> bool:
         """Whether a restart race may still come, which begins from the snapshot `INITIAL`."""
-        may_come = self._may_come and self.phase not in ("ending", "done") and self._may_restart(self._base)
+        may_come = self._restart_may_come and self.phase not in ("ending", "done") and self._may_restart(self._base)
         return may_come or self._only_fallback or self.phase in ("restart-control", "restart")
 
     def observe(self, loss: float, applied: bool = True) -> Decision:
@@ -131,7 +133,7 @@ class RobustController(RaceState):
             if climb:
                 self._begin_climb()
             return
-        if self._is_due and self._may_restart(self.scale):
+        if self._restart_is_due and self._may_restart(self.scale):
             self._mark_start()
             self._begin_restart()
             return
@@ -160,7 +162,7 @@ class RobustController(RaceState):
         self._start, self._base, self._spent_at_start, self._has_fallback = self.step, self.scale, self._spent, False
 
     def _begin_restart(self) -> None:
-        self._is_due = self._may_come = False
+        self._restart_is_due = self._restart_may_come = False
         self._enter("restart-control", self._start, self._base / self.settings.restart_factor)
 
     def _in_control(self) -> Decision:
@@ -197,7 +199,7 @@ class RobustController(RaceState):
         if self._in_climb:
             self._opening += self._trial
         else:
-            self._may_come = False
+            self._restart_may_come = False
         before = self._base
         self._set_scale(before * self._tried_factor)
         reason = f"{against}: scale {before:.4g} -> {self.scale:.4g}"
@@ -221,20 +223,20 @@ class RobustController(RaceState):
         self._has_fallback = True
         if self._in_climb:
             if event is Event.ABORTED or (gain and gain.mean < -self.settings.confidence * gain.error):
-                self._is_due = True
+                self._restart_is_due = True
             # The first full race need not try again what has just been lost; but there is to be one.
             if math.sqrt(self._factor) >= self.settings.finest_factor:
                 self._factor = math.sqrt(self._factor)
             return self._go_back(event, tried, why, gain, undone)
         self._factor = math.sqrt(self._factor)
         self._set_scale(self._base)
-        if self._may_come and self._may_restart(self._base):
+        if self._restart_may_come and self._may_restart(self._base):
             # Where an interruption goes back to, the control is run once more but the trial is not.
             self._spent_at_start = self._spent - self.plan.race_steps
             self._begin_restart()
             reason = f"{why}; the rate may be too large: {self._what_follows()}"
             return self._verdict(event, tried, reason, gain, undone, restore=self._slots["start"])
-        self._may_come = False
+        self._restart_may_come = False
         return self._go_back(event, tried, why, gain, undone)
 
     def _go_back(

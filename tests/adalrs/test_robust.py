@@ -150,8 +150,8 @@ def test_the_factor_shrinks_with_every_race_that_is_lost() -> None:
 
 
 def far_below(weights: Weights, scale: float) -> float:
-    """A loss that falls as fast as the rate is high, up to 30."""
-    return 5.0 - 0.02 * sum(min(1.0, each / 30.0) for each in weights.path) + 0.001 * NOISE[weights.step]
+    """A loss that falls as fast as the rate is high, up to 27."""
+    return 5.0 - 0.02 * sum(min(1.0, each / 27.0) for each in weights.path) + 0.001 * NOISE[weights.step]
 
 
 def test_a_rate_far_too_small_is_raised_right_after_the_warm_up() -> None:
@@ -164,7 +164,19 @@ def test_a_rate_far_too_small_is_raised_right_after_the_warm_up() -> None:
     assert [decision.step for decision in climbs] == list(range(first + plan.climb_steps, last + 1, plan.climb_steps))
     assert run.executed - run.weights.step == 4 * plan.climb_steps  # three controls and the trial that was lost
     assert run.weights.path[last:] == pytest.approx((27.0,) * (plan.search_start - last))
-    assert all(decision.gain > decision.threshold > 0.1 * 0.02 for decision in climbs)
+    assert climbs[0].gain > climbs[0].threshold > 0.1 * 0.02
+
+
+def test_once_the_climb_has_raised_the_rate_any_gain_will_do() -> None:
+    def told(weights: Weights, scale: float) -> float:
+        gained = sum(0.2 if each > 1 else 0.0 for each in weights.path) + sum(1e-6 for each in weights.path if each > 3)
+        return 500.0 - gained + NOISE[weights.step]
+
+    run = start(30.0, told).train(lambda run: run.weights.step == run.controller.plan.search_start)
+    climbs = [decision for decision in run.decisions if decision.event is Event.ACCEPTED]
+    assert [decision.scale_after for decision in climbs] == pytest.approx([3.0, 9.0])
+    assert climbs[0].threshold > 0.01 and climbs[1].threshold == 0 < climbs[1].gain < 1e-4
+    assert run.events().count("failed") == 1  # of 27, which is no better than 9
 
 
 def test_a_climb_leaves_a_rate_that_is_not_far_too_small() -> None:
@@ -180,6 +192,28 @@ def test_a_lost_climb_leaves_a_full_race_whatever_the_factor() -> None:
     run = start(best=1.0, alpha=2.0).train()
     up = [decision.scale_before for decision in run.decisions if decision.event in (Event.FAILED, Event.ABORTED)]
     assert [scale for scale in up if scale > 1] == [2.0, 2.0]
+
+
+def test_where_the_climb_shows_a_rate_too_large_the_restart_comes_before_any_full_race() -> None:
+    """Whatever a race at a rate that did damage would say: here the first is won, and so would hide it."""
+
+    def told(weights: Weights, scale: float) -> float:
+        return weights.loss(scale) - (0.5 if weights.step > 100 and max(weights.path) > 1.5 else 0.0)
+
+    run = start(0.1, told, finest_factor=1.5, alpha=3.0).train()
+    restarts = [index for index, decision in enumerate(run.decisions) if decision.restore == "initial"]
+    full = [index for index, decision in enumerate(run.decisions) if "steps, then at" in decision.reason]
+    assert 0 < restarts[0] < full[0]
+    assert run.controller.scale < 1 and not run.weights.damaged
+    late = start(0.1, told, climb=False).train()
+    assert late.controller.scale > 1 and late.weights.damaged
+
+
+def test_a_climb_that_shows_nothing_leaves_the_first_word_to_a_full_race() -> None:
+    run = start(1.0, lambda weights, scale: 5.0 - 0.001 * weights.step + NOISE[weights.step]).train()
+    restart = next(index for index, decision in enumerate(run.decisions) if decision.restore == "initial")
+    assert any("steps, then at" in decision.reason for decision in run.decisions[:restart])
+    assert sum(decision.restore == "initial" for decision in run.decisions) == 1
 
 
 def test_a_rate_that_was_raised_is_not_restarted_at_a_lower_one() -> None:
