@@ -64,12 +64,12 @@ class AdaLRSSettings:
     there and are gone when the process ends. Default: host memory."""
     climb: bool = True
     """Robust mode: before the first full race, from the end of the warm-up on, raise a rate that is far too small in
-    races without return steps, each of which must gain `climb_gain`."""
+    races without return steps: the first must gain `climb_gain`, those after it anything at all."""
     climb_steps: int | None = None
     """Robust mode: steps of each arm of the climb's races, at least 8. Default: 0.015 * train_iters, but no fewer than
     16."""
     climb_gain: float = 0.01
-    """Robust mode: what a trial of the climb must gain, as a share of what the loss has fallen by so far."""
+    """Robust mode: what the first trial of the climb must gain, as a share of what the loss has fallen by so far."""
     trial_steps: int | None = None
     """Robust mode: steps of a trial at the raised rate. Default: 0.015 * train_iters, but no fewer than 20."""
     return_steps: int | None = None
