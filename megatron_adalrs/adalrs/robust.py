@@ -17,6 +17,8 @@ from megatron_adalrs.adalrs.race_state import RaceState
 
 INITIAL = "initial"
 """Name of the snapshot of the weights before the first step."""
+_LATER_CLIMBS = 0.4
+"""Of `climb_gain`: what a race of the climb must gain once one has been won."""
 _LARGEST_LOSS = 1e100  # squares of larger ones overflow
 
 
@@ -27,8 +29,8 @@ class RobustController(RaceState):
     there is a *climb*: s for `climb_steps` steps against s x alpha on the same batches. The trial is kept, and the
     next race of the climb begins, if over the last half mean(control - trial) > confidence x SE, and > `climb_gain` of
     what the loss has fallen by since the first step: over so few steps, so early, more than the best rate may look
-    better. Once the climb has raised the rate, which so was far too small, any gain will do: what is gained so soon is
-    a small part of what a higher rate gains in the end.
+    better. Once the climb has raised the rate, which so was far too small, 0.4 of that gain will do, sure or not: what
+    is gained so soon is a small part of what a higher rate gains in the end.
 
     A full race, from snapshot A: the *control* takes `race_steps` steps at s and ends in snapshot B; the *trial*, from
     A on the same batches, takes `trial_steps` at s x f and the `return_steps` that remain at s. With D = control -
@@ -210,9 +212,9 @@ class RobustController(RaceState):
     def _gain_of_trial(self) -> Gain:
         if self._in_climb:
             gain = paired.gain(self._control, self._trial, self.plan.climb_judged)
-            if self._base > 1:
-                return replace(gain, threshold=0.0)
             least = self.settings.climb_gain * paired.descent(self._opening)
+            if self._base > 1:
+                return replace(gain, threshold=_LATER_CLIMBS * least)
         else:
             gain = paired.gain(self._control, self._trial, self.plan.return_steps - self.plan.skipped_steps)
             least = 0.0
