@@ -226,7 +226,7 @@ _BUILDERS: dict[str, tuple[Callable[..., Tokenizer], tuple[str, ...]]] = {
 def _model_file(path: Path | str) -> Path:
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"tokenizer model {path}: there is no such file")
+        raise FileNotFoundError(f"tokenizer file {path}: there is no such file")
     return path
 
 

@@ -67,7 +67,7 @@ def test_what_is_wrong_is_named(files: Path, tmp_path: Path) -> None:
         build_tokenizer("ByteTokenizer", None, vocab)
     with pytest.raises(ValueError, match=r"merge_file .*merges\.txt: HuggingFaceTokenizer takes tokenizer model"):
         build_tokenizer("HuggingFaceTokenizer", vocab, None, merges)
-    with pytest.raises(FileNotFoundError, match=r"tokenizer model .*none\.txt: there is no such file"):
+    with pytest.raises(FileNotFoundError, match=r"tokenizer file .*none\.txt: there is no such file"):
         build_tokenizer(KIND, None, vocab, tmp_path / "none.txt")
     whole = json.loads(Path(vocab).read_text())
     some = {name: token for name, token in whole.items() if name not in "ab"}

@@ -134,7 +134,7 @@ def test_unreadable_models_are_refused(kind: str, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"no model")
     with pytest.raises(ValueError, match=r"x is not a "):
         build_tokenizer(kind, tmp_path / "x")
-    with pytest.raises(FileNotFoundError, match=r"tokenizer model .*missing: there is no such file"):
+    with pytest.raises(FileNotFoundError, match=r"tokenizer file .*missing: there is no such file"):
         build_tokenizer(kind, tmp_path / "missing")
     with pytest.raises(ValueError, match=f"tokenizer model: required for {kind}"):
         build_tokenizer(kind)

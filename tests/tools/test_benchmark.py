@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 
 import pytest
@@ -84,3 +85,10 @@ def test_an_order_is_built_once_and_then_opened(benchmark: Callable[..., Done]) 
 def test_an_order_of_fewer_tokens_than_documents_is_refused(benchmark: Callable[..., Done]) -> None:
     refused = benchmark("--what", "index", "--tokens", "10", "--documents", "11")
     assert refused == (2, "", "error: documents 11: required 1 to tokens(10)\n")
+
+
+def test_without_room_for_its_files_it_says_so(benchmark: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    refused = benchmark("--what", "index")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("error: ") and "/nowhere" in refused.stderr and refused.stderr.count("\n") == 1
