@@ -50,13 +50,14 @@ def left_behind(control: Losses, trial: Losses, spread: float) -> Gain | None:
     return _below(_gain(control[recent], trial[recent]), -spread)
 
 
-def hopeless(opening: Losses, trial: Losses) -> Gain | None:
+def hopeless(opening: Losses, trial: Losses, warmup: int) -> Gain | None:
     """The gain of a new run so far above the old one, whose opening it goes through, that its end need not be run.
 
-    Judged every `NOISE_WINDOW` steps from 0.4 of the opening on.
+    Judged every `NOISE_WINDOW` steps from 0.4 of the opening on, but not before the end of the warm-up: until then a
+    rate may do good that does damage afterwards.
     """
     step, lead = len(trial), len(opening)
-    if not 0.4 * lead <= step <= lead or step % NOISE_WINDOW:
+    if not max(0.4 * lead, warmup + NOISE_WINDOW) <= step <= lead or step % NOISE_WINDOW:
         return None
     recent = slice(max(0, step - 2 * NOISE_WINDOW), step)
     measured = _gain(opening[recent], trial[recent])

@@ -62,6 +62,8 @@ class RacePlan:
     """The first of those, which the verdict leaves out."""
     train_iters: int
     """Length of the run."""
+    warmup_iters: int = 0
+    """Length of the warm-up."""
 
     live_snapshots = 4
     """Snapshots that are held at a time, at most: of the initial weights, a race's start, its control and a restart."""

@@ -15,8 +15,8 @@ from megatron_adalrs.adalrs.settings import AdaLRSSettings, check_same_search
 Phase = Literal["before", "control", "trial", "restart-control", "restart", "ending", "done"]
 _STATE = (
     "step", "ahead", "phase", "scale", "_executed", "_spent", "_spent_at_start", "_index", "_start", "_base",
-    "_factor", "_restart_may_come", "_restart_is_due", "_has_fallback", "_only_fallback", "_accounted", "_slots",
-    "_opening", "_control", "_trial",
+    "_factor", "_may_climb", "_restart_may_come", "_restart_is_due", "_has_fallback", "_only_fallback", "_accounted",
+    "_slots", "_opening", "_control", "_trial",
 )  # fmt: skip
 
 
@@ -36,6 +36,7 @@ class RaceState:
         self._start = 0  # A's step
         self._base = 1.0  # A's scale
         self._factor = settings.alpha
+        self._may_climb = True  # no race of the climb was lost at this scale
         self._restart_may_come = True  # whether a restart race still may: until one has, or a full race is decided
         self._restart_is_due = False  # whether one is to come before the first full race
         self._has_fallback = False  # whether a lost restart race goes back to B, not to A

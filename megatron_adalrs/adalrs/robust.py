@@ -127,17 +127,17 @@ class RobustController(RaceState):
             return self._keep
         return self._tell(Event.CONTROL_STARTED, self._what_follows(), capture=self._slots["start"])
 
-    def _begin_race(self, climb: bool = True) -> None:
+    def _begin_race(self) -> None:
         """A race from here and the current scale, if one fits in; otherwise the climb or the search is over."""
         self.ahead = self._spent - self.step if self.settings.budget == "total" else 0
-        if self.step < self.plan.search_start:
-            self._has_fallback, self.phase = False, "before"
-            if climb:
-                self._begin_climb()
-            return
         if self._restart_is_due and self._may_restart(self.scale):
             self._mark_start()
             self._begin_restart()
+            return
+        if self.step < self.plan.search_start:
+            self._has_fallback, self.phase = False, "before"
+            if self._may_climb:
+                self._begin_climb()
             return
         while self.scale * self._factor > self.settings.max_scale and self._factor >= self.settings.finest_factor:
             self._factor = math.sqrt(self._factor)
@@ -224,8 +224,10 @@ class RobustController(RaceState):
         undone, tried = self._index, self._base * self._tried_factor
         self._has_fallback = True
         if self._in_climb:
-            if event is Event.ABORTED or (gain and gain.mean < -self.settings.confidence * gain.error):
-                self._restart_is_due = True
+            self._may_climb = False
+            self._opening += self._control
+            is_worse = event is Event.ABORTED or (gain and gain.mean < -self.settings.confidence * gain.error)
+            self._restart_is_due = bool(is_worse) and self._restart_may_come
             # The first full race need not try again what has just been lost; but there is to be one.
             if math.sqrt(self._factor) >= self.settings.finest_factor:
                 self._factor = math.sqrt(self._factor)
@@ -252,9 +254,7 @@ class RobustController(RaceState):
             self.step = self._start
         self._set_scale(self._base)
         reason = f"{why}: back to step {self.step}, scale {self.scale:.4g} stays"
-        if self._in_climb:
-            self._opening += self._control
-        self._begin_race(climb=False)
+        self._begin_race()
         return self._verdict(event, tried, reason + self._then(), gain, undone, restore=self._slots["start"])
 
     # The restart race
@@ -265,13 +265,13 @@ class RobustController(RaceState):
         return self._tell(Event.TRIAL_STARTED, reason, self._base, restore=INITIAL)
 
     def _in_restart(self, finite: bool) -> Decision:
-        lead, tried = self.plan.search_start, self.scale
+        lead, tried = self._start, self.scale
         if not finite and not paired.any_usable(self._control) and self._may_restart(tried):
             undone = self._index
             self._enter("restart", 0, tried / self.settings.restart_factor)
             reason = f"no more finite than the old run: a new one at scale {self.scale:.4g}"
             return self._verdict(Event.ABORTED, tried, reason, undone=undone, restore=INITIAL)
-        behind = paired.hopeless(self._opening, self._trial)
+        behind = paired.hopeless(self._opening, self._trial, self.plan.warmup_iters)
         if not finite:
             return self._go_back(Event.ABORTED, tried, "a loss of the new run is not finite")
         if behind:
@@ -290,11 +290,12 @@ class RobustController(RaceState):
         before = self._base
         self._opening = self._trial[:lead]
         self._swap("start", "winner")
-        self.step, self._start, self._has_fallback = lead, lead, False
+        self.step, self._has_fallback = lead, False
         self._spent_at_start = self._spent
         self._set_scale(tried)
         self._base = tried
-        self._factor = self.settings.alpha  # the steps down are coarse, and the last may be one too many
+        # The steps down are coarse, and the last may be one too many.
+        self._factor, self._may_climb = self.settings.alpha, True
         reason = f"{against}: scale {before:.4g} -> {self.scale:.4g} from the first step on"
         if self._may_restart(tried):
             self._enter("restart-control", lead, tried / self.settings.restart_factor)

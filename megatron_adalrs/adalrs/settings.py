@@ -172,6 +172,7 @@ class AdaLRSSettings:
             restart_steps,
             restart_steps // 3,
             train_iters,
+            warmup_iters,
         )
         begins = f"adalrs.search_start={self.search_start} of train_iters={train_iters} is step {start}"
         if start < _SHORTEST_OPENING:

@@ -393,7 +393,7 @@ def test_the_memory_of_the_search_is_freed_at_its_end() -> None:
 
 def test_where_the_races_are() -> None:
     settings = AdaLRSSettings(mode="robust")
-    assert settings.resolve(10_000, 500) == RacePlan(500, 150, 1000, 4000, 150, 150, 60, 120, 40, 10_000)
+    assert settings.resolve(10_000, 500) == RacePlan(500, 150, 1000, 4000, 150, 150, 60, 120, 40, 10_000, 500)
     assert settings.resolve(400) == RacePlan(16, 16, 40, 160, 20, 20, 8, 24, 8, 400)
     text = str(settings.resolve(10_000))
     assert "climbs from step 150 on in races of 150 steps an arm, discarding at most 750 steps (7.5%)" in text
