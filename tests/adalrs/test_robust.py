@@ -198,8 +198,8 @@ def test_a_lost_climb_leaves_a_full_race_whatever_the_factor() -> None:
     assert [scale for scale in up if scale > 1] == [2.0, 2.0]
 
 
-def test_where_the_climb_shows_a_rate_too_large_the_restart_comes_before_any_full_race() -> None:
-    """Whatever a race at a rate that did damage would say: here the first is won, and so would hide it."""
+def test_where_the_climb_shows_a_rate_too_large_the_restart_comes_at_once() -> None:
+    """Whatever a full race at a rate that did damage would say: here the first is won, and so would hide it."""
 
     def told(weights: Weights, scale: float) -> float:
         return weights.loss(scale) - (0.5 if weights.step > 100 and max(weights.path) > 1.5 else 0.0)
@@ -208,6 +208,8 @@ def test_where_the_climb_shows_a_rate_too_large_the_restart_comes_before_any_ful
     restarts = [index for index, decision in enumerate(run.decisions) if decision.restore == "initial"]
     full = [index for index, decision in enumerate(run.decisions) if "steps, then at" in decision.reason]
     assert 0 < restarts[0] < full[0]
+    won = next(decision for decision in run.decisions if decision.event is Event.ACCEPTED)
+    assert won.step == run.controller.plan.climb_start + run.controller.plan.climb_steps
     assert run.controller.scale < 1 and not run.weights.damaged
     late = start(0.1, told, climb=False).train()
     assert late.controller.scale > 1 and late.weights.damaged
