@@ -44,9 +44,9 @@ class RobustController(RaceState):
     When the climb's first trial was worse by confidence x SE, or else when the very first full race is lost and the
     climb raised nothing, the rate may be far too large, and the weights too damaged for a lower rate to mend them. Then
     and there the *restart race* compares, at the same low rate s / `restart_factor` and on the same batches,
-    `restart_steps` steps that go on from here, now A, with the end of a new run from the initial weights. If the new
-    run is better, it is kept up to A's step, s becomes s / `restart_factor`, and the restart race is repeated; the
-    climb and the races after it go up from there, from f = alpha on.
+    `restart_steps` steps that go on from here, now A, with the end of a new run from the initial weights. Unless the
+    new run is worse by 2.5 SE, it is kept up to A's step, s becomes s / `restart_factor`, and the restart race is
+    repeated; the climb and the races after it go up from there, from f = alpha on.
 
     Steps that the optimizer skipped and losses that are not finite take no part in a difference. The state can be saved
     wherever `undecided` is False. The snapshots belong to the trainer.

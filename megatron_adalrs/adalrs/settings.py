@@ -81,7 +81,7 @@ class AdaLRSSettings:
     """Robust mode: standard errors by which a trial must be better."""
     restart_factor: float = 9.0
     """Robust mode: divisor of the learning rate of a restart. Above 1."""
-    restart_confidence: float = 0.0
+    restart_confidence: float = -2.5
     """Robust mode: standard errors by which a new run must be better; below 0, by which it may be worse."""
     finest_factor: float = 1.6
     """Robust mode: the factor, whose root is taken after each race that is lost, below which races end. Above 1."""

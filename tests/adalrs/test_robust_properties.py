@@ -25,7 +25,7 @@ def searches(draw) -> tuple[AdaLRSSettings, int]:
         alpha=draw(st.sampled_from([3.0, 1.7, 10.0])),
         finest_factor=draw(st.sampled_from([1.6, 1.6, 1.1, 4.0])),
         confidence=draw(st.sampled_from([2.5, 2.5, 0.0, 20.0])),
-        restart_confidence=draw(st.sampled_from([3.0, 0.0])),
+        restart_confidence=draw(st.sampled_from([3.0, 0.0, -2.5])),
         min_scale=draw(st.sampled_from([1e-4, 1e-4, 0.2, 1.0])),
         max_scale=draw(st.sampled_from([1e4, 1e4, 20.0, 1.0])),
         max_discarded=draw(st.sampled_from([None, None, None, 0.8, 0.4, 0.1, 0.0])),
