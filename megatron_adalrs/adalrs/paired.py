@@ -17,6 +17,7 @@ NOISE_WINDOW = 8
 """Losses whose mean tells where a run is."""
 # In parts of what the loss has fallen by since the first step, which was 2.5 nats where they were measured.
 _HOPELESS_EARLY, _HOPELESS_LATE = 0.1, 0.02
+_FAR = 0.2
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,11 @@ def hopeless(opening: Losses, trial: Losses, warmup: int) -> Gain | None:
     measured = _gain(opening[recent], trial[recent])
     gap = _HOPELESS_EARLY if step < 0.6 * lead else _HOPELESS_LATE
     return _below(measured, min(-5 * measured.error, -gap * descent(opening)))
+
+
+def is_far(gain: Gain, opening: Losses) -> bool:
+    """Whether a new run is so far above the old one that later it will not be better either."""
+    return gain.mean < -_FAR * descent(opening)
 
 
 def descent(opening: Losses) -> float:

@@ -46,7 +46,8 @@ class RobustController(RaceState):
     and there the *restart race* compares, at the same low rate s / `restart_factor` and on the same batches,
     `restart_steps` steps that go on from here, now A, with the end of a new run from the initial weights. Unless the
     new run is worse by 2.5 SE, it is kept up to A's step, s becomes s / `restart_factor`, and the restart race is
-    repeated; the climb and the races after it go up from there, from f = alpha on.
+    repeated; the climb and the races after it go up from there, from f = alpha on. A restart race of the climb that is
+    lost, but not by far, may be run again when the first full race is lost: so early little damage is done yet.
 
     Steps that the optimizer skipped and losses that are not finite take no part in a difference. The state can be saved
     wherever `undecided` is False. The snapshots belong to the trainer.
@@ -227,7 +228,7 @@ class RobustController(RaceState):
             self._may_climb = False
             self._opening += self._control
             is_worse = event is Event.ABORTED or (gain and gain.mean < -self.settings.confidence * gain.error)
-            self._restart_is_due = bool(is_worse) and self._restart_may_come
+            self._restart_is_due = bool(is_worse) and self._base == 1
             # The first full race need not try again what has just been lost; but there is to be one.
             if math.sqrt(self._factor) >= self.settings.finest_factor:
                 self._factor = math.sqrt(self._factor)
@@ -275,6 +276,7 @@ class RobustController(RaceState):
         if not finite:
             return self._go_back(Event.ABORTED, tried, "a loss of the new run is not finite")
         if behind:
+            self._restart_may_come = self._in_climb and not paired.is_far(behind, self._opening)
             return self._go_back(Event.ABORTED, tried, f"the new run stays behind, by {behind}", behind)
         if self._index == lead:
             return self._tell(Event.CAUGHT_UP, "the new run is as far as the old one", capture=self._slots["winner"])
@@ -286,6 +288,7 @@ class RobustController(RaceState):
         against = f"the new run gained {gain} in loss, needed {gain.threshold:.4g}"
         # A control without one usable loss is not worth keeping, whatever the new run is like.
         if gain.mean <= gain.threshold or (math.isnan(gain.mean) and paired.any_usable(self._control)):
+            self._restart_may_come = self._in_climb
             return self._go_back(Event.FAILED, tried, against, gain)
         before = self._base
         self._opening = self._trial[:lead]

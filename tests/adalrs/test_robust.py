@@ -215,6 +215,21 @@ def test_where_the_climb_shows_a_rate_too_large_the_restart_comes_at_once() -> N
     assert late.controller.scale > 1 and late.weights.damaged
 
 
+@pytest.mark.parametrize(("behind", "again"), [(0.3, True), (1.0, False)])
+def test_an_early_restart_that_is_lost_but_not_by_far_is_tried_again(behind: float, again: bool) -> None:
+    """The damage shows late: at first a new run lies above the old one, whose loss has fallen by some 2, then below."""
+
+    def told(weights: Weights, scale: float) -> float:
+        is_new = weights.path[:1] < (1.0,)
+        off = (behind if weights.step < 36 else -0.5) if is_new else 0.0
+        return 5.0 - 0.06 * min(weights.step, 50) + off + (0.3 if scale > 1 else 0.0) + 0.1 * NOISE[weights.step]
+
+    run = start(1.0, told).train()
+    new_runs = [decision.step for decision in run.decisions if decision.restore == "initial"]
+    assert len(new_runs) >= 2 if again else len(new_runs) == 1
+    assert run.weights.path[0] < 1 if again else run.weights.path == (1.0,) * N
+
+
 def test_a_climb_that_shows_nothing_leaves_the_first_word_to_a_full_race() -> None:
     run = start(1.0, lambda weights, scale: 5.0 - 0.001 * weights.step + NOISE[weights.step]).train()
     restart = next(index for index, decision in enumerate(run.decisions) if decision.restore == "initial")
