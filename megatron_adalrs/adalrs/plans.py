@@ -90,8 +90,10 @@ class RacePlan:
 
     def __str__(self) -> str:
         most = (self.search_end - self.search_start) // self.race_steps * self.race_steps
-        # The race that is lost before it comes on top of those after it.
-        restart = self.restart_cost + self.race_steps
+        # The race that is lost before it comes on top of those after it, and so does a restart race of the climb.
+        early = self.climb_start + self.climb_steps + 2 * self.restart_steps if self.most_climbs else 0
+        restart = self.restart_cost + self.race_steps + early
+        further = self.search_start + 2 * self.restart_steps
         climbs = self.most_climbs * self.climb_steps
         climb = (
             f"climbs from step {self.climb_start} on in races of {self.climb_steps} steps an arm, discarding at most "
@@ -102,5 +104,5 @@ class RacePlan:
             f"{self.race_steps} steps an arm, "
             f"discarding at most {most} steps ({most / self.train_iters:.1%}); from a rate that proves too large "
             f"{restart} more ({restart / self.train_iters:.1%}) for a restart at a lower scale, and "
-            f"{restart - 2 * self.race_steps} for each further one"
+            f"{further} for each further one"
         )

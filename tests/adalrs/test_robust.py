@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -415,7 +416,18 @@ def test_where_the_races_are() -> None:
     text = str(settings.resolve(10_000))
     assert "climbs from step 150 on in races of 150 steps an arm, discarding at most 750 steps (7.5%)" in text
     assert "step 1000 to 4000" in text and "at most 3000 steps (30.0%)" in text
-    assert "1840 more (18.4%) for a restart" in text
+    assert "2380 more (23.8%) for a restart" in text and "1240 for each further one" in text
+
+
+@pytest.mark.parametrize("best", [0.001, 0.02, 0.1, 0.3, 1.0, 30.0])
+@pytest.mark.parametrize("climb", [True, False])
+def test_no_run_discards_more_than_is_told_before_it(best: float, climb: bool) -> None:
+    run = start(best, climb=climb).train()
+    told = str(run.controller.plan)
+    most = sum(map(int, re.findall(r"(?:at most|too large) (\d+) (?:steps|more)", told)))
+    further = int(re.findall(r"(\d+) for each further one", told)[0])
+    new_runs = sum(decision.restore == "initial" for decision in run.decisions)
+    assert 0 < run.executed - N <= most + max(0, new_runs - 2) * further
 
 
 @pytest.mark.parametrize(
