@@ -17,7 +17,7 @@ import yaml
 from megatron_adalrs import checkpoint
 from megatron_adalrs.adalrs.controller import build_controller
 from megatron_adalrs.adalrs.host_buffers import require_room
-from megatron_adalrs.adalrs.robust import INITIAL
+from megatron_adalrs.adalrs.race_state import INITIAL
 from megatron_adalrs.arguments import RUN_CONFIG
 from megatron_adalrs.bad_numbers import BadNumbers, LossMemory
 from megatron_adalrs.config import Config

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from megatron_adalrs.adalrs.controller import Controller, Decision, Event
-from megatron_adalrs.adalrs.robust import INITIAL
+from megatron_adalrs.adalrs.race_state import INITIAL
 from megatron_adalrs.bad_numbers import EVENTS, REWIND, BadNumbers
 from megatron_adalrs.config import Config
 from megatron_adalrs.data.blend import Blend

@@ -1,4 +1,4 @@
-"""What a controller of races keeps from step to step, how it is saved, and how it says what it decided."""
+"""What a controller of races keeps from step to step, how it is saved, interrupted and resumed, and its words."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from megatron_adalrs.adalrs.plans import RacePlan
 from megatron_adalrs.adalrs.settings import AdaLRSSettings, check_same_search
 
 Phase = Literal["before", "control", "trial", "restart-control", "restart", "ending", "done"]
+INITIAL = "initial"
+"""Name of the snapshot of the weights before the first step."""
 _STATE = (
     "step", "ahead", "phase", "scale", "_executed", "_spent", "_spent_at_start", "_index", "_start", "_base",
     "_factor", "_may_climb", "_restart_may_come", "_restart_is_due", "_has_fallback", "_only_fallback", "_accounted",
@@ -21,7 +23,7 @@ _STATE = (
 
 
 class RaceState:
-    """State and words of `RobustController`, which has the rules."""
+    """State, moves and words of `RobustController`, which has the rules."""
 
     def __init__(self, settings: AdaLRSSettings, plan: RacePlan) -> None:
         self.settings = settings
@@ -67,6 +69,46 @@ class RaceState:
         self._set_scale(self.scale)
 
     @property
+    def undecided(self) -> bool:
+        """Whether steps were taken that the race under way may undo, or set aside that may come back."""
+        if self.phase == "restart-control":
+            return self._has_fallback or self._index > 0
+        return self.phase in ("trial", "restart") or (self.phase == "control" and self._index > 0)
+
+    @property
+    def needs_initial(self) -> bool:
+        """Whether a restart race may still come, which begins from the snapshot `INITIAL`."""
+        may_come = self._restart_may_come and self.phase not in ("ending", "done") and self._may_restart(self._base)
+        return may_come or self._only_fallback or self.phase in ("restart-control", "restart")
+
+    def interrupt(self) -> Decision:
+        """Go back to where the race under way began, so that the run can be saved; `resume` runs it anew."""
+        if not self.undecided:
+            return self._keep
+        if self.phase in ("restart-control", "restart") and not self._has_fallback:
+            self._enter("restart-control", self._start, self._base / self.settings.restart_factor)
+        else:
+            self._only_fallback = self._only_fallback or self.phase in ("restart-control", "restart")
+            self._enter("control", self._start, self._base)
+        self._spent = self._spent_at_start
+        reason = f"interrupted within a race: back to its start at step {self.step}"
+        return self._verdict(Event.INTERRUPTED, self.scale, reason, restore=self._slots["start"])
+
+    def resume(self) -> Decision:
+        """What to do before a process's first step: keep the initial weights, or begin the race under way.
+
+        Raises:
+            RuntimeError: the state is from within a race, whose snapshots ended with its process.
+        """
+        if self.undecided:
+            raise RuntimeError("the state was saved within a race, whose snapshots are gone: call interrupt() first")
+        if self.step == 0 and self.needs_initial:
+            return self._tell(Event.INITIAL_KEPT, "the initial weights are kept, for a restart", capture=INITIAL)
+        if self.phase in ("control", "restart-control"):
+            return self._tell(Event.CONTROL_STARTED, self._what_follows(), capture=self._slots["start"])
+        return self._keep
+
+    @property
     def _in_climb(self) -> bool:
         """Whether the race under way is one of the climb."""
         return self._start < self.plan.search_start
@@ -96,6 +138,12 @@ class RaceState:
     def _affords(self, steps: int) -> bool:
         return self.settings.affords(self._spent - self.step + steps, self.plan.train_iters)
 
+    def _may_restart(self, scale: float) -> bool:
+        """Whether there may be a restart at the next scale below this one; one that was raised is not too large."""
+        in_budget = self.settings.budget == "kept" or self._spent + self.plan.restart_cost <= self.plan.train_iters
+        in_range = self.settings.min_scale <= scale / self.settings.restart_factor
+        return in_range and scale <= 1 and in_budget and self._affords(self.plan.restart_cost)
+
     def _swap(self, one: str, other: str) -> None:
         self._slots[one], self._slots[other] = self._slots[other], self._slots[one]
 
@@ -104,6 +152,17 @@ class RaceState:
         self._keep = Decision(scale_before=scale, scale_after=scale)
 
     # Words
+
+    def _what_follows(self) -> str:
+        if self.phase == "restart-control":
+            return f"{self.plan.restart_steps} steps at scale {self.scale:.4g}, to compare a new run with"
+        if self._only_fallback:
+            return f"{self.plan.race_steps} steps at scale {self.scale:.4g}, to go back to"
+        higher = self.scale * self._tried_factor
+        return f"{self._arm_steps} steps at scale {self.scale:.4g}, to race {higher:.4g} against"
+
+    def _then(self) -> str:
+        return "" if self.phase in ("before", "ending") else f"; next {self._what_follows()}"
 
     def _tell(self, event: Event, reason: str, scale_before: float | None = None, **rest: Any) -> Decision:
         before = self.scale if scale_before is None else scale_before

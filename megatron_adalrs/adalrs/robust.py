@@ -13,10 +13,8 @@ from dataclasses import replace
 from megatron_adalrs.adalrs import paired
 from megatron_adalrs.adalrs.decision import Decision, Event
 from megatron_adalrs.adalrs.paired import Gain
-from megatron_adalrs.adalrs.race_state import RaceState
+from megatron_adalrs.adalrs.race_state import INITIAL, RaceState
 
-INITIAL = "initial"
-"""Name of the snapshot of the weights before the first step."""
 _LATER_CLIMBS = 0.4
 """Of `climb_gain`: what a race of the climb must gain once one has been won."""
 _LARGEST_LOSS = 1e100  # squares of larger ones overflow
@@ -53,19 +51,6 @@ class RobustController(RaceState):
     wherever `undecided` is False. The snapshots belong to the trainer.
     """
 
-    @property
-    def undecided(self) -> bool:
-        """Whether steps were taken that the race under way may undo, or set aside that may come back."""
-        if self.phase == "restart-control":
-            return self._has_fallback or self._index > 0
-        return self.phase in ("trial", "restart") or (self.phase == "control" and self._index > 0)
-
-    @property
-    def needs_initial(self) -> bool:
-        """Whether a restart race may still come, which begins from the snapshot `INITIAL`."""
-        may_come = self._restart_may_come and self.phase not in ("ending", "done") and self._may_restart(self._base)
-        return may_come or self._only_fallback or self.phase in ("restart-control", "restart")
-
     def observe(self, loss: float, applied: bool = True) -> Decision:
         """Count one more step and decide what comes next.
 
@@ -92,33 +77,6 @@ class RobustController(RaceState):
             return self._in_control()
         self._trial.append(usable)
         return self._in_restart(finite) if self.phase == "restart" else self._in_trial(finite)
-
-    def interrupt(self) -> Decision:
-        """Go back to where the race under way began, so that the run can be saved; `resume` runs it anew."""
-        if not self.undecided:
-            return self._keep
-        if self.phase in ("restart-control", "restart") and not self._has_fallback:
-            self._enter("restart-control", self._start, self._base / self.settings.restart_factor)
-        else:
-            self._only_fallback = self._only_fallback or self.phase in ("restart-control", "restart")
-            self._enter("control", self._start, self._base)
-        self._spent = self._spent_at_start
-        reason = f"interrupted within a race: back to its start at step {self.step}"
-        return self._verdict(Event.INTERRUPTED, self.scale, reason, restore=self._slots["start"])
-
-    def resume(self) -> Decision:
-        """What to do before a process's first step: keep the initial weights, or begin the race under way.
-
-        Raises:
-            RuntimeError: the state is from within a race, whose snapshots ended with its process.
-        """
-        if self.undecided:
-            raise RuntimeError("the state was saved within a race, whose snapshots are gone: call interrupt() first")
-        if self.step == 0 and self.needs_initial:
-            return self._tell(Event.INITIAL_KEPT, "the initial weights are kept, for a restart", capture=INITIAL)
-        if self.phase in ("control", "restart-control"):
-            return self._tell(Event.CONTROL_STARTED, self._what_follows(), capture=self._slots["start"])
-        return self._keep
 
     # The race
 
@@ -305,25 +263,6 @@ class RobustController(RaceState):
         else:
             self._begin_race()
         return self._verdict(Event.ACCEPTED, before, reason + self._then(), gain, restore=self._slots["start"])
-
-    # Bookkeeping
-
-    def _what_follows(self) -> str:
-        if self.phase == "restart-control":
-            return f"{self.plan.restart_steps} steps at scale {self.scale:.4g}, to compare a new run with"
-        if self._only_fallback:
-            return f"{self.plan.race_steps} steps at scale {self.scale:.4g}, to go back to"
-        higher = self.scale * self._tried_factor
-        return f"{self._arm_steps} steps at scale {self.scale:.4g}, to race {higher:.4g} against"
-
-    def _then(self) -> str:
-        return "" if self.phase in ("before", "ending") else f"; next {self._what_follows()}"
-
-    def _may_restart(self, scale: float) -> bool:
-        """Whether there may be a restart at the next scale below this one; one that was raised is not too large."""
-        in_budget = self.settings.budget == "kept" or self._spent + self.plan.restart_cost <= self.plan.train_iters
-        in_range = self.settings.min_scale <= scale / self.settings.restart_factor
-        return in_range and scale <= 1 and in_budget and self._affords(self.plan.restart_cost)
 
     def _end(self) -> Decision:
         self.phase = "done"
