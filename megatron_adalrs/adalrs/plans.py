@@ -93,7 +93,7 @@ class RacePlan:
         # The race that is lost before it comes on top of those after it, and so does a restart race of the climb.
         early = self.climb_start + self.climb_steps + 2 * self.restart_steps if self.most_climbs else 0
         restart = self.restart_cost + self.race_steps + early
-        further = self.search_start + 2 * self.restart_steps
+        further = self.restart_cost - self.race_steps
         climbs = self.most_climbs * self.climb_steps
         climb = (
             f"climbs from step {self.climb_start} on in races of {self.climb_steps} steps an arm, discarding at most "

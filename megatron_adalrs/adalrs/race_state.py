@@ -39,8 +39,8 @@ class RaceState:
         self._base = 1.0  # A's scale
         self._factor = settings.alpha
         self._may_climb = True  # no race of the climb was lost at this scale
-        self._restart_may_come = True  # whether a restart race still may: until one has, or a full race is decided
-        self._restart_is_due = False  # whether one is to come before the first full race
+        self._restart_may_come = True  # until one is run, save an early one lost by little, or a full race is decided
+        self._restart_is_due = False  # the climb's first trial was worse for sure
         self._has_fallback = False  # whether a lost restart race goes back to B, not to A
         self._only_fallback = False  # whether the control under way is to make B anew for an interrupted restart race
         self._accounted = 0  # discarded steps that decisions have told of
@@ -86,7 +86,7 @@ class RaceState:
         if not self.undecided:
             return self._keep
         if self.phase in ("restart-control", "restart") and not self._has_fallback:
-            self._enter("restart-control", self._start, self._base / self.settings.restart_factor)
+            self._enter_restart_control()
         else:
             self._only_fallback = self._only_fallback or self.phase in ("restart-control", "restart")
             self._enter("control", self._start, self._base)
@@ -134,6 +134,10 @@ class RaceState:
         if phase in ("control", "restart-control"):
             self._control, self._spread = [], None
         self._set_scale(scale)
+
+    def _enter_restart_control(self) -> None:
+        """The steps from A on at the lower scale, with which a new run will be compared."""
+        self._enter("restart-control", self._start, self._base / self.settings.restart_factor)
 
     def _affords(self, steps: int) -> bool:
         return self.settings.affords(self._spent - self.step + steps, self.plan.train_iters)

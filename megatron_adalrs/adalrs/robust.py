@@ -124,7 +124,7 @@ class RobustController(RaceState):
 
     def _begin_restart(self) -> None:
         self._restart_is_due = self._restart_may_come = False
-        self._enter("restart-control", self._start, self._base / self.settings.restart_factor)
+        self._enter_restart_control()
 
     def _in_control(self) -> Decision:
         if self.phase == "restart-control":
@@ -134,7 +134,7 @@ class RobustController(RaceState):
         snapshots = {"capture": self._slots["control"], "restore": self._slots["start"]}
         if self._only_fallback:
             self._only_fallback, self._has_fallback = False, True
-            self._enter("restart-control", self._start, self._base / self.settings.restart_factor)
+            self._enter_restart_control()
             return self._tell(Event.CONTROL_STARTED, self._what_follows(), self._base, **snapshots)
         self._enter("trial", self._start, self._base * self._tried_factor)
         reason = f"the same {self._arm_steps} batches again, from step {self.step}, at scale {self.scale:.4g}"
@@ -259,7 +259,7 @@ class RobustController(RaceState):
         self._factor, self._may_climb = self.settings.alpha, True
         reason = f"{against}: scale {before:.4g} -> {self.scale:.4g} from the first step on"
         if self._may_restart(tried):
-            self._enter("restart-control", lead, tried / self.settings.restart_factor)
+            self._enter_restart_control()
         else:
             self._begin_race()
         return self._verdict(Event.ACCEPTED, before, reason + self._then(), gain, restore=self._slots["start"])
