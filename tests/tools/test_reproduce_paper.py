@@ -102,7 +102,7 @@ def test_a_continual_run_begins_with_the_weights_of_the_best_fixed_run_of_its_se
     sources = plan.grid_runs(MAIN, ("cosine",), TINY, [10, 11])
     grid = plan.grid_runs(plan.CONTINUAL, ("cosine",), TINY, [10, 11], source_lr=3e-3)
     rest = plan.runs_after_grid(["continual"], TINY, [10, 11], BEST)
-    assert len(grid) == 2 * 4
+    assert len(grid) == 2 * 5
     assert len(set(rest)) == 2 * 3 * 3 and {run.lr for run in rest} == {1e-4, 1e-3, 1e-2}
     assert len(set(rest) & set(grid)) == 2 * 2  # at 1e-3 and 1e-2
     names = {plan.run_name(run, plan.run_values(run, TINY)): run for run in sources}
@@ -142,6 +142,13 @@ def test_the_best_rate_is_the_lowest_mean_over_seeds_and_never_a_diverged_one() 
     assert Results(runs).best_rate("code", "cosine", among=[3e-3, 1e-2]) == 3e-3
     with pytest.raises(ValueError, match="no run at a fixed rate ended with a finite loss"):
         Results(runs[-1:]).best_rate("code", "cosine")
+
+
+@pytest.mark.parametrize(("best", "is_told"), [(1e-3, True), (3e-3, False), (1e-2, True)])
+def test_a_best_rate_at_an_end_of_the_grid_is_told(best: float, is_told: bool) -> None:
+    grid = Results([result("fixed", lr, 10, 2.0 + (lr != best)) for lr in (1e-3, 3e-3, 1e-2)])
+    caption = tables.grid_table(grid, MAIN, "cosine", grid.best_rate("code", "cosine")).caption
+    assert (f"{best:g}, is at an end of the grid" in caption) is is_told
 
 
 def test_differences_are_between_runs_of_one_seed() -> None:

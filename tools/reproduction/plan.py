@@ -58,7 +58,7 @@ class Scale:
     """Of paper mode, where its defaults do not fit into the run."""
     continual_iters: int = 700
     """Length of the runs that go on from a checkpoint."""
-    continual_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    continual_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
     """Their grid."""
     methods: tuple[str, ...] = METHODS
     """Which of `METHODS` train from the initial rates."""

@@ -29,8 +29,8 @@ class Table:
 
 
 def grid_table(results: Results, study: Study, schedule: str, best: float) -> Table:
-    rows = []
-    for lr in results.rates(study.name, schedule):
+    rows, rates = [], results.rates(study.name, schedule)
+    for lr in rates:
         runs = results.of(study.name, schedule, "fixed", lr)
         losses = [result.valid for result in runs.values()]
         velocities = [1e3 * result.velocity for result in runs.values()]
@@ -49,8 +49,14 @@ def grid_table(results: Results, study: Study, schedule: str, best: float) -> Ta
         ("rate", "final loss", "worst seed", "velocity", "loss in the window", "seeds"),
         tuple(rows),
         "Validation loss in nats per token. Velocity: minus the slope of the training loss from 10 to 40 % of the run, "
-        "in nats per 1000 steps; beside it the mean training loss over the same steps.",
+        "in nats per 1000 steps; beside it the mean training loss over the same steps." + _at_an_end(rates, best),
     )
+
+
+def _at_an_end(rates: Sequence[float], best: float) -> str:
+    """A warning, where the grid does not show that its best rate is one."""
+    is_shown = len(rates) == 1 or rates[0] < best < rates[-1]
+    return "" if is_shown else f" The best rate, {best:g}, is at an end of the grid: there may be a better one beyond."
 
 
 def search_table(results: Results, study: Study, schedule: str, ratios: Sequence[float], best: float) -> Table:
