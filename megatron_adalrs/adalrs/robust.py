@@ -185,8 +185,12 @@ class RobustController(RaceState):
         if self._in_climb:
             self._may_climb = False
             self._opening += self._control
-            is_worse = event is Event.ABORTED or (gain and gain.mean < -self.settings.confidence * gain.error)
-            self._restart_is_due = bool(is_worse) and self._base == 1
+            is_first = self._base == 1
+            is_even = event is Event.FAILED and gain and gain.mean >= -self.settings.confidence * gain.error
+            self._restart_is_due = is_first and not is_even
+            if is_even and not is_first:
+                why += "; as good as each other, so between them"
+                self._base *= math.sqrt(self.settings.alpha)
             # The first full race need not try again what has just been lost; but there is to be one.
             if math.sqrt(self._factor) >= self.settings.finest_factor:
                 self._factor = math.sqrt(self._factor)

@@ -164,12 +164,13 @@ def test_a_rate_far_too_small_is_raised_right_after_the_warm_up() -> None:
     first, last = plan.climb_start, plan.climb_start + 3 * plan.climb_steps
     assert [decision.step for decision in climbs] == list(range(first + plan.climb_steps, last + 1, plan.climb_steps))
     assert run.executed - run.weights.step == 4 * plan.climb_steps  # three controls and the trial that was lost
-    assert run.weights.path[last:] == pytest.approx((27.0,) * (plan.search_start - last))
+    after = plan.search_start - last - plan.climb_steps
+    assert run.weights.path[last:] == pytest.approx((27.0,) * plan.climb_steps + (27.0 * math.sqrt(3.0),) * after)
     assert climbs[0].gain > climbs[0].threshold > 0.1 * 0.02
 
 
-@pytest.mark.parametrize(("share", "scale"), [(0.6, 9.0), (0.2, 3.0)])
-def test_once_the_climb_has_raised_the_rate_less_gain_will_do(share: float, scale: float) -> None:
+@pytest.mark.parametrize(("share", "scale"), [(0.6, 9.0), (0.2, 3.0 * math.sqrt(3.0))])
+def test_once_the_climb_has_raised_the_rate_it_ends_above_or_between(share: float, scale: float) -> None:
     """The second race gains that share of what the first one needed, and not for sure."""
     needed = 0.05  # 1 % of the 5 that the loss falls by before any race
 
@@ -181,7 +182,15 @@ def test_once_the_climb_has_raised_the_rate_less_gain_will_do(share: float, scal
     races = [decision for decision in run.decisions if decision.event in (Event.ACCEPTED, Event.FAILED)]
     assert races[0].threshold == pytest.approx(needed) and races[1].threshold == pytest.approx(0.4 * 0.01 * 6.0)
     assert 0 < races[1].gain < 2.5 * races[1].gain_error
-    assert run.controller.scale == pytest.approx(scale)
+    assert races[1].scale_after == pytest.approx(scale)
+
+
+def test_a_climb_whose_last_trial_was_worse_for_sure_stays_where_it_was() -> None:
+    def told(weights: Weights, scale: float) -> float:
+        return 10.0 - 5.0 * (weights.step >= 8) - (1.0 if scale > 1 else 0.0) + (0.1 if scale > 3 else 0.0)
+
+    run = start(30.0, told).train(lambda run: run.weights.step == run.controller.plan.search_start)
+    assert run.controller.scale == pytest.approx(3.0)
 
 
 def test_a_climb_leaves_a_rate_that_is_not_far_too_small() -> None:
