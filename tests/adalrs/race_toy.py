@@ -1,0 +1,100 @@
+"""A toy whose loss, like a training loss, depends on all rates so far, the batch and this rate, to race on."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from megatron_adalrs.adalrs.controller import Decision, RobustController, build_controller
+from megatron_adalrs.adalrs.settings import AdaLRSSettings
+
+N = 1000
+NOISE = np.random.default_rng(0).normal(0.0, 0.05, 4 * N)  # of a batch: both arms of a race see the same
+
+
+@dataclass(frozen=True)
+class Weights:
+    step: int = 0
+    level: float = 5.0
+    damaged: bool = False
+    path: tuple[float, ...] = ()
+    """The scale of every step that made them."""
+
+    def trained(self, scale: float, best: float) -> Weights:
+        off = abs(math.log(scale / best))
+        damaged = self.damaged or scale > 8 * best
+        speed = 0.004 * max(0.1, 1 - (off / 3) ** 2) * (0.2 if damaged else 1.0)
+        return Weights(self.step + 1, self.level * (1 - speed), damaged, (*self.path, scale))
+
+    def loss(self, scale: float) -> float:
+        return self.level + 0.01 * math.log(scale) + NOISE[self.step]  # a higher rate looks worse while it lasts
+
+
+@dataclass
+class Run:
+    """A trainer of the toy, which carries decisions out as the real one does."""
+
+    controller: RobustController
+    best: float
+    told: Callable[[Weights, float], float] = Weights.loss
+    weights: Weights = field(default_factory=Weights)
+    executed: int = 0
+    decisions: list[Decision] = field(default_factory=list)
+    snapshots: dict[str, Weights] = field(default_factory=dict)
+
+    def train(self, until: Callable[[Run], bool] = lambda run: False) -> Run:
+        self.carry_out(self.controller.resume())
+        while self.weights.step + self.controller.ahead < N and not until(self):
+            scale = self.controller.scale
+            trained = self.weights.trained(scale, self.best)
+            loss = self.told(self.weights, scale)
+            self.weights = trained
+            self.executed += 1
+            self.carry_out(self.controller.observe(loss))
+        return self
+
+    def carry_out(self, decision: Decision) -> None:
+        if decision.event is None:
+            return
+        self.decisions.append(decision)
+        if decision.capture:
+            self.snapshots[decision.capture] = self.weights
+        if decision.restore:
+            self.weights = self.snapshots[decision.restore]
+        assert self.weights.step == self.controller.step == decision.step
+
+    def restarted(self) -> Run:
+        """The same run in a new process: the state went through a file, the snapshots are gone."""
+        state = json.loads(json.dumps(self.controller.state_dict()))
+        controller = RobustController(self.controller.settings, self.controller.plan)
+        controller.load_state_dict(state)
+        again = replace(self, controller=controller, snapshots={})
+        if controller.needs_initial:
+            again.snapshots["initial"] = Weights()
+        return again
+
+    def events(self) -> list[str]:
+        return [decision.event.value for decision in self.decisions]
+
+
+def start(best: float, told: Callable[[Weights, float], float] = Weights.loss, **values: Any) -> Run:
+    controller = build_controller(AdaLRSSettings(enabled=True, mode="robust", **values), N)
+    assert isinstance(controller, RobustController)
+    return Run(controller, best, told)
+
+
+def at_fixed_rate(best: float, scale: float = 1.0) -> Weights:
+    weights = Weights()
+    while weights.step < N:
+        weights = weights.trained(scale, best)
+    return weights
+
+
+def far_below(weights: Weights, scale: float) -> float:
+    """A loss that falls as fast as the rate is high, up to 27."""
+    return 5.0 - 0.02 * sum(min(1.0, each / 27.0) for each in weights.path) + 0.001 * NOISE[weights.step]

@@ -1,0 +1,86 @@
+"""The restart race of robust mode: a new run from the initial weights at a lower rate."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from megatron_adalrs.adalrs.controller import Event
+from tests.adalrs.race_toy import NOISE, N, Weights, at_fixed_rate, far_below, start
+
+
+def test_a_rate_that_did_damage_is_lowered_from_the_first_step_on() -> None:
+    run = start(best=0.1).train()
+    assert not run.weights.damaged
+    assert run.weights.path[0] == pytest.approx(1 / 9) or run.weights.path[0] == pytest.approx(1 / 27)
+    assert run.weights.level < at_fixed_rate(0.1).level - 0.5
+    assert run.executed - N == sum(decision.discarded_steps for decision in run.decisions)
+
+
+def test_where_the_climb_shows_a_rate_too_large_the_restart_comes_at_once() -> None:
+    """Whatever a full race at a rate that did damage would say: here the first is won, and so would hide it."""
+
+    def told(weights: Weights, scale: float) -> float:
+        return weights.loss(scale) - (0.5 if weights.step > 100 and max(weights.path) > 1.5 else 0.0)
+
+    run = start(0.1, told, finest_factor=1.5, alpha=3.0).train()
+    restarts = [index for index, decision in enumerate(run.decisions) if decision.restore == "initial"]
+    full = [index for index, decision in enumerate(run.decisions) if "steps, then at" in decision.reason]
+    assert 0 < restarts[0] < full[0]
+    won = next(decision for decision in run.decisions if decision.event is Event.ACCEPTED)
+    assert won.step == run.controller.plan.climb_start + run.controller.plan.climb_steps
+    assert run.controller.scale < 1 and not run.weights.damaged
+    late = start(0.1, told, climb=False).train()
+    assert late.controller.scale > 1 and late.weights.damaged
+
+
+@pytest.mark.parametrize(("behind", "again"), [(0.3, True), (1.0, False)])
+def test_an_early_restart_that_is_lost_but_not_by_far_is_tried_again(behind: float, again: bool) -> None:
+    """The damage shows late: at first a new run lies above the old one, whose loss has fallen by some 2, then below."""
+
+    def told(weights: Weights, scale: float) -> float:
+        is_new = weights.path[:1] < (1.0,)
+        off = (behind if weights.step < 36 else -0.5) if is_new else 0.0
+        return 5.0 - 0.06 * min(weights.step, 50) + off + (0.3 if scale > 1 else 0.0) + 0.1 * NOISE[weights.step]
+
+    run = start(1.0, told).train()
+    new_runs = [decision.step for decision in run.decisions if decision.restore == "initial"]
+    assert len(new_runs) >= 2 if again else len(new_runs) == 1
+    assert run.weights.path[0] < 1 if again else run.weights.path == (1.0,) * N
+
+
+def test_a_climb_that_shows_nothing_leaves_the_first_word_to_a_full_race() -> None:
+    run = start(1.0, lambda weights, scale: 5.0 - 0.001 * weights.step + NOISE[weights.step]).train()
+    restart = next(index for index, decision in enumerate(run.decisions) if decision.restore == "initial")
+    assert any("steps, then at" in decision.reason for decision in run.decisions[:restart])
+    assert sum(decision.restore == "initial" for decision in run.decisions) == 1
+
+
+def test_a_rate_that_was_raised_is_not_restarted_at_a_lower_one() -> None:
+    run = start(30.0, far_below).train(lambda run: run.controller.scale > 1 and run.controller.phase == "control")
+    assert not run.controller.needs_initial
+    run.train()
+    assert not any(decision.restore == "initial" for decision in run.decisions)
+
+
+def test_a_run_of_losses_that_are_no_numbers_is_restarted_at_a_lower_rate() -> None:
+    def told(weights: Weights, scale: float) -> float:
+        return weights.loss(scale) if scale < 0.2 else math.nan
+
+    run = start(best=0.1, told=told).train()
+    assert max(run.weights.path) < 0.2
+
+
+def test_a_lost_restart_goes_back_to_the_control() -> None:
+    run = start(best=1.0).train()
+    events = run.events()
+    assert "caught_up" in events or "aborted" in events
+    assert run.weights.path == (1.0,) * N
+
+
+@pytest.mark.parametrize("values", [{"min_scale": 1.0}, {"max_discarded": 0.15}], ids=str)
+def test_no_initial_weights_are_kept_where_no_restart_may_come(values: dict[str, float]) -> None:
+    run = start(best=0.1, **values).train()
+    assert "initial" not in run.snapshots and min(run.weights.path) == 1.0
+    assert "initial" in start(best=0.1).train().snapshots
