@@ -17,7 +17,7 @@ INITIAL = "initial"
 """Name of the snapshot of the weights before the first step."""
 _STATE = (
     "step", "ahead", "phase", "scale", "_executed", "_spent", "_spent_at_start", "_index", "_start", "_base",
-    "_factor", "_may_climb", "_restart_may_come", "_restart_is_due", "_has_fallback", "_only_fallback", "_accounted",
+    "_factor", "_may_climb", "_restart_may_come", "_has_fallback", "_only_fallback", "_accounted",
     "_slots", "_opening", "_control", "_trial",
 )  # fmt: skip
 
@@ -40,7 +40,6 @@ class RaceState:
         self._factor = settings.alpha
         self._may_climb = True  # no race of the climb was lost at this scale
         self._restart_may_come = True  # until one is run, save an early one lost by little, or a full race is decided
-        self._restart_is_due = False  # the climb's first trial was worse for sure
         self._has_fallback = False  # whether a lost restart race goes back to B, not to A
         self._only_fallback = False  # whether the control under way is to make B anew for an interrupted restart race
         self._accounted = 0  # discarded steps that decisions have told of

@@ -28,7 +28,9 @@ class RobustController(RaceState):
     next race of the climb begins, if over the last half mean(control - trial) > confidence x SE, and > `climb_gain` of
     what the loss has fallen by since the first step: over so few steps, so early, more than the best rate may look
     better. Once the climb has raised the rate, which so was far too small, 0.4 of that gain will do, sure or not: what
-    is gained so soon is a small part of what a higher rate gains in the end.
+    is gained so soon is a small part of what a higher rate gains in the end. The first race that is lost ends the
+    climb. Where it was not worse by confidence x SE, and is not the first since the run's begin, s becomes
+    s x sqrt(alpha): two rates as good as each other lie on either side of the best one.
 
     A full race, from snapshot A: the *control* takes `race_steps` steps at s and ends in snapshot B; the *trial*, from
     A on the same batches, takes `trial_steps` at s x f and the `return_steps` that remain at s. With D = control -
@@ -86,21 +88,20 @@ class RobustController(RaceState):
             return self._keep
         return self._tell(Event.CONTROL_STARTED, self._what_follows(), capture=self._slots["start"])
 
-    def _begin_race(self) -> None:
+    def _begin_race(self, restart_is_due: bool = False) -> None:
         """A race from here and the current scale, if one fits in; otherwise the climb or the search is over."""
         self.ahead = self._spent - self.step if self.settings.budget == "total" else 0
-        if self._restart_is_due and self._may_restart(self.scale):
+        if restart_is_due and self._may_restart(self.scale):
             self._mark_start()
             self._begin_restart()
             return
         if self.step < self.plan.search_start:
-            self._has_fallback, self.phase = False, "before"
+            self.phase = "before"
             if self._may_climb:
                 self._begin_climb()
             return
         while self.scale * self._factor > self.settings.max_scale and self._factor >= self.settings.finest_factor:
             self._factor = math.sqrt(self._factor)
-        self._has_fallback = False
         cost = (2 if self.settings.budget == "total" else 1) * self.plan.race_steps
         fits = self.step + self.ahead + cost <= self.plan.search_end
         if fits and self._factor >= self.settings.finest_factor and self._affords(self.plan.race_steps):
@@ -123,7 +124,7 @@ class RobustController(RaceState):
         self._start, self._base, self._spent_at_start, self._has_fallback = self.step, self.scale, self._spent, False
 
     def _begin_restart(self) -> None:
-        self._restart_is_due = self._restart_may_come = False
+        self._restart_may_come = False
         self._enter_restart_control()
 
     def _in_control(self) -> Decision:
@@ -183,18 +184,7 @@ class RobustController(RaceState):
         undone, tried = self._index, self._base * self._tried_factor
         self._has_fallback = True
         if self._in_climb:
-            self._may_climb = False
-            self._opening += self._control
-            is_first = self._base == 1
-            is_even = event is Event.FAILED and gain and gain.mean >= -self.settings.confidence * gain.error
-            self._restart_is_due = is_first and not is_even
-            if is_even and not is_first:
-                why += "; as good as each other, so between them"
-                self._base *= math.sqrt(self.settings.alpha)
-            # The first full race need not try again what has just been lost; but there is to be one.
-            if math.sqrt(self._factor) >= self.settings.finest_factor:
-                self._factor = math.sqrt(self._factor)
-            return self._go_back(event, tried, why, gain, undone)
+            return self._lost_climb(event, tried, why, gain, undone)
         self._factor = math.sqrt(self._factor)
         self._set_scale(self._base)
         if self._restart_may_come and self._may_restart(self._base):
@@ -206,8 +196,29 @@ class RobustController(RaceState):
         self._restart_may_come = False
         return self._go_back(event, tried, why, gain, undone)
 
+    def _lost_climb(self, event: Event, tried: float, why: str, gain: Gain | None, undone: int) -> Decision:
+        self._may_climb = False
+        self._opening += self._control
+        # The first full race need not try again what has just been lost; but there is to be one.
+        if math.sqrt(self._factor) >= self.settings.finest_factor:
+            self._factor = math.sqrt(self._factor)
+        doubt = self.settings.confidence * gain.error if gain else math.nan
+        if self._base == 1:
+            is_worse = event is Event.ABORTED or (gain is not None and gain.mean < -doubt)
+            return self._go_back(event, tried, why, gain, undone, restart_is_due=is_worse)
+        if event is Event.FAILED and gain is not None and gain.mean >= -doubt:
+            why += f", so as good as {self._base:.4g}, and the best lies between"
+            self._base *= math.sqrt(self.settings.alpha)
+        return self._go_back(event, tried, why, gain, undone)
+
     def _go_back(
-        self, event: Event, tried: float, why: str, gain: Gain | None = None, undone: int | None = None
+        self,
+        event: Event,
+        tried: float,
+        why: str,
+        gain: Gain | None = None,
+        undone: int | None = None,
+        restart_is_due: bool = False,
     ) -> Decision:
         """To B, which is the next race's A; or to A, where there is no B."""
         if self._has_fallback:
@@ -216,8 +227,8 @@ class RobustController(RaceState):
         else:
             self.step = self._start
         self._set_scale(self._base)
-        reason = f"{why}: back to step {self.step}, scale {self.scale:.4g} stays"
-        self._begin_race()
+        reason = f"{why}: back to step {self.step}, on at scale {self.scale:.4g}"
+        self._begin_race(restart_is_due)
         return self._verdict(event, tried, reason + self._then(), gain, undone, restore=self._slots["start"])
 
     # The restart race
