@@ -33,6 +33,8 @@ class LossMemory:
     count: int = 0
     mean: float = 0.0
     variance: float = 0.0
+    scale: float = 1.0
+    """Of the learning rate at which they were seen."""
 
     def after(self, loss: float, window: int) -> LossMemory:
         """With one more loss. The first `window` weigh the same, then weights fall by 1/e a window.
@@ -41,9 +43,8 @@ class LossMemory:
         """
         share = 1 / min(self.count + 1, window)
         surprise = loss - self.mean
-        return LossMemory(
-            self.count + 1, self.mean + share * surprise, (1 - share) * (self.variance + share * surprise**2)
-        )
+        variance = (1 - share) * (self.variance + share * surprise**2)
+        return LossMemory(self.count + 1, self.mean + share * surprise, variance, self.scale)
 
 
 class BadNumbers:
@@ -74,6 +75,12 @@ class BadNumbers:
     def refuses_updates(self) -> bool:
         """Whether `accepts` is to be asked before each update: going back to a snapshot undoes it anyway."""
         return self.settings.policy in ("skip", "stop")
+
+    def expect(self, scale: float) -> None:
+        """Before a step at this scale of the learning rate: at another one than before losses may be other for good,
+        so that their memory begins anew."""
+        if scale != self.memory.scale:
+            self.memory = LossMemory(scale=scale)
 
     def accepts(self, loss: float, grad_norm: float) -> bool:
         return self.fault(loss, grad_norm) is None
@@ -116,10 +123,6 @@ class BadNumbers:
         self._in_a_row += 1
         self._furthest = max(self._furthest, state.step)
         return self._decide(fault, state, batch, scale, past)
-
-    def forget(self) -> None:
-        """Begin the memory of losses anew: at a higher learning rate they may rise for good."""
-        self.memory = LossMemory()
 
     def state_dict(self) -> dict[str, Any]:
         """The whole state; Python's json writes and reads it back exactly."""

@@ -128,6 +128,8 @@ class Trainer:
         lr = self.schedule(self.position) * self.config.optimizer.lr * self.controller.scale
         self.engine.set_lr(lr)
         judge = None if self.is_on_trial else self.bad_numbers
+        if judge:
+            judge.expect(self.controller.scale)
         accept = judge.accepts if judge and judge.refuses_updates else None
         result = self.engine.train_batch(self.batches.micro_batches(self.state.next_sample), stop, accept)
         self.state.advance(self.batches.global_batch_size)
@@ -142,8 +144,6 @@ class Trainer:
         if decision.event is None:
             return
         started = time.perf_counter()
-        if decision.event in (Event.TRIAL_STARTED, Event.ACCEPTED) and not self.is_on_trial:
-            self.bad_numbers.forget()
         if decision.capture is not None:
             self.past.capture(decision.capture, self.state, self.bad_numbers.memory)
         point = self.past.restore(decision.restore) if decision.restore is not None else None

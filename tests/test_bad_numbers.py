@@ -71,6 +71,20 @@ def test_a_spike_is_a_loss_beyond_sigma_once_there_is_a_history() -> None:
     assert run.machine.memory == before
 
 
+def test_at_another_learning_rate_the_memory_begins_anew() -> None:
+    run = Run(policy="skip", min_history=3)
+    for loss in (2.0, 2.1, 2.0):
+        run.machine.expect(3.0)
+        run.step(loss)
+    again = Run(policy="skip", min_history=3)
+    again.machine.load_state_dict(json.loads(json.dumps(run.machine.state_dict())))
+    for machine in (run.machine, again.machine):
+        machine.expect(3.0)
+        assert machine.memory.count == 3 and not machine.accepts(9.0, 1.0)
+        machine.expect(3.0 * math.sqrt(3.0))
+        assert machine.memory.count == 0 and machine.accepts(9.0, 1.0)
+
+
 def test_losses_of_noise_are_no_spikes_and_a_slow_rise_is_none() -> None:
     run = Run(policy="skip")
     random = np.random.default_rng(1)

@@ -50,7 +50,7 @@ class Decision:
     """
 
     scale_before: float
-    """Factor on the learning rate up to now."""
+    """Factor on the learning rate up to now. Robust mode, verdicts: the one tried, or the one that it replaces."""
     scale_after: float
     """Factor on the learning rate from the next step on."""
     event: Event | None = None
@@ -78,7 +78,7 @@ class Decision:
     threshold: float | None = None
     """Window and trial start: a trial starts below this velocity. Verdict: the margin either side of
     `reference_velocity`, or the least `gain`. Rate cut: the loss rises below this velocity. Aborted: the largest
-    earlier loss."""
+    earlier loss, or the `gain` below which a trial ends."""
     discarded_steps: int = 0
     """Steps that this decision undoes."""
     passed_over: tuple[int, int] | None = None

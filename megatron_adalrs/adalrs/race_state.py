@@ -39,7 +39,7 @@ class RaceState:
         self._base = 1.0  # A's scale
         self._factor = settings.alpha
         self._may_climb = True  # no race of the climb was lost at this scale
-        self._restart_may_come = True  # until one is run, save an early one lost by little, or a full race is decided
+        self._restart_may_come = True  # until one is run, save an early one lost by little, or a rate raised, or kept
         self._has_fallback = False  # whether a lost restart race goes back to B, not to A
         self._only_fallback = False  # whether the control under way is to make B anew for an interrupted restart race
         self._accounted = 0  # discarded steps that decisions have told of
@@ -77,7 +77,9 @@ class RaceState:
     @property
     def needs_initial(self) -> bool:
         """Whether a restart race may still come, which begins from the snapshot `INITIAL`."""
-        may_come = self._restart_may_come and self.phase not in ("ending", "done") and self._may_restart(self._base)
+        # A trial that ends early may leave more of the budget than there seems to be while it lasts.
+        is_affordable = self.phase == "trial" or self._may_restart(self._base)
+        may_come = self._restart_may_come and self.phase not in ("ending", "done") and is_affordable
         return may_come or self._only_fallback or self.phase in ("restart-control", "restart")
 
     def interrupt(self) -> Decision:
@@ -142,10 +144,10 @@ class RaceState:
         return self.settings.affords(self._spent - self.step + steps, self.plan.train_iters)
 
     def _may_restart(self, scale: float) -> bool:
-        """Whether there may be a restart at the next scale below this one; one that was raised is not too large."""
+        """Whether there may be a restart at the next scale below this one."""
         in_budget = self.settings.budget == "kept" or self._spent + self.plan.restart_cost <= self.plan.train_iters
         in_range = self.settings.min_scale <= scale / self.settings.restart_factor
-        return in_range and scale <= 1 and in_budget and self._affords(self.plan.restart_cost)
+        return in_range and in_budget and self._affords(self.plan.restart_cost)
 
     def _swap(self, one: str, other: str) -> None:
         self._slots[one], self._slots[other] = self._slots[other], self._slots[one]

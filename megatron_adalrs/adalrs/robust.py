@@ -16,7 +16,7 @@ from megatron_adalrs.adalrs.paired import Gain
 from megatron_adalrs.adalrs.race_state import INITIAL, RaceState
 
 _LATER_CLIMBS = 0.4
-"""Of `climb_gain`: what a race of the climb must gain once one has been won."""
+"""Of `climb_gain`: what a race of the climb must gain above the rate that was given."""
 _LARGEST_LOSS = 1e100  # squares of larger ones overflow
 
 
@@ -27,10 +27,10 @@ class RobustController(RaceState):
     there is a *climb*: s for `climb_steps` steps against s x alpha on the same batches. The trial is kept, and the
     next race of the climb begins, if over the last half mean(control - trial) > confidence x SE, and > `climb_gain` of
     what the loss has fallen by since the first step: over so few steps, so early, more than the best rate may look
-    better. Once the climb has raised the rate, which so was far too small, 0.4 of that gain will do, sure or not: what
-    is gained so soon is a small part of what a higher rate gains in the end. The first race that is lost ends the
-    climb. Where it was not worse by confidence x SE, and is not the first since the run's begin, s becomes
-    s x sqrt(alpha): two rates as good as each other lie on either side of the best one.
+    better. Above the rate that was given, which so was far too small, 0.4 of that gain will do, sure or not: what is
+    gained so soon is a small part of what a higher rate gains in the end. The first race that is lost ends the climb.
+    If it was not the run's very first, and not worse by confidence x SE, s becomes s x sqrt(alpha): two rates about as
+    good as each other lie on either side of the best one.
 
     A full race, from snapshot A: the *control* takes `race_steps` steps at s and ends in snapshot B; the *trial*, from
     A on the same batches, takes `trial_steps` at s x f and the `return_steps` that remain at s. With D = control -
@@ -42,8 +42,8 @@ class RobustController(RaceState):
       those, ends at once and is lost.
 
     When the climb's first trial was worse by confidence x SE, or else when the very first full race is lost and the
-    climb raised nothing, the rate may be far too large, and the weights too damaged for a lower rate to mend them. Then
-    and there the *restart race* compares, at the same low rate s / `restart_factor` and on the same batches,
+    climb raised nothing before it, the rate may be far too large, and the weights too damaged for a lower rate to mend
+    them. Then and there the *restart race* compares, at the same low rate s / `restart_factor` and on the same batches,
     `restart_steps` steps that go on from here, now A, with the end of a new run from the initial weights. Unless the
     new run is worse by 2.5 SE, it is kept up to A's step, s becomes s / `restart_factor`, and the restart race is
     repeated; the climb and the races after it go up from there, from f = alpha on. A restart race of the climb that is
@@ -160,8 +160,7 @@ class RobustController(RaceState):
             return self._lost(Event.FAILED, against, gain)
         if self._in_climb:
             self._opening += self._trial
-        else:
-            self._restart_may_come = False
+        self._restart_may_come = False  # a rate that was raised is not too large
         before = self._base
         self._set_scale(before * self._tried_factor)
         reason = f"{against}: scale {before:.4g} -> {self.scale:.4g}"
@@ -199,16 +198,17 @@ class RobustController(RaceState):
     def _lost_climb(self, event: Event, tried: float, why: str, gain: Gain | None, undone: int) -> Decision:
         self._may_climb = False
         self._opening += self._control
-        # The first full race need not try again what has just been lost; but there is to be one.
+        # The first full race need not try again what has just been lost, but from half way; and there is to be one.
         if math.sqrt(self._factor) >= self.settings.finest_factor:
             self._factor = math.sqrt(self._factor)
         doubt = self.settings.confidence * gain.error if gain else math.nan
-        if self._base == 1:
+        if self._start == self.plan.climb_start:
             is_worse = event is Event.ABORTED or (gain is not None and gain.mean < -doubt)
             return self._go_back(event, tried, why, gain, undone, restart_is_due=is_worse)
         if event is Event.FAILED and gain is not None and gain.mean >= -doubt:
-            why += f", so as good as {self._base:.4g}, and the best lies between"
+            why += f", no worse for sure than {self._base:.4g}: half way between"
             self._base *= math.sqrt(self.settings.alpha)
+            self._restart_may_come = False
         return self._go_back(event, tried, why, gain, undone)
 
     def _go_back(
@@ -227,8 +227,10 @@ class RobustController(RaceState):
         else:
             self.step = self._start
         self._set_scale(self._base)
-        reason = f"{why}: back to step {self.step}, on at scale {self.scale:.4g}"
+        reason = f"{why}: back to step {self.step}"
         self._begin_race(restart_is_due)
+        if self.phase != "restart-control":
+            reason += f", on at scale {self.scale:.4g}"
         return self._verdict(event, tried, reason + self._then(), gain, undone, restore=self._slots["start"])
 
     # The restart race

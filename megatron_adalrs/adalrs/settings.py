@@ -64,8 +64,8 @@ class AdaLRSSettings:
     there and are gone when the process ends. Default: host memory."""
     climb: bool = True
     """Robust mode: before the first full race, from the end of the warm-up on, raise a rate that is far too small in
-    races without return steps: the first must gain `climb_gain`, those after it 0.4 of that. It ends half way to a
-    rate that did as well."""
+    races without return steps: the first must gain `climb_gain`, those above the rate given 0.4 of that. It ends
+    half way to a rate that did about as well."""
     climb_steps: int | None = None
     """Robust mode: steps of each arm of the climb's races, at least 8. Default: 0.015 * train_iters, but no fewer than
     16."""

@@ -66,6 +66,8 @@ class Run:
             self.snapshots[decision.capture] = self.weights
         if decision.restore:
             self.weights = self.snapshots[decision.restore]
+        if not self.controller.needs_initial:
+            self.snapshots.pop("initial", None)
         assert self.weights.step == self.controller.step == decision.step
 
     def restarted(self) -> Run:

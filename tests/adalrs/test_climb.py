@@ -8,7 +8,7 @@ import pytest
 
 from megatron_adalrs.adalrs.controller import Event
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
-from tests.adalrs.race_toy import Weights, far_below, start
+from tests.adalrs.race_toy import NOISE, Weights, far_below, start
 
 
 def test_a_rate_far_too_small_is_raised_right_after_the_warm_up() -> None:
@@ -43,9 +43,12 @@ def test_once_the_climb_has_raised_the_rate_it_ends_above_or_between(share: floa
 
 def test_a_climb_whose_last_trial_was_worse_for_sure_stays_where_it_was() -> None:
     def told(weights: Weights, scale: float) -> float:
-        return 10.0 - 5.0 * (weights.step >= 8) - (1.0 if scale > 1 else 0.0) + (0.1 if scale > 3 else 0.0)
+        batch = 0.5 * NOISE[weights.step] / 0.05
+        return 10.0 - 5.0 * (weights.step >= 8) - (1.0 if scale > 1 else 0.0) + (0.1 if scale > 3 else 0.0) + batch
 
     run = start(30.0, told).train(lambda run: run.weights.step == run.controller.plan.search_start)
+    lost = next(decision for decision in run.decisions if decision.event is Event.FAILED)
+    assert lost.scale_before == pytest.approx(9.0) and lost.gain < -2.5 * lost.gain_error
     assert run.controller.scale == pytest.approx(3.0)
 
 
@@ -70,3 +73,14 @@ def test_without_room_before_the_races_there_is_no_climb() -> None:
     assert "climb" not in str(plan) and "climb" not in str(AdaLRSSettings(mode="robust", climb=False).resolve(2000))
     run = start(30.0, far_below, climb=False).train(lambda run: run.weights.step == 100)
     assert run.executed == 100
+
+
+@pytest.mark.parametrize("cut", [100, 130, 150, 190])
+def test_half_way_survives_an_interruption(cut: int) -> None:
+    """In the race before the one that ends the climb, in that one, after it, and in the next."""
+    whole = start(30.0, far_below, climb_gain=0.1).train()
+    run = start(30.0, far_below, climb_gain=0.1).train(lambda run: run.executed == cut)
+    run.carry_out(run.controller.interrupt())
+    again = run.restarted().train()
+    assert 27.0 * math.sqrt(3.0) in [pytest.approx(scale) for scale in whole.weights.path]
+    assert again.weights == whole.weights and again.controller.scale == whole.controller.scale

@@ -50,6 +50,34 @@ def test_an_early_restart_that_is_lost_but_not_by_far_is_tried_again(behind: flo
     assert run.weights.path[0] < 1 if again else run.weights.path == (1.0,) * N
 
 
+def test_a_climb_after_a_restart_that_is_lost_begins_no_other() -> None:
+    """Not even at the scale that the run began with: the rate has been raised to it, so it is not too large."""
+
+    def told(weights: Weights, scale: float) -> float:
+        loss = 5.0 - 0.03 * min(weights.step, 30) - 0.005 * weights.step + 0.1 * NOISE[weights.step]
+        loss += (0.5 if scale > 1 else 0.0) + (3.0 if scale < 0.05 else 0.0)
+        loss += 0.05 if weights.path[:1] == (1.0,) and scale < 1 else 0.0
+        return loss - (0.2 * (1 + (scale > 0.5)) if weights.step >= 32 and 0.2 < scale <= 1 else 0.0)
+
+    run = start(1.0, told).train()
+    restart, *climbed = [decision for decision in run.decisions if decision.event is Event.ACCEPTED]
+    assert "new run" in restart.reason
+    assert [decision.scale_after for decision in climbed] == pytest.approx([1 / 3, 1.0])
+    assert sum(decision.restore == "initial" for decision in run.decisions) == 2
+
+
+@pytest.mark.parametrize("share", [0.19, 0.2, 0.21])
+def test_the_initial_weights_are_kept_as_long_as_the_budget_may_allow_a_restart(share: float) -> None:
+    """A trial that ends early leaves more of it than one that was to be run to its end."""
+
+    def told(weights: Weights, scale: float) -> float:
+        return 5.0 - 0.03 * min(weights.step, 30) - 0.005 * weights.step + 0.1 * NOISE[weights.step] + 3 * (scale > 1)
+
+    run = start(1.0, told, max_discarded=share).train()
+    assert run.controller.phase == "done" and run.executed - N <= share * N
+    assert any(decision.restore == "initial" for decision in run.decisions) is (share > 0.19)
+
+
 def test_a_climb_that_shows_nothing_leaves_the_first_word_to_a_full_race() -> None:
     run = start(1.0, lambda weights, scale: 5.0 - 0.001 * weights.step + NOISE[weights.step]).train()
     restart = next(index for index, decision in enumerate(run.decisions) if decision.restore == "initial")
@@ -82,5 +110,5 @@ def test_a_lost_restart_goes_back_to_the_control() -> None:
 @pytest.mark.parametrize("values", [{"min_scale": 1.0}, {"max_discarded": 0.15}], ids=str)
 def test_no_initial_weights_are_kept_where_no_restart_may_come(values: dict[str, float]) -> None:
     run = start(best=0.1, **values).train()
-    assert "initial" not in run.snapshots and min(run.weights.path) == 1.0
-    assert "initial" in start(best=0.1).train().snapshots
+    assert not any(decision.capture == "initial" for decision in run.decisions) and min(run.weights.path) == 1.0
+    assert any(decision.capture == "initial" for decision in start(best=0.1).train().decisions)

@@ -100,6 +100,8 @@ class Trainer:
             self.state = carry_out(decision, self.state, self.snapshots)  # KeyError: no such snapshot
             assert decision.step == self.state[0]
             self.decisions.append(decision)
+            if not self.controller.needs_initial:
+                self.snapshots.pop("initial", None)
         assert self.controller.step == self.state[0]
         assert self.controller.scale == decision.scale_after
 
