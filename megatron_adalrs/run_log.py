@@ -32,7 +32,7 @@ UNDOING_VERDICTS = frozenset({"failed", "neutral", "aborted", "interrupted"})
 """Ends of a trial that restore the snapshot from its start."""
 BAD_NUMBER = "bad_number"
 """How events begin that are not a search's. The snapshots to rewind to are not in the journal: what was undone are the
-steps that later ones took the place of."""
+last steps before the event."""
 RUNNING = "running"
 """Verdict of a trial that has not ended."""
 
@@ -85,10 +85,6 @@ class Trial:
     @property
     def length(self) -> int:
         return self.last_total_step - self.first_total_step + 1
-
-    @property
-    def undone(self) -> bool:
-        return self.verdict in UNDOING_VERDICTS
 
 
 @dataclass(frozen=True)
@@ -277,7 +273,11 @@ def _kept(step: NDArray[np.int64], total_steps: NDArray[np.int64], decisions: Se
     for decision in decisions:
         if decision.capture is not None:
             captured[decision.capture] = [*history, (since, decision.total_steps)]
-        if decision.restore is not None and not decision.event.startswith(BAD_NUMBER):
+        if decision.event.startswith(BAD_NUMBER):
+            end = decision.total_steps - decision.discarded_steps
+            parts = [*history, (since, decision.total_steps)]
+            history, since = [(first, min(last, end)) for first, last in parts if first < end], decision.total_steps
+        elif decision.restore is not None:
             history, since = captured.get(decision.restore, history), decision.total_steps
     kept = np.zeros(total_steps.shape, dtype=np.bool_)
     for first, last in [*history, (since, np.iinfo(np.int64).max)]:
@@ -304,7 +304,7 @@ def _totals(metrics: _Metrics, decisions: Sequence[Decision], train: TrainSeries
         lost_steps=metrics.lost_steps,
         useful_tokens=useful_tokens,
         discarded_tokens=executed_tokens - useful_tokens,
-        snapshot_seconds=sum(decision.snapshot_seconds or 0.0 for decision in decisions),
+        snapshot_seconds=sum(d.snapshot_seconds or 0.0 for d in decisions if not d.event.startswith(BAD_NUMBER)),
         wall_seconds=metrics.wall_seconds,
     )
 

@@ -23,7 +23,7 @@ class TrainState:
     evaluated_at: int = 0
     """Step of the last evaluation."""
     snapshot_seconds: float = 0.0
-    """Time spent on capturing and restoring snapshots."""
+    """Time that a search has spent on capturing and restoring snapshots."""
     bad_steps: int = 0
     """Steps that were undone for bad numbers: part of those discarded."""
     passed_over: tuple[Span, ...] = ()

@@ -154,7 +154,8 @@ class Trainer:
         self.past.free(lambda name: name != REWIND and self._is_over(name, decision))
         self._point_due |= decision.event not in (Event.WINDOW, Event.BAD_NUMBER_REWOUND)
         seconds = time.perf_counter() - started
-        self.state.snapshot_seconds += seconds if decision.restore or decision.capture else 0.0
+        is_searchs = (decision.restore or decision.capture) and decision.event not in EVENTS
+        self.state.snapshot_seconds += seconds if is_searchs else 0.0
         record = asdict(decision) | {"event": decision.event.value, "total_steps": self.state.total_steps}
         self.metrics.write("decision", record | {"step": self.state.step, "snapshot_seconds": seconds})
         if decision.event is Event.BAD_NUMBER_STOPPED:

@@ -90,7 +90,7 @@ def test_the_steps_of_a_failed_trial_are_not_kept(tmp_path: Path) -> None:
     assert run.train.step[run.train.kept].tolist() == list(range(1, 21))
     (trial,) = run.trials
     assert (trial.start_step, trial.first_total_step, trial.last_total_step) == (10, 11, 15)
-    assert (trial.verdict, trial.undone, trial.length) == ("failed", True, 5)
+    assert (trial.verdict, trial.length) == ("failed", 5)
     assert (trial.scale_before, trial.scale_trial, trial.scale_after) == (1.0, 3.0, 0.5)
     assert (run.totals.useful_steps, run.totals.discarded_steps, run.totals.total_steps) == (20, 5, 25)
     assert (run.totals.useful_tokens, run.totals.discarded_tokens, run.totals.total_tokens) == (160, 40, 200)
@@ -115,8 +115,34 @@ def test_the_steps_of_an_accepted_trial_are_kept(tmp_path: Path) -> None:
     run = read_run(write(tmp_path, [*steps(1, 10), *steps(11, 15, scale=3.0)], decisions))
 
     assert run.train.kept.all()
-    assert [(trial.verdict, trial.undone) for trial in run.trials] == [("accepted", False)]
+    assert [trial.verdict for trial in run.trials] == ["accepted"]
     assert run.totals.discarded_steps == 0
+
+
+@pytest.mark.parametrize(("event", "back_to"), [("bad_number_stopped", 4), ("bad_number_skipped", 9)])
+def test_what_bad_numbers_undid_at_the_end_of_a_run_is_not_kept(tmp_path: Path, event: str, back_to: int) -> None:
+    decisions = [decision(event, back_to, 10, 1.0, 1.0, discarded_steps=10 - back_to, snapshot_seconds=2.0)]
+    run = read_run(write(tmp_path, steps(1, 10), decisions))
+
+    assert run.train.step[run.train.kept].tolist() == list(range(1, back_to + 1))
+    assert (run.totals.useful_steps, run.totals.discarded_steps) == (back_to, 10 - back_to)
+    assert (run.totals.useful_tokens, run.totals.discarded_tokens) == (8 * back_to, 8 * (10 - back_to))
+    assert run.totals.snapshot_seconds == 0.0  # a search's own
+
+
+def test_a_bad_number_in_one_arm_undoes_nothing_of_the_other(tmp_path: Path) -> None:
+    """From step 10 on a control to 14, and back to 10; a step skipped there; then back to the control's end."""
+    metrics = [*steps(1, 14), *steps(11, 13, undone=4), *steps(13, 13, undone=5), *steps(15, 16, undone=4)]
+    decisions = [
+        decision("control_started", 10, 10, 1.0, 1.0, capture="a"),
+        decision("failed", 10, 14, 1.0, 0.1, capture="b", restore="a"),
+        decision("bad_number_skipped", 12, 17, 0.1, 0.1, discarded_steps=1),
+        decision("aborted", 14, 18, 0.1, 1.0, restore="b", discarded_steps=3),
+    ]
+    run = read_run(write(tmp_path, [*metrics[:18], *steps(15, 16, undone=4)], decisions))
+
+    assert run.train.step[run.train.kept].tolist() == list(range(1, 17))
+    assert run.train.total_steps[run.train.kept].tolist() == [*range(1, 15), 19, 20]
 
 
 def test_a_trial_under_way_is_running(tmp_path: Path) -> None:

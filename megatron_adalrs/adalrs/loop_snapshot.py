@@ -94,8 +94,8 @@ class LoopSnapshot:
     def _named_tensors(self) -> dict[Hashable, Tensor]:
         named: dict[Hashable, Tensor] = {}
         for name, tensor in [*self._model.named_parameters(), *self._model.named_buffers()]:
-            named[f"model.{name}"] = tensor
-        in_model = {id(tensor) for tensor in named.values()}
+            named[f"model.{name}"] = _without_repetitions(tensor)
+        in_model = {id(parameter) for parameter in self._model.parameters()}
         numbers: dict[Hashable, int] = {}
         for group in self._optimizer.param_groups:
             for parameter in group["params"]:
@@ -115,6 +115,14 @@ class LoopSnapshot:
                 del state[owner][name]
             if owner not in self._state_names:
                 del state[owner]
+
+
+def _without_repetitions(tensor: Tensor) -> Tensor:
+    """The tensor, or of an expanded one the part that its elements are repetitions of, which can be written to."""
+    for dimension, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            tensor = tensor.narrow(dimension, 0, 1)
+    return tensor
 
 
 def _plain_copy(entries: dict[str, Any]) -> dict[str, Any]:

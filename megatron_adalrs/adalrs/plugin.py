@@ -14,7 +14,7 @@ from megatron_adalrs.adalrs.rng import RngState
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
 
 # Where torch's optimizers and schedulers keep learning rates: numbers, tensors, or lists by group.
-_GROUP_RATES = ("lr", "initial_lr", "max_lr", "min_lr")
+_GROUP_RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
 _SCHEDULER_RATES = ("base_lrs", "max_lrs", "min_lrs", "eta_min", "_last_lr")
 
 
@@ -49,7 +49,7 @@ class AdaLRS:
 
     Raises:
         ValueError: the search does not fit in the run; see `AdaLRSSettings.resolve`. Or its mode is "robust", or its
-            budget "total".
+            budget "total". Or what is to go back with the model has no `state_dict` or `load_state_dict`.
     """
 
     def __init__(
@@ -80,8 +80,11 @@ class AdaLRS:
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._data = data
-        restored = [part for part in (scheduler, data, *parts) if part is not None]
-        self._snapshot = LoopSnapshot(model, optimizer, restored, settings.snapshot_dir)
+        named = {"scheduler": scheduler, "data": data, **{f"parts[{n}]": part for n, part in enumerate(parts)}}
+        restored = {name: part for name, part in named.items() if part is not None}
+        for name, part in restored.items():
+            _require_stateful(name, part)
+        self._snapshot = LoopSnapshot(model, optimizer, list(restored.values()), settings.snapshot_dir)
         self._applied_scale = 1.0  # what the learning rates have been multiplied by so far
         self._scale_at_capture = 1.0
         self._interrupted = False
@@ -175,7 +178,7 @@ class AdaLRS:
         Raises:
             RuntimeError: a trial is under way; call `interrupt` before saving anything.
         """
-        if self.phase == "trial" and not self._interrupted:
+        if self._controller.undecided and not self._interrupted:
             raise RuntimeError("a trial is under way: call interrupt() before saving and resume() after it")
         return {
             "controller": self._controller.state_dict(),
@@ -192,6 +195,8 @@ class AdaLRS:
         self._controller.load_state_dict(state["controller"])
         self._applied_scale = state["applied_scale"]
         self.discarded_steps = state["discarded_steps"]
+        self._interrupted = False
+        self._rewinds += 1  # a running `batches` goes on from what data has loaded
         self.resume()
 
     def _carry_out(self, decision: Decision) -> None:
@@ -223,14 +228,26 @@ def scale_learning_rates(optimizer: Optimizer, scheduler: Any, ratio: float) -> 
     the base rate both follow, at once and for the rest of the schedule. Reaches into the schedulers of a
     SequentialLR or ChainedScheduler.
     """
+    tensors: set[int] = set()  # several groups may hold one tensor, which is scaled in place
     for group in optimizer.param_groups:
         for name in _GROUP_RATES:
-            if name in group:
+            if name in group and id(group[name]) not in tensors:
                 group[name] = _scaled(group[name], ratio)
+                if isinstance(group[name], Tensor):
+                    tensors.add(id(group[name]))
     for one in _with_nested(scheduler):
         for name in _SCHEDULER_RATES:
             if hasattr(one, name):
                 setattr(one, name, _scaled(getattr(one, name), ratio))
+
+
+def _require_stateful(name: str, part: Any) -> None:
+    for method in ("state_dict", "load_state_dict"):
+        if not callable(getattr(part, method, None)):
+            raise ValueError(
+                f"{name}: {type(part).__name__} has no {method}, and an undone trial has to take it back"
+                + ("; torchdata's StatefulDataLoader has both" if name == "data" else "")
+            )
 
 
 def _with_nested(scheduler: Any) -> Iterator[Any]:

@@ -24,7 +24,7 @@ from megatron_adalrs.report.drawing import (
     undone,
 )
 from megatron_adalrs.report.series import running_mean, smoothing_window
-from megatron_adalrs.run_log import UNDOING_VERDICTS, RunLog, Trial
+from megatron_adalrs.run_log import RunLog, Trial
 from megatron_adalrs.run_records import Decision
 
 _UNDONE_COLOR = event_color("failed")
@@ -283,15 +283,12 @@ def _measured_windows(log: RunLog) -> list[Measured]:
     The window of an undone trial ended ahead of the step that the decision went back to. One after which a
     trial started or the search ended was a plain window.
     """
-    measured, started_at = [], 0
+    measured = []
     for decision in log.decisions:
         if decision.velocity is not None and np.isfinite(decision.velocity):
             event = "window" if decision.event in ("trial_started", "search_ended") else decision.event
-            gone = decision.total_steps - started_at if decision.event in UNDOING_VERDICTS else 0
-            step = decision.step + gone
+            step = decision.step + decision.discarded_steps
             measured.append(Measured(event, step, decision.velocity, decision.error, decision))
-        if decision.event == "trial_started":
-            started_at = decision.total_steps
     return measured
 
 

@@ -234,6 +234,24 @@ def test_every_scheduler_goes_on_at_the_scaled_rate(name, scaled_at, tensor_rate
     np.testing.assert_allclose(scaled, expected, rtol=1e-9, atol=1e-15)
 
 
+def test_a_rate_that_groups_share_is_scaled_once():
+    groups = [{"params": [nn.Parameter(torch.zeros(()))]}, {"params": [nn.Parameter(torch.zeros(()))]}]
+    optimizer = torch.optim.AdamW(groups, lr=torch.tensor(1e-3, dtype=torch.float64))
+    assert optimizer.param_groups[0]["lr"] is optimizer.param_groups[1]["lr"]
+    scale_learning_rates(optimizer, None, 3.0)
+    assert [float(group["lr"]) for group in optimizer.param_groups] == pytest.approx([3e-3, 3e-3])
+
+
+def test_the_end_of_weight_averaging_is_scaled_along():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=0.1)
+    scheduler = torch.optim.swa_utils.SWALR(optimizer, swa_lr=0.05, anneal_epochs=4)
+    scale_learning_rates(optimizer, scheduler, 3.0)
+    for _ in range(6):
+        optimizer.step()
+        scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.15)
+
+
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_an_accepted_trial_keeps_its_steps_and_its_rate(scheduler):
     loop = Loop(scheduler_name=scheduler)
@@ -324,6 +342,27 @@ def test_an_interrupted_run_is_saved_with_the_rate_of_before_the_trial():
     assert loop.rates == during
 
 
+def test_without_backtracking_a_run_is_saved_in_a_trial():
+    settings = AdaLRSSettings(enabled=True, window=WINDOW, search_start=0.2, search_end=0.6, backtrack=False)
+    loop = Loop(settings=settings)
+    loop.train(slowing, lambda: loop.adalrs.phase == "trial")
+    assert loop.adalrs.interrupt().event is None
+    fresh = Loop(settings=settings)
+    fresh.adalrs.load_state_dict(json.loads(json.dumps(loop.adalrs.state_dict())))
+    assert (fresh.adalrs.phase, fresh.adalrs.scale) == ("trial", 3.0)
+
+
+def test_loading_an_earlier_state_ends_an_interruption():
+    loop = Loop()
+    loop.train_to(10, steady)
+    earlier = loop.adalrs.state_dict()
+    loop.train(slowing, lambda: loop.adalrs.phase == "trial")
+    loop.adalrs.interrupt()
+    loop.adalrs.load_state_dict(earlier)
+    loop.train_to(15, steady)
+    assert loop.adalrs.steps == 15
+
+
 def test_a_run_saved_outside_a_trial_ends_like_one_that_was_not():
     straight = Loop(scheduler_name="sequential")
     straight.train_to(60, improving)
@@ -373,6 +412,29 @@ def test_a_cache_that_a_module_made_during_a_trial_survives():
     loop.model.register_buffer("cache", torch.ones(3), persistent=False)
     loop.train(slowing, lambda: loop.adalrs.phase != "trial")
     assert torch.equal(loop.model.cache, torch.ones(3))
+
+
+def test_a_buffer_that_repeats_itself_comes_back():
+    loop = Loop()
+    loop.model.register_buffer("positions", torch.arange(4.0).expand(3, 2, -1))
+    loop.train(slowing, lambda: loop.adalrs.phase == "trial")
+    loop.model.positions[0, 0] += 1
+    loop.train(slowing, lambda: loop.adalrs.phase != "trial")
+    assert torch.equal(loop.model.positions, torch.arange(4.0).expand(3, 2, -1))
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"data": torch.utils.data.DataLoader([1, 2])}, r"data: DataLoader has no state_dict.*StatefulDataLoader"),
+        ({"scheduler": object()}, "scheduler: object has no state_dict"),
+        ({"parts": [Data(1), "scaler"]}, r"parts\[1\]: str has no state_dict"),
+    ],
+)
+def test_what_cannot_be_taken_back_is_refused_before_the_first_step(argument, message):
+    model = nn.Linear(1, 1)
+    with pytest.raises(ValueError, match=message):
+        AdaLRS(model, torch.optim.SGD(model.parameters(), lr=0.1), 1000, **argument)
 
 
 def test_batches_needs_data_with_batches():

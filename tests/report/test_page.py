@@ -128,6 +128,17 @@ def test_velocity_plot_has_two_standard_errors(make_run: MakeRun) -> None:
     assert values(trace(figure, "failed")["x"]).tolist() == [150]
 
 
+def test_a_trial_that_failed_without_backtracking_is_drawn_where_it_ended(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path / "run", 60, 0)
+    run.event("start", parameters=1, world_size=1, data_order="0f3a", snapshot_bytes=0)
+    measured = run.window(20, 0.02)
+    run.decide("trial_started", 3.0)
+    run.train(10, "trial")
+    run.decide("failed", 1.5, velocity=0.01, error=4e-4, **measured)
+    figure = Page(write_report([run.write()])).figures["velocity"]
+    assert values(trace(figure, "failed")["x"]).tolist() == [30]
+
+
 def test_decision_table_and_windows(make_run: MakeRun) -> None:
     page = Page(write_report([make_run("run")]))
 

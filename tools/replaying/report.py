@@ -85,7 +85,7 @@ class Report:
     train_iters: int
     interval: int
     plan: str
-    noise: float
+    noise: float | None
     """Standard deviation of a single loss about a line, within the search, in nats."""
     unpaired: float
     basis: str
@@ -128,7 +128,7 @@ def report(
         train_iters=train_iters,
         interval=log.interval,
         plan=str(plan),
-        noise=deviation(within),
+        noise=_known(deviation(within)),
         unpaired=share,
         basis=_basis(log, settings.mode, bool(executed), runs[Arms.EQUAL].decisions),
         scenarios=tuple(_scenario(arms, run, log.interval) for arms, run in runs.items()),
