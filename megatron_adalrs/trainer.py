@@ -110,8 +110,15 @@ class Trainer:
 
     @property
     def position(self) -> int:
-        """Steps that the schedule and train_iters count: the kept ones, or all (`adalrs.budget`)."""
+        """Steps that train_iters and, after warm-up, the schedule count: the kept ones, or all (`adalrs.budget`)."""
         return self.state.step + self.controller.ahead
+
+    @property
+    def schedule_step(self) -> int:
+        """Where the schedule is. A new run from the initial weights warms up like the first one, whatever was discarded
+        before it."""
+        step = self.state.step
+        return step if step < self.config.optimizer.lr_warmup_iters else self.position
 
     @property
     def finished(self) -> bool:
@@ -125,7 +132,7 @@ class Trainer:
     def step(self, stop: bool = False) -> StepResult:
         """One optimizer step: rate, batch, loss, decision. `stop`: this rank asks all ranks to stop after it."""
         started, phase = time.perf_counter(), self.controller.phase
-        lr = self.schedule(self.position) * self.config.optimizer.lr * self.controller.scale
+        lr = self.schedule(self.schedule_step) * self.config.optimizer.lr * self.controller.scale
         self.engine.set_lr(lr)
         judge = None if self.is_on_trial else self.bad_numbers
         if judge:

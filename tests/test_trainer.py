@@ -102,6 +102,17 @@ def test_with_the_total_budget_discarded_steps_count(one_rank: Ranks, data: Path
     assert rates[-40:] == [1e-3 * schedule(step) for step in range(STEPS - 40, STEPS)]
 
 
+def test_with_the_total_budget_a_restart_has_a_warm_up_of_its_own(one_rank: Ranks, data: Path, tmp_path: Path) -> None:
+    search = SEARCH | {"confidence": NEVER, "restart_confidence": -NEVER, "restart_factor": 8.0}
+    search |= {"alpha": 8.0, "min_scale": 0.1, "budget": "total", "max_discarded": 1.0}
+    config = values(data, tmp_path / "run", search, lr=0.8) | {"lr_warmup_iters": 12}
+    one_rank.run(trained, config)
+    run = read_run(tmp_path / "run")
+    assert run.scale == 0.125 and run.totals.total_steps == STEPS
+    schedule = build_schedule(config_from_values(config))
+    assert [lr for _, _, lr in kept(run)][:12] == [0.1 * schedule(step) for step in range(12)]
+
+
 @pytest.mark.parametrize("ends_after", [45, 62, 100], ids=str)
 def test_a_search_that_was_interrupted_anywhere_goes_on_as_if_not(
     one_rank: Ranks, data: Path, tmp_path: Path, ends_after: int, whole: RunLog

@@ -164,7 +164,8 @@ class Simulation:
         snapshots: dict[str, State] = {}
         state, executed, discarded = carry_out(controller.resume(), State(), snapshots), 0, 0
         while controller.phase not in ("done", "fixed") and state.step + controller.ahead < length:
-            ratio = schedule[state.step + controller.ahead] * controller.scale * base
+            ahead = controller.ahead if state.step >= self.warmup_iters else 0  # a new run has a warm-up of its own
+            ratio = schedule[state.step + ahead] * controller.scale * base
             loss = surface.level(state.progress, state.heat, state.harm)
             loss += of_batch[state.step] + of_execution[executed % len(of_execution)]
             state, executed = surface.stepped(state, ratio), executed + 1
