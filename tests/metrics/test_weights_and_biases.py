@@ -26,6 +26,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def records(run_dir: Path) -> Iterator[Record]:
     """Of all offline files: LevelDB's log format, blocks of 32 KB, after a header of seven bytes."""
+    wandb.teardown()  # waits for its process, which may write after a run is finished
     for file in sorted(run_dir.glob("wandb/offline-run-*/*.wandb")):
         content, place, parts = file.read_bytes(), 7, b""
         while place + 7 <= len(content):
