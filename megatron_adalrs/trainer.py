@@ -8,7 +8,7 @@ from copy import deepcopy
 from dataclasses import asdict
 from typing import Any
 
-from megatron_adalrs.adalrs.controller import Controller, Decision, Event
+from megatron_adalrs.adalrs.controller import Controller, Decision, Event, schedule_step
 from megatron_adalrs.adalrs.race_state import INITIAL
 from megatron_adalrs.bad_numbers import EVENTS, REWIND, BadNumbers
 from megatron_adalrs.config import Config
@@ -110,15 +110,8 @@ class Trainer:
 
     @property
     def position(self) -> int:
-        """Steps that train_iters and, after warm-up, the schedule count: the kept ones, or all (`adalrs.budget`)."""
+        """Steps that train_iters counts: the kept ones, or all (`adalrs.budget`)."""
         return self.state.step + self.controller.ahead
-
-    @property
-    def schedule_step(self) -> int:
-        """Where the schedule is. A new run from the initial weights warms up like the first one, whatever was discarded
-        before it."""
-        step = self.state.step
-        return step if step < self.config.optimizer.lr_warmup_iters else self.position
 
     @property
     def finished(self) -> bool:
@@ -132,7 +125,9 @@ class Trainer:
     def step(self, stop: bool = False) -> StepResult:
         """One optimizer step: rate, batch, loss, decision. `stop`: this rank asks all ranks to stop after it."""
         started, phase = time.perf_counter(), self.controller.phase
-        lr = self.schedule(self.schedule_step) * self.config.optimizer.lr * self.controller.scale
+        optimizer = self.config.optimizer
+        factor = self.schedule(schedule_step(self.controller, self.state.step, optimizer.lr_warmup_iters))
+        lr = factor * optimizer.lr * self.controller.scale
         self.engine.set_lr(lr)
         judge = None if self.is_on_trial else self.bad_numbers
         if judge:

@@ -9,7 +9,16 @@ from megatron_adalrs.adalrs.paper import PaperController
 from megatron_adalrs.adalrs.robust import RobustController
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
 
-__all__ = ["Controller", "Decision", "Event", "FixedRate", "PaperController", "RobustController", "build_controller"]
+__all__ = [
+    "Controller",
+    "Decision",
+    "Event",
+    "FixedRate",
+    "PaperController",
+    "RobustController",
+    "build_controller",
+    "schedule_step",
+]
 
 
 class Controller(Protocol):
@@ -26,6 +35,7 @@ class Controller(Protocol):
     ahead: int
     """Steps that the schedule and the end of the run count on top of `step`: with budget `total` those that verdicts
     have discarded, otherwise 0. Both arms of a comparison have the same, so that they are at one point of the schedule.
+    See `schedule_step`.
     Steps that an interruption makes a run repeat are not counted."""
     phase: str
     """"before", "watch", "trial", "done"; robust mode has "control", "restart-control" and "restart" too; "fixed" when
@@ -49,6 +59,12 @@ class Controller(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state; ValueError when it is of a run with other settings."""
+
+
+def schedule_step(controller: Controller, step: int, warmup_iters: int) -> int:
+    """Where the schedule is after so many kept steps. A new run from the initial weights has a warm-up of its own,
+    whatever was discarded before it."""
+    return step if step < warmup_iters else step + controller.ahead
 
 
 class FixedRate:

@@ -198,14 +198,14 @@ class RobustController(RaceState):
     def _lost_climb(self, event: Event, tried: float, why: str, gain: Gain | None, undone: int) -> Decision:
         self._may_climb = False
         self._opening += self._control
-        # The first full race need not try again what has just been lost, but from half way; and there is to be one.
+        # There is to be a full race, but the first need not try what has just been lost (from half way it does).
         if math.sqrt(self._factor) >= self.settings.finest_factor:
             self._factor = math.sqrt(self._factor)
-        doubt = self.settings.confidence * gain.error if gain else math.nan
+        at_best = gain.mean + self.settings.confidence * gain.error if gain else math.nan
         if self._start == self.plan.climb_start:
-            is_worse = event is Event.ABORTED or (gain is not None and gain.mean < -doubt)
+            is_worse = event is Event.ABORTED or at_best < 0
             return self._go_back(event, tried, why, gain, undone, restart_is_due=is_worse)
-        if event is Event.FAILED and gain is not None and gain.mean >= -doubt:
+        if event is Event.FAILED and at_best >= 0:
             why += f", no worse for sure than {self._base:.4g}: half way between"
             self._base *= math.sqrt(self.settings.alpha)
             self._restart_may_come = False

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from megatron_adalrs.adalrs.controller import build_controller
+from megatron_adalrs.adalrs.controller import build_controller, schedule_step
 from megatron_adalrs.adalrs.loss_curve import deviation, fit_descent
 from megatron_adalrs.adalrs.rehearsal import carry_out
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
@@ -164,8 +164,7 @@ class Simulation:
         snapshots: dict[str, State] = {}
         state, executed, discarded = carry_out(controller.resume(), State(), snapshots), 0, 0
         while controller.phase not in ("done", "fixed") and state.step + controller.ahead < length:
-            ahead = controller.ahead if state.step >= self.warmup_iters else 0  # a new run has a warm-up of its own
-            ratio = schedule[state.step + ahead] * controller.scale * base
+            ratio = schedule[schedule_step(controller, state.step, self.warmup_iters)] * controller.scale * base
             loss = surface.level(state.progress, state.heat, state.harm)
             loss += of_batch[state.step] + of_execution[executed % len(of_execution)]
             state, executed = surface.stepped(state, ratio), executed + 1

@@ -54,6 +54,16 @@ def test_everything_as_json_under_the_settings_of_a_run(replay: Callable[..., Do
     assert alone["lengths"][0]["least"] > alone["lengths"][2]["least"]
 
 
+def test_a_record_that_ends_as_the_search_begins_has_no_noise_to_tell(
+    replay: Callable[..., Done], record: Path, tmp_path: Path
+) -> None:
+    short = tmp_path / "short.csv"
+    short.write_text("\n".join(record.read_text().splitlines()[:102]))
+    flags = (short, "--train-iters", "1000")
+    assert json.loads(replay(*flags, "--json").stdout, parse_constant=pytest.fail)["paper"]["noise"] is None
+    assert "noise of one loss in the search: unknown" in " ".join(replay(*flags).stdout.split())
+
+
 def test_one_loss_in_ten_steps_stands_for_ten(replay: Callable[..., Done], record: Path, tmp_path: Path) -> None:
     every = record.read_text().splitlines()
     sparse = tmp_path / "sparse.csv"

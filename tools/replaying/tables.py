@@ -38,7 +38,7 @@ def print_report(log: LossLog, reports: Sequence[Report], refused: Sequence[str]
 
 def _print_mode(console: Console, report: Report) -> None:
     console.print(f"\n[bold]{report.mode}[/] over {report.train_iters} steps {report.plan}")
-    noise = f"noise of one loss in the search: {_number(report.noise) or 'unknown,'} nats"
+    noise = f"noise of one loss in the search: {'unknown' if report.noise is None else f'{report.noise:.4g} nats'}"
     if report.mode == "robust":
         noise += f"; the difference of two arms on the same batches has {report.unpaired:.2g} of sqrt(2) times that"
     console.print(noise)
