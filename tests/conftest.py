@@ -9,11 +9,13 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from tests.distributed.ranks import Ranks
+from tests.helpers.ranks import Ranks
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--system", action="store_true", help="also run tests that need Debian packages or rights")
+    parser.addoption(
+        "--system", action="store_true", help="also run tests that need Debian packages or rights"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -49,7 +51,7 @@ def four_ranks() -> Iterator[Ranks]:
 
 @pytest.fixture(scope="session")
 def eight_ranks() -> Iterator[Ranks]:
-    """Eight gloo ranks, for a grid of three axes."""
+    """Eight gloo ranks, for a mesh of three axes."""
     ranks = Ranks(8)
     yield ranks
     ranks.close()

@@ -17,10 +17,16 @@ def mutated(draw: st.DrawFn, whole: bytes, most: int = 3) -> bytes:
         kind = draw(st.sampled_from(["flip", "set", "cut", "insert", "remove", "splice", "repeat"]))
         length = draw(st.integers(1, 16))
         if kind == "flip" and place < len(content):
-            content = content[:place] + bytes([content[place] ^ 1 << draw(st.integers(0, 7))]) + content[place + 1 :]
+            content = (
+                content[:place]
+                + bytes([content[place] ^ 1 << draw(st.integers(0, 7))])
+                + content[place + 1 :]
+            )
         elif kind == "set":
             strange = draw(
-                st.sampled_from([b"\xff" * 8, b"\0" * 8, b"\xff" * 7 + b"\x7f", b"-1", b"9" * 40, b"[" * 5000])
+                st.sampled_from(
+                    [b"\xff" * 8, b"\0" * 8, b"\xff" * 7 + b"\x7f", b"-1", b"9" * 40, b"[" * 5000]
+                )
             )
             content = content[:place] + strange + content[place + len(strange) :]
         elif kind == "cut":

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_adalrs.arguments import parse_arguments
-from megatron_adalrs.parallel.topology import GridShape
-from megatron_adalrs.plan import plan_run
+from megatron_adalrs.commands.arguments import parse_arguments
+from megatron_adalrs.distributed.process_mesh import MeshShape
+from megatron_adalrs.planning import plan_run
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 LAUNCH_FILES = sorted(EXAMPLES.glob("qwen2.5-*gpu.yaml"))
@@ -24,8 +24,10 @@ def test_a_launch_file_fits_its_gpus(file: Path, schedule: str, monkeypatch: pyt
     monkeypatch.chdir(EXAMPLES.parent)
     gpus = int(re.search(r"(\d+)gpu", file.stem)[1])
     monkeypatch.setenv("WORLD_SIZE", str(gpus))
-    config = parse_arguments(["--config", str(file), "--data-path", "data/corpus", "--lr-decay-style", schedule], True)
-    grid = GridShape.of_world(gpus, **config.parallel.sizes)
+    config = parse_arguments(
+        ["--config", str(file), "--data-path", "data/corpus", "--lr-decay-style", schedule], True
+    )
+    grid = MeshShape.of_world(gpus, **config.parallel.sizes)
     assert config.global_batch_size(grid.data) == 512
     (stage,) = plan_run(config, config.model.vocab_size, grid, False).stages
     assert 10e9 < stage.peak < 72e9, "80 GB, with room for the context, fragmentation and NCCL"

@@ -15,7 +15,7 @@ from megatron_adalrs.adalrs.controller import (
     RobustController,
     build_controller,
 )
-from megatron_adalrs.adalrs.plans import RacePlan, SearchPlan
+from megatron_adalrs.adalrs.search_plan import RacePlan, SearchPlan
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
 from megatron_adalrs.adalrs.slope import RunningSlope
 

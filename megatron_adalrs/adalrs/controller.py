@@ -25,14 +25,14 @@ class Controller(Protocol):
     """Decides after every step about the factor on the learning rate and about snapshots of the run.
 
     The trainer calls `resume` once before a process's first step and `observe` after every step, and carries
-    out each decision before the next step. It saves a checkpoint after `interrupt`, or where `undecided` is False.
+    out each decision before the next step. It saves a checkpoint after `interrupt`, or where `has_pending_rollback` is False.
     """
 
     scale: float
     """Factor on the learning rate of the next step."""
     step: int
     """Kept steps completed."""
-    ahead: int
+    schedule_offset: int
     """Steps that the schedule and the end of the run count on top of `step`: with budget `total` those that verdicts
     have discarded, otherwise 0. Both arms of a comparison have the same, so that they are at one point of the schedule.
     See `schedule_step`.
@@ -40,7 +40,7 @@ class Controller(Protocol):
     phase: str
     """"before", "watch", "trial", "done"; robust mode has "control", "restart-control" and "restart" too; "fixed" when
     there is no search."""
-    undecided: bool
+    has_pending_rollback: bool
     """Whether steps were taken that may be undone, or set aside that may come back."""
     needs_initial: bool
     """Whether the snapshot `race_state.INITIAL` of the weights before the first step may be asked for."""
@@ -64,7 +64,7 @@ class Controller(Protocol):
 def schedule_step(controller: Controller, step: int, warmup_iters: int) -> int:
     """Where the schedule is after so many kept steps. A new run from the initial weights has a warm-up of its own,
     whatever was discarded before it."""
-    return step if step < warmup_iters else step + controller.ahead
+    return step if step < warmup_iters else step + controller.schedule_offset
 
 
 class FixedRate:
@@ -73,9 +73,9 @@ class FixedRate:
     def __init__(self) -> None:
         self.scale = 1.0
         self.step = 0
-        self.ahead = 0
+        self.schedule_offset = 0
         self.phase = "fixed"
-        self.undecided = False
+        self.has_pending_rollback = False
         self.needs_initial = False
         self._keep = Decision(scale_before=1.0, scale_after=1.0)
 

@@ -32,12 +32,6 @@ class Event(str, Enum):
     """The trial under way is taken back to its start, so that the run can be saved."""
     SEARCH_ENDED = "search_ended"
     """The scale is final. Takes the place of the last window's `WINDOW` event."""
-    BAD_NUMBER_SKIPPED = "bad_number_skipped"
-    """No search's doing: the step is as if not taken, its batch is passed over."""
-    BAD_NUMBER_REWOUND = "bad_number_rewound"
-    """No search's doing: back to the last snapshot, and on after the offending batch."""
-    BAD_NUMBER_STOPPED = "bad_number_stopped"
-    """No search's doing: the run ends with weights from before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +47,7 @@ class Decision:
     """Factor on the learning rate up to now. Robust mode, verdicts: the one tried, or the one that it replaces."""
     scale_after: float
     """Factor on the learning rate from the next step on."""
-    event: Event | None = None
+    event: Enum | None = None
     """None: an ordinary step."""
     step: int | None = None
     """Kept steps completed once the decision has been carried out; None after an ordinary step."""
@@ -81,7 +75,7 @@ class Decision:
     earlier loss, or the `gain` below which a trial ends."""
     discarded_steps: int = 0
     """Steps that this decision undoes."""
-    passed_over: tuple[int, int] | None = None
+    skipped_samples: tuple[int, int] | None = None
     """Samples, first to last - 1 in the order of the data, that no step is to see any more."""
     reason: str = ""
     """One sentence with the numbers, for people."""

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any, Literal, NamedTuple
 
 from megatron_adalrs.adalrs.decision import Decision, Event
-from megatron_adalrs.adalrs.plans import SearchPlan
+from megatron_adalrs.adalrs.search_plan import SearchPlan
 from megatron_adalrs.adalrs.settings import AdaLRSSettings, check_same_search
 from megatron_adalrs.adalrs.slope import RunningSlope
 
@@ -77,12 +77,12 @@ class PaperController:
             self._begin_window()
 
     @property
-    def ahead(self) -> int:
+    def schedule_offset(self) -> int:
         """Steps that the schedule counts on top of `step`."""
         return self._discarded if self.settings.budget == "total" else 0
 
     @property
-    def undecided(self) -> bool:
+    def has_pending_rollback(self) -> bool:
         """Whether a trial is under way, whose steps may be undone."""
         return self.phase == "trial" and self.plan.backtrack
 
@@ -124,12 +124,14 @@ class PaperController:
 
         The snapshot is kept and the trial is still to be done: `resume` starts it anew in the next process.
         """
-        if not self.undecided:
+        if not self.has_pending_rollback:
             return self._keep
         discarded = self._rewind()
         self._begin_trial()
         reason = f"interrupted {discarded} steps into a trial: back to its start at step {self.step}"
-        return self._decide(Event.INTERRUPTED, self.scale, restore=_SNAPSHOT, discarded_steps=discarded, reason=reason)
+        return self._decide(
+            Event.INTERRUPTED, self.scale, restore=_SNAPSHOT, discarded_steps=discarded, reason=reason
+        )
 
     def resume(self) -> Decision:
         """What to do before a process's first step: take the snapshot of a trial that is still to be done.
@@ -137,7 +139,7 @@ class PaperController:
         Raises:
             RuntimeError: the state is from the middle of a trial, whose snapshot ended with its process.
         """
-        if not self.undecided:
+        if not self.has_pending_rollback:
             return self._keep
         if self.step != self._trial_start:
             raise RuntimeError(
@@ -195,7 +197,9 @@ class PaperController:
         self._rising_windows = 0
         self._previous = None
         self._begin_window()
-        reason = f"the loss rose over two windows, velocity {measured}: scale {before:.4g} -> {self.scale:.4g}"
+        reason = (
+            f"the loss rose over two windows, velocity {measured}: scale {before:.4g} -> {self.scale:.4g}"
+        )
         return self._decide(Event.SCALED_DOWN, before, measured, threshold=-2 * measured.error, reason=reason)
 
     def _start_trial(self, reference: Velocity) -> Decision:
@@ -301,7 +305,7 @@ class PaperController:
         self._boundary = self.step + (self.plan.window if self._room_for_a_window() else 1)
 
     def _room_for_a_window(self) -> bool:
-        return self.step + self.ahead + self.plan.window <= self.plan.search_end
+        return self.step + self.schedule_offset + self.plan.window <= self.plan.search_end
 
     def _may_try(self) -> bool:
         factor = self.settings.raise_factor(self._adjustments)

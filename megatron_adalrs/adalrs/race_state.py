@@ -6,17 +6,17 @@ import copy
 from dataclasses import asdict
 from typing import Any, Literal
 
-from megatron_adalrs.adalrs import paired
+from megatron_adalrs.adalrs import race_statistics as paired
 from megatron_adalrs.adalrs.decision import Decision, Event
-from megatron_adalrs.adalrs.paired import Gain
-from megatron_adalrs.adalrs.plans import RacePlan
+from megatron_adalrs.adalrs.race_statistics import Gain
+from megatron_adalrs.adalrs.search_plan import RacePlan
 from megatron_adalrs.adalrs.settings import AdaLRSSettings, check_same_search
 
 Phase = Literal["before", "control", "trial", "restart-control", "restart", "ending", "done"]
 INITIAL = "initial"
 """Name of the snapshot of the weights before the first step."""
 _STATE = (
-    "step", "ahead", "phase", "scale", "_executed", "_spent", "_spent_at_start", "_index", "_start", "_base",
+    "step", "schedule_offset", "phase", "scale", "_executed", "_spent", "_spent_at_start", "_index", "_start", "_base",
     "_factor", "_may_climb", "_restart_may_come", "_has_fallback", "_only_fallback", "_accounted",
     "_slots", "_opening", "_control", "_trial",
 )  # fmt: skip
@@ -29,21 +29,31 @@ class RaceState:
         self.settings = settings
         self.plan = plan
         self.step = 0
-        self.ahead = 0
+        self.schedule_offset = 0
         self.phase: Phase = "before"
         self._executed = 0
-        self._spent = 0  # executed, less what interruptions made the run repeat: a run without any has the same
+        self._spent = (
+            0  # executed, less what interruptions made the run repeat: a run without any has the same
+        )
         self._spent_at_start = 0  # at A
         self._index = 0  # steps taken in the arm under way
         self._start = 0  # A's step
         self._base = 1.0  # A's scale
         self._factor = settings.alpha
         self._may_climb = True  # no race of the climb was lost at this scale
-        self._restart_may_come = True  # until one is run, save an early one lost by little, or a rate raised, or kept
+        self._restart_may_come = (
+            True  # until one is run, save an early one lost by little, or a rate raised, or kept
+        )
         self._has_fallback = False  # whether a lost restart race goes back to B, not to A
-        self._only_fallback = False  # whether the control under way is to make B anew for an interrupted restart race
+        self._only_fallback = (
+            False  # whether the control under way is to make B anew for an interrupted restart race
+        )
         self._accounted = 0  # discarded steps that decisions have told of
-        self._slots = {"start": "first", "control": "second", "winner": "third"}  # snapshots A and B, and a restart's
+        self._slots = {
+            "start": "first",
+            "control": "second",
+            "winner": "third",
+        }  # snapshots A and B, and a restart's
         self._opening: list[float | None] = []  # losses of the kept steps up to the search's start
         self._control: list[float | None] = []
         self._spread: float | None = None  # of the control, once a trial has asked for it
@@ -68,7 +78,7 @@ class RaceState:
         self._set_scale(self.scale)
 
     @property
-    def undecided(self) -> bool:
+    def has_pending_rollback(self) -> bool:
         """Whether steps were taken that the race under way may undo, or set aside that may come back."""
         if self.phase == "restart-control":
             return self._has_fallback or self._index > 0
@@ -84,7 +94,7 @@ class RaceState:
 
     def interrupt(self) -> Decision:
         """Go back to where the race under way began, so that the run can be saved; `resume` runs it anew."""
-        if not self.undecided:
+        if not self.has_pending_rollback:
             return self._keep
         if self.phase in ("restart-control", "restart") and not self._has_fallback:
             self._enter_restart_control()
@@ -101,10 +111,14 @@ class RaceState:
         Raises:
             RuntimeError: the state is from within a race, whose snapshots ended with its process.
         """
-        if self.undecided:
-            raise RuntimeError("the state was saved within a race, whose snapshots are gone: call interrupt() first")
+        if self.has_pending_rollback:
+            raise RuntimeError(
+                "the state was saved within a race, whose snapshots are gone: call interrupt() first"
+            )
         if self.step == 0 and self.needs_initial:
-            return self._tell(Event.INITIAL_KEPT, "the initial weights are kept, for a restart", capture=INITIAL)
+            return self._tell(
+                Event.INITIAL_KEPT, "the initial weights are kept, for a restart", capture=INITIAL
+            )
         if self.phase in ("control", "restart-control"):
             return self._tell(Event.CONTROL_STARTED, self._what_follows(), capture=self._slots["start"])
         return self._keep
@@ -145,7 +159,9 @@ class RaceState:
 
     def _may_restart(self, scale: float) -> bool:
         """Whether there may be a restart at the next scale below this one."""
-        in_budget = self.settings.budget == "kept" or self._spent + self.plan.restart_cost <= self.plan.train_iters
+        in_budget = (
+            self.settings.budget == "kept" or self._spent + self.plan.restart_cost <= self.plan.train_iters
+        )
         in_range = self.settings.min_scale <= scale / self.settings.restart_factor
         return in_range and in_budget and self._affords(self.plan.restart_cost)
 
@@ -171,7 +187,9 @@ class RaceState:
 
     def _tell(self, event: Event, reason: str, scale_before: float | None = None, **rest: Any) -> Decision:
         before = self.scale if scale_before is None else scale_before
-        return Decision(event=event, step=self.step, scale_before=before, scale_after=self.scale, reason=reason, **rest)
+        return Decision(
+            event=event, step=self.step, scale_before=before, scale_after=self.scale, reason=reason, **rest
+        )
 
     def _verdict(
         self,

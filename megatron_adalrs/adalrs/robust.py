@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from megatron_adalrs.adalrs import paired
+from megatron_adalrs.adalrs import race_statistics as paired
 from megatron_adalrs.adalrs.decision import Decision, Event
-from megatron_adalrs.adalrs.paired import Gain
 from megatron_adalrs.adalrs.race_state import INITIAL, RaceState
+from megatron_adalrs.adalrs.race_statistics import Gain
 
 _LATER_CLIMBS = 0.4
 """Of `climb_gain`: what a race of the climb must gain above the rate that was given."""
@@ -50,7 +50,7 @@ class RobustController(RaceState):
     lost, but not by far, may be run again when the first full race is lost: so early little damage is done yet.
 
     Steps that the optimizer skipped and losses that are not finite take no part in a difference. The state can be saved
-    wherever `undecided` is False. The snapshots belong to the trainer.
+    wherever `has_pending_rollback` is False. The snapshots belong to the trainer.
     """
 
     def observe(self, loss: float, applied: bool = True) -> Decision:
@@ -90,7 +90,7 @@ class RobustController(RaceState):
 
     def _begin_race(self, restart_is_due: bool = False) -> None:
         """A race from here and the current scale, if one fits in; otherwise the climb or the search is over."""
-        self.ahead = self._spent - self.step if self.settings.budget == "total" else 0
+        self.schedule_offset = self._spent - self.step if self.settings.budget == "total" else 0
         if restart_is_due and self._may_restart(self.scale):
             self._mark_start()
             self._begin_restart()
@@ -100,10 +100,13 @@ class RobustController(RaceState):
             if self._may_climb:
                 self._begin_climb()
             return
-        while self.scale * self._factor > self.settings.max_scale and self._factor >= self.settings.finest_factor:
+        while (
+            self.scale * self._factor > self.settings.max_scale
+            and self._factor >= self.settings.finest_factor
+        ):
             self._factor = math.sqrt(self._factor)
         cost = (2 if self.settings.budget == "total" else 1) * self.plan.race_steps
-        fits = self.step + self.ahead + cost <= self.plan.search_end
+        fits = self.step + self.schedule_offset + cost <= self.plan.search_end
         if fits and self._factor >= self.settings.finest_factor and self._affords(self.plan.race_steps):
             self._begin()
         else:
@@ -121,7 +124,12 @@ class RobustController(RaceState):
 
     def _mark_start(self) -> None:
         """Here is A; its snapshot is the trainer's to capture."""
-        self._start, self._base, self._spent_at_start, self._has_fallback = self.step, self.scale, self._spent, False
+        self._start, self._base, self._spent_at_start, self._has_fallback = (
+            self.step,
+            self.scale,
+            self._spent,
+            False,
+        )
 
     def _begin_restart(self) -> None:
         self._restart_may_come = False
@@ -254,7 +262,9 @@ class RobustController(RaceState):
             self._restart_may_come = self._in_climb and not paired.is_far(behind, self._opening)
             return self._go_back(Event.ABORTED, tried, f"the new run stays behind, by {behind}", behind)
         if self._index == lead:
-            return self._tell(Event.CAUGHT_UP, "the new run is as far as the old one", capture=self._slots["winner"])
+            return self._tell(
+                Event.CAUGHT_UP, "the new run is as far as the old one", capture=self._slots["winner"]
+            )
         if self._index < lead + self.plan.restart_steps:
             return self._keep
         judged = self.plan.restart_steps - self.plan.restart_skipped_steps
@@ -279,7 +289,9 @@ class RobustController(RaceState):
             self._enter_restart_control()
         else:
             self._begin_race()
-        return self._verdict(Event.ACCEPTED, before, reason + self._then(), gain, restore=self._slots["start"])
+        return self._verdict(
+            Event.ACCEPTED, before, reason + self._then(), gain, restore=self._slots["start"]
+        )
 
     def _end(self) -> Decision:
         self.phase = "done"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from megatron_adalrs.adalrs.plans import RacePlan, SearchPlan
+from megatron_adalrs.adalrs.search_plan import RacePlan, SearchPlan
 
 # The fewest points for which a least-squares slope has a standard error, and for which a mean difference has one once
 # the first steps of a return or a restart are left out.
@@ -177,9 +177,13 @@ class AdaLRSSettings:
         )
         begins = f"adalrs.search_start={self.search_start} of train_iters={train_iters} is step {start}"
         if start < _SHORTEST_OPENING:
-            raise ValueError(f"{begins}: a race needs {_SHORTEST_OPENING} steps before it; raise adalrs.search_start")
+            raise ValueError(
+                f"{begins}: a race needs {_SHORTEST_OPENING} steps before it; raise adalrs.search_start"
+            )
         if start < warmup_iters:
-            raise ValueError(f"{begins}, inside the warm-up of {warmup_iters} steps; raise adalrs.search_start")
+            raise ValueError(
+                f"{begins}, inside the warm-up of {warmup_iters} steps; raise adalrs.search_start"
+            )
         if end - start < plan.race_steps:
             raise ValueError(
                 f"{begins}, and adalrs.search_end={self.search_end} is step {end}: {end - start} steps cannot hold "

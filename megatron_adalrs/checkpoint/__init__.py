@@ -13,24 +13,30 @@ instant leaves the previous ones untouched.
 save.py      writing and publishing one, removing old ones
 manifest.py  what a checkpoint consists of, and what is wrong with it
 load.py      finding the one to resume from, and loading it
-regrid.py    resuming, on the grid that wrote it or another
+regrid.py    resuming, on the mesh that wrote it or another
 opened.py    a model in any form that one is kept in, Hugging Face's too
 tokenizer_files.py  the tokenizer that goes with it
 weights.py   a new run's initial weights from one
-weights_alone.py  a checkpoint of nothing but them
-fitting.py   whether it is of this run's model, grid and data
+weights_only.py  a checkpoint of nothing but them
+fitting.py   whether it is of this run's model, mesh and data
 """
 
 from __future__ import annotations
 
-from megatron_adalrs.checkpoint.fitting import require_fitting, require_identity
-from megatron_adalrs.checkpoint.load import checkpoint_to_resume, find_checkpoint, load_checkpoint, read_state, restore
+from megatron_adalrs.checkpoint.compatibility import require_fitting, require_identity
+from megatron_adalrs.checkpoint.load import (
+    checkpoint_to_resume,
+    find_checkpoint,
+    load_checkpoint,
+    read_state,
+    restore,
+)
 from megatron_adalrs.checkpoint.manifest import find_damage
-from megatron_adalrs.checkpoint.opened import OpenedModel, locate_model, open_model
-from megatron_adalrs.checkpoint.regrid import how_resumed, resume
+from megatron_adalrs.checkpoint.open_model import OpenedModel, locate_model, open_model
+from megatron_adalrs.checkpoint.resume import how_resumed, resume
 from megatron_adalrs.checkpoint.save import Places, Saving, save_checkpoint
 from megatron_adalrs.checkpoint.weights import open_weights, source_of_weights
-from megatron_adalrs.checkpoint.weights_alone import write_weights_alone
+from megatron_adalrs.checkpoint.weights_only import write_weights_only
 
 __all__ = [
     "OpenedModel",
@@ -51,5 +57,5 @@ __all__ = [
     "resume",
     "save_checkpoint",
     "source_of_weights",
-    "write_weights_alone",
+    "write_weights_only",
 ]

@@ -20,11 +20,11 @@ from megatron_adalrs.checkpoint.manifest import (
     step_of,
 )
 from megatron_adalrs.config import RunConfig
+from megatron_adalrs.distributed.collectives import on_every_rank
+from megatron_adalrs.distributed.process_mesh import ProcessMesh
 from megatron_adalrs.engine import Engine
-from megatron_adalrs.parallel.collectives import on_every_rank
-from megatron_adalrs.parallel.topology import Grid
-from megatron_adalrs.random_state import check_random_state, set_random_state
-from megatron_adalrs.train_state import TrainState
+from megatron_adalrs.snapshot.rng_state import check_random_state, set_random_state
+from megatron_adalrs.training.train_state import TrainState
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -71,7 +71,9 @@ def find_checkpoint(load: Path, strict: bool = False, verify: bool = False, flag
                 f"{flag}: the newest checkpoint is damaged: {damaged[0]}; without --strict-load an older one is taken"
             )
     found = f"; damaged: {'; '.join(damaged)}" if damaged else ""
-    raise ValueError(f"{flag}: no checkpoint in {load}: expected {load}/iter_NNNNNNN with its {MANIFEST}{found}")
+    raise ValueError(
+        f"{flag}: no checkpoint in {load}: expected {load}/iter_NNNNNNN with its {MANIFEST}{found}"
+    )
 
 
 def checkpoint_to_resume(run: RunConfig) -> Path | None:
@@ -104,7 +106,7 @@ def read_state(checkpoint: Path, flag: str = "--load") -> dict[str, Any]:
         for name, kind in {"world_size": int, "config": dict}.items():
             if type(state.get(name)) is not kind:
                 raise ValueError(f"{name} must be {kind.__name__}, not {state.get(name)!r:.40}")
-        for name in ("progress", "controller", "bad_numbers", "identity"):
+        for name in ("progress", "controller", "loss_guard", "identity"):
             if type(state.get(name, {})) is not dict:
                 raise ValueError(f"{name} must be dict, not {state[name]!r:.40}")
         if "progress" in state:
@@ -127,13 +129,13 @@ def restore(checkpoint: Path, state: dict[str, Any], entry: str, load: Callable[
         raise ValueError(f"--load: {checkpoint / STATE}: {entry} is not what a run saves ({told})") from None
 
 
-def load_checkpoint(engine: Engine, grid: Grid, checkpoint: Path) -> None:
+def load_checkpoint(engine: Engine, mesh: ProcessMesh, checkpoint: Path) -> None:
     """Load a checkpoint's tensors and random streams into an engine that has not stepped yet. Collective.
 
     Raises:
         ValueError: on every rank, before a pickle is opened: a random stream cannot be read.
     """
-    streams = on_every_rank(lambda: _read_random(checkpoint / random_name(grid.rank)))
+    streams = on_every_rank(lambda: _read_random(checkpoint / random_name(mesh.rank)))
     engine.load(checkpoint / ENGINE)
     set_random_state(streams)
 

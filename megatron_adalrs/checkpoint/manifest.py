@@ -43,12 +43,15 @@ def write_manifest(checkpoint: Path, hashes: dict[str, str], facts: dict[str, An
 
     Args:
         hashes: SHA-256 of every file, by its path within the folder.
-        facts: what tells checkpoints apart without reading their state: step, grid.
+        facts: what tells checkpoints apart without reading their state: step, mesh.
     """
     files = {
-        name: {"size": (checkpoint / name).stat().st_size, "sha256": digest} for name, digest in sorted(hashes.items())
+        name: {"size": (checkpoint / name).stat().st_size, "sha256": digest}
+        for name, digest in sorted(hashes.items())
     }
-    write_json(checkpoint / MANIFEST, {"format": FORMAT, "versions": versions_here(), **facts, "files": files})
+    write_json(
+        checkpoint / MANIFEST, {"format": FORMAT, "versions": versions_here(), **facts, "files": files}
+    )
     secured(checkpoint / MANIFEST)
 
 
@@ -81,7 +84,9 @@ def _find_damaged_file(checkpoint: Path, files: dict[str, Any], hashes: bool) ->
             return f"{name} has {path.stat().st_size} bytes, {MANIFEST} says {entry['size']}"
     compared = [name for name in files if hashes or name.endswith(".json")]
     with ThreadPoolExecutor(HASHING_THREADS) as threads:
-        for name, actual in zip(compared, threads.map(lambda name: sha256(checkpoint / name), compared), strict=True):
+        for name, actual in zip(
+            compared, threads.map(lambda name: sha256(checkpoint / name), compared), strict=True
+        ):
             if actual != files[name]["sha256"]:
                 return f"{name} has SHA-256 {actual[:12]}..., {MANIFEST} says {files[name]['sha256'][:12]}..."
     return None
@@ -115,7 +120,11 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
 def foreign_versions(checkpoint: Path) -> str | None:
     """What a sound checkpoint was written by, where that is not what reads it; Python's version is no matter."""
     theirs, ours = read_manifest(checkpoint)["versions"], versions_here()
-    others = {name: theirs.get(name, "unknown") for name in ours if name != "python" and theirs.get(name) != ours[name]}
+    others = {
+        name: theirs.get(name, "unknown")
+        for name in ours
+        if name != "python" and theirs.get(name) != ours[name]
+    }
     if not others:
         return None
     told = ", ".join(f"{name} {version} (here {ours[name]})" for name, version in others.items())

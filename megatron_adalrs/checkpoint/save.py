@@ -22,10 +22,15 @@ from megatron_adalrs.checkpoint.manifest import (
     write_json,
     write_manifest,
 )
+from megatron_adalrs.distributed.collectives import (
+    from_every_rank,
+    gather_numbers,
+    on_every_rank,
+    on_first_rank,
+)
+from megatron_adalrs.distributed.process_mesh import ProcessMesh
 from megatron_adalrs.engine import Engine
-from megatron_adalrs.parallel.collectives import from_every_rank, gather_numbers, on_every_rank, on_first_rank
-from megatron_adalrs.parallel.topology import Grid
-from megatron_adalrs.random_state import random_state
+from megatron_adalrs.snapshot.rng_state import random_state
 
 SPARE = 1.05
 """Room that must be there for a checkpoint, in sizes of the last one."""
@@ -54,17 +59,23 @@ class Saving:
     """
 
     def __init__(
-        self, engine: Engine, grid: Grid, places: Places, step: int, state: dict[str, Any], in_background: bool = False
+        self,
+        engine: Engine,
+        mesh: ProcessMesh,
+        places: Places,
+        step: int,
+        state: dict[str, Any],
+        in_background: bool = False,
     ) -> None:
         self.step = step
-        self._engine, self._grid, self._places = engine, grid, places
+        self._engine, self._mesh, self._places = engine, mesh, places
         name = f"iter_{step:07d}"
         self._target, self._draft = places.save / name, places.save / f".{name}.incomplete"
         on_first_rank(lambda: _begin(places.save, self._draft))
         engine.save(self._draft / ENGINE, secured if in_background else None)
         try:
-            on_every_rank(lambda: write_json(self._draft / random_name(grid.rank), random_state()))
-            on_first_rank(lambda: write_json(self._draft / STATE, state | {"world_size": grid.world_size}))
+            on_every_rank(lambda: write_json(self._draft / random_name(mesh.rank), random_state()))
+            on_first_rank(lambda: write_json(self._draft / STATE, state | {"world_size": mesh.world_size}))
         except ValueError:
             engine.files.abandon()
             raise
@@ -82,13 +93,15 @@ class Saving:
             ValueError: on every rank, if it cannot be written or published.
         """
         written = from_every_rank(self._engine.files.finish)
-        known = {str(path.relative_to(self._draft)): digest for part in written for path, digest in part.items()}
+        known = {
+            str(path.relative_to(self._draft)): digest for part in written for path, digest in part.items()
+        }
         files = on_first_rank(lambda: sorted(set(_files_in(self._draft)) - known.keys()))
         # Each rank brings a share of the rest to disk and hashes it, whoever wrote it.
-        mine = files[self._grid.rank :: self._grid.world_size]
+        mine = files[self._mesh.rank :: self._mesh.world_size]
         shares = from_every_rank(lambda: {name: secured(self._draft / name) for name in mine})
         hashes = known | {name: digest for share in shares for name, digest in share.items()}
-        facts = {"step": self.step, "grid": vars(self._grid.shape)}
+        facts = {"step": self.step, "mesh": vars(self._mesh.shape)}
         places = self._places
         on_first_rank(lambda: _publish(self._draft, self._target, places.save / LATEST, hashes, facts))
         if places.keep_last is not None:
@@ -96,9 +109,11 @@ class Saving:
         return self._target
 
 
-def save_checkpoint(engine: Engine, grid: Grid, places: Places, step: int, state: dict[str, Any]) -> Path:
+def save_checkpoint(
+    engine: Engine, mesh: ProcessMesh, places: Places, step: int, state: dict[str, Any]
+) -> Path:
     """Write and publish a checkpoint before training goes on: see `Saving`."""
-    return Saving(engine, grid, places, step, state).publish()
+    return Saving(engine, mesh, places, step, state).publish()
 
 
 def remove_old(save: Path, keep_last: int, retain_interval: int | None) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 from megatron_adalrs.checkpoint.load import read_state
 from megatron_adalrs.checkpoint.manifest import TOKENIZER
 from megatron_adalrs.config import DataConfig, ModelConfig
-from megatron_adalrs.data.preprocess import Description, read_description
+from megatron_adalrs.data.description import Description, read_description
 from megatron_adalrs.data.tokenizer import TokenizerOfData
-from megatron_adalrs.huggingface.companions import (
+from megatron_adalrs.huggingface.companion_files import (
     FORMS,
     MERGES,
     SENTENCEPIECE_MODEL,
@@ -23,7 +23,7 @@ from megatron_adalrs.huggingface.companions import (
     made_from,
     tokenizer_in,
 )
-from megatron_adalrs.huggingface.shape import Shape, is_model
+from megatron_adalrs.huggingface.config_json import Shape, is_model
 
 # Of words alone: forms of one tokenizer may differ in what they do with special tokens and runs of blanks.
 _SENTENCE = "The quick brown fox jumps over the lazy dog, and 42 is not 3.14 (ça va?)."

@@ -1,4 +1,4 @@
-"""`--finetune-from`: a new run's initial weights from a model, whatever its form, its grid and its ZeRO stage."""
+"""`--finetune-from`: a new run's initial weights from a model, whatever its form, its mesh and its ZeRO stage."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from megatron_adalrs.checkpoint.fitting import require_one_tokenizer
-from megatron_adalrs.checkpoint.opened import locate_model, open_model
+from megatron_adalrs.checkpoint.compatibility import require_one_tokenizer
+from megatron_adalrs.checkpoint.open_model import locate_model, open_model
 from megatron_adalrs.checkpoint.tokenizer_files import require_tokenizer_among
 from megatron_adalrs.config import ModelConfig, RunConfig
 from megatron_adalrs.config.model import RopeScaling
@@ -63,8 +63,12 @@ def open_weights(
     theirs, mine = dict(_shape(opened.model, opened.vocab_size)), dict(_shape(config, vocab_size))
     for name, value in mine.items():
         if theirs[name] != value:
-            remedy = f"; give --vocab-size {theirs[name]}" if name == "vocab_size" and theirs[name] > value else ""
-            raise ValueError(f"{FINETUNE_FROM}: {source} has {name} {theirs[name]!r}, this run has {value!r}{remedy}")
+            remedy = (
+                f"; give --vocab-size {theirs[name]}" if name == "vocab_size" and theirs[name] > value else ""
+            )
+            raise ValueError(
+                f"{FINETUNE_FROM}: {source} has {name} {theirs[name]!r}, this run has {value!r}{remedy}"
+            )
     return opened.weights, opened.step
 
 

@@ -14,18 +14,18 @@ from typing import Any
 from pydantic import model_validator
 
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
-from megatron_adalrs.config.bad_numbers import BadNumbersConfig
 from megatron_adalrs.config.base import Group, require
 from megatron_adalrs.config.data import DataConfig
+from megatron_adalrs.config.loss_guard import LossGuardConfig
 from megatron_adalrs.config.model import ModelConfig
 from megatron_adalrs.config.optimizer import OptimizerConfig
-from megatron_adalrs.config.parallel import ParallelConfig, require_possible_grid
+from megatron_adalrs.config.parallel import ParallelConfig, require_possible_mesh
 from megatron_adalrs.config.run import RunConfig
 from megatron_adalrs.config.training import TrainingConfig
 
 __all__ = [
     "NESTED",
-    "BadNumbersConfig",
+    "LossGuardConfig",
     "Config",
     "DataConfig",
     "ModelConfig",
@@ -35,7 +35,7 @@ __all__ = [
     "TrainingConfig",
 ]
 
-NESTED = ("adalrs", "bad_numbers")
+NESTED = ("adalrs", "loss_guard")
 """Groups whose fields keep the group's name in front of theirs."""
 
 
@@ -48,7 +48,7 @@ class Config(Group):
     training: TrainingConfig
     parallel: ParallelConfig = ParallelConfig()
     run: RunConfig = RunConfig()
-    bad_numbers: BadNumbersConfig = BadNumbersConfig()
+    loss_guard: LossGuardConfig = LossGuardConfig()
     adalrs: AdaLRSSettings = AdaLRSSettings()
 
     @model_validator(mode="after")
@@ -69,22 +69,22 @@ class Config(Group):
 
     @model_validator(mode="after")
     def _bad_numbers_may_be_passed_over(self) -> Config:
-        settings, train_iters = self.bad_numbers, self.training.train_iters
+        settings, train_iters = self.loss_guard, self.training.train_iters
         if settings.policy in ("skip", "rewind"):
-            most = settings.most_batches(train_iters)
-            at_once = settings.most_at_once
-            parts = f"{at_once - settings.pass_over} + pass_over {settings.pass_over}"
+            most = settings.max_skipped_batches(train_iters)
+            at_once = settings.max_skipped_at_once
+            parts = f"{at_once - settings.extra_skipped_batches} + extra_skipped_batches {settings.extra_skipped_batches}"
             parts = f"rewind_interval {parts}" if settings.policy == "rewind" else parts
             require(
-                settings.most_at_once <= most,
-                f"bad_numbers.max_passed_over: {settings.max_passed_over} of train_iters {train_iters} are {most} "
+                settings.max_skipped_at_once <= most,
+                f"loss_guard.max_skipped: {settings.max_skipped} of train_iters {train_iters} are {most} "
                 f"batches, and one event may pass over {parts} = {at_once}",
             )
         return self
 
     @model_validator(mode="after")
-    def _grid_is_possible(self) -> Config:
-        require_possible_grid(self.parallel, self.model, self.training)
+    def _mesh_is_possible(self) -> Config:
+        require_possible_mesh(self.parallel, self.model, self.training)
         return self
 
     @property
@@ -98,7 +98,7 @@ class Config(Group):
     @property
     def live_snapshots(self) -> int:
         """Snapshots that are held at a time, at most: the search's, and one to rewind to."""
-        to_rewind = int(self.bad_numbers.policy == "rewind")
+        to_rewind = int(self.loss_guard.policy == "rewind")
         if not self.adalrs.enabled:
             return to_rewind
         plan = self.adalrs.resolve(self.training.train_iters, self.optimizer.lr_warmup_iters)
@@ -121,13 +121,17 @@ class Config(Group):
 
     def micro_batches_per_step(self, data_parallel_size: int) -> int:
         """Forward and backward passes of one rank in one optimizer step."""
-        return self.global_batch_size(data_parallel_size) // (self.training.micro_batch_size * data_parallel_size)
+        return self.global_batch_size(data_parallel_size) // (
+            self.training.micro_batch_size * data_parallel_size
+        )
 
     def to_flat(self) -> dict[str, Any]:
         """Flat mapping of plain values, as the YAML file holds it: groups are merged into the top but for `NESTED`."""
         groups = self.model_dump(mode="json")
         nested = {name: groups.pop(name) for name in NESTED}
-        flat = {name: value for group in groups.values() for name, value in group.items() if value is not None}
+        flat = {
+            name: value for group in groups.values() for name, value in group.items() if value is not None
+        }
         for name in ("config", "local_rank"):
             flat.pop(name, None)
         return flat | {

@@ -97,7 +97,9 @@ class DataConfig(Group):
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
         if self.data_path is None:
-            require(self.train_data_path is not None, "data_path: is required, or train_data_path in place of it")
+            require(
+                self.train_data_path is not None, "data_path: is required, or train_data_path in place of it"
+            )
             require(
                 self.split is None,
                 f"split: {self.split!r} contradicts train_data_path: separate corpora are not split; leave one out",

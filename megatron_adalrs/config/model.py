@@ -158,6 +158,7 @@ class ModelConfig(Group):
         )
         low, high = self.rope_scaling_low_freq_factor, self.rope_scaling_high_freq_factor
         require(
-            low < high, f"rope_scaling_low_freq_factor: {low}: required below rope_scaling_high_freq_factor, {high}"
+            low < high,
+            f"rope_scaling_low_freq_factor: {low}: required below rope_scaling_high_freq_factor, {high}",
         )
         return self

@@ -1,4 +1,4 @@
-"""Grid of processes, and what it asks of the model and of ZeRO."""
+"""ProcessMesh of processes, and what it asks of the model and of ZeRO."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megatron_adalrs.config.training import TrainingConfig
 
 
 class ParallelConfig(Group):
-    """Grid of processes: what these leave over of the world is data-parallel."""
+    """ProcessMesh of processes: what these leave over of the world is data-parallel."""
 
     pipeline_model_parallel_size: PositiveInt = 1
     """Stages that the layers are cut into, one rank after the other holding a part of the model."""
@@ -27,7 +27,7 @@ class ParallelConfig(Group):
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Of the axes that share out the model, by the names that `GridShape.of_world` gives them."""
+        """Of the axes that share out the model, by the names that `MeshShape.of_world` gives them."""
         return {
             "pipe": self.pipeline_model_parallel_size,
             "context": self.context_parallel_size,
@@ -35,8 +35,8 @@ class ParallelConfig(Group):
         }
 
 
-def require_possible_grid(parallel: ParallelConfig, model: ModelConfig, training: TrainingConfig) -> None:
-    """Whether the grid can hold the model, whatever the size of the world.
+def require_possible_mesh(parallel: ParallelConfig, model: ModelConfig, training: TrainingConfig) -> None:
+    """Whether the mesh can hold the model, whatever the size of the world.
 
     Raises:
         ValueError: with the arithmetic, naming what to change.
@@ -52,7 +52,9 @@ def require_possible_grid(parallel: ParallelConfig, model: ModelConfig, training
     _require_equal_parts(parallel, model)
 
 
-def _require_possible_pipeline(parallel: ParallelConfig, model: ModelConfig, training: TrainingConfig) -> None:
+def _require_possible_pipeline(
+    parallel: ParallelConfig, model: ModelConfig, training: TrainingConfig
+) -> None:
     stages, zero_stage = parallel.pipeline_model_parallel_size, training.zero_stage
     require(
         model.num_layers >= stages,

@@ -8,6 +8,9 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 
 from megatron_adalrs.config.base import Group, require
 
+RUN_CONFIG = "config.yaml"
+"""File of a run directory that holds the effective configuration."""
+
 
 class RunConfig(Group):
     """Where the run is kept and what it shows."""
@@ -24,7 +27,7 @@ class RunConfig(Group):
     """Begin a new run with the weights alone of the newest checkpoint in this folder (or run directory), of this very
     checkpoint, or of this folder of Hugging Face's (config.json and safetensors: GPT-2, Llama, Qwen2). The shape of
     such a folder, and of a run directory, is the default where neither a preset nor a file gives one. Step, optimizer,
-    schedule, data order and search are fresh. On any grid, precision and ZeRO stage. A run that was begun so and is
+    schedule, data order and search are fresh. On any mesh, precision and ZeRO stage. A run that was begun so and is
     resumed goes on from its own checkpoint."""
     auto_resume: bool = False
     """Resume from the newest complete checkpoint in save, if there is one; for jobs that are put back in a queue."""
@@ -59,7 +62,7 @@ class RunConfig(Group):
     wandb_exp_name: str | None = None
     """The run's name there. Default: that of run_dir."""
     dry_run: bool = False
-    """Print the grid and the memory that each rank would need, and stop: no ranks, no memory, no data needed."""
+    """Print the mesh and the memory that each rank would need, and stop: no ranks, no memory, no data needed."""
     world_size: PositiveInt | None = None
     """With --dry-run: number of ranks to plan for. Default: the launcher's."""
     check_ranks_every: NonNegativeInt = 0

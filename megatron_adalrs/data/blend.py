@@ -51,7 +51,10 @@ class Blend:
     """
 
     def __init__(
-        self, shares: Sequence[tuple[str, Fraction]], num_samples: int, build: Callable[[int, int], GPTDataset]
+        self,
+        shares: Sequence[tuple[str, Fraction]],
+        num_samples: int,
+        build: Callable[[int, int], GPTDataset],
     ) -> None:
         used = [(index, name, share) for index, (name, share) in enumerate(shares) if share]
         self._length = num_samples
@@ -86,16 +89,18 @@ class Blend:
         ]
         if len(digests) == 1:
             return digests[0]
-        return hashlib.sha256(f"{_BLEND_VERSION} {list(self.shares.values())} {digests}".encode()).hexdigest()[:12]
+        return hashlib.sha256(
+            f"{_BLEND_VERSION} {list(self.shares.values())} {digests}".encode()
+        ).hexdigest()[:12]
 
-    def used(self, consumed_samples: int, passed_over: Iterable[Span] = ()) -> list[Use]:
+    def used(self, consumed_samples: int, skipped_samples: Iterable[Span] = ()) -> list[Use]:
         """What was consumed of each corpus at a position in the data.
 
         Args:
-            passed_over: samples first to last - 1, apart from each other, that were not.
+            skipped_samples: samples first to last - 1, apart from each other, that were not.
         """
         here = np.array(self._order.counts(consumed_samples))
-        for first, last in passed_over:
+        for first, last in skipped_samples:
             ends = [self._order.counts(min(end, consumed_samples)) for end in (first, last)]
             here -= np.subtract(ends[1], ends[0])
         uses = []
@@ -158,7 +163,9 @@ def shares_of(data: DataConfig, split: str, corpora: Sequence[Corpus]) -> list[t
             sizes[index] *= int(offsets[documents.stop] - offsets[documents.start])
     total = sum(sizes)
     if not total:
-        raise ValueError("blend_sizes: epochs of corpora without tokens to train on: required at least one with some")
+        raise ValueError(
+            "blend_sizes: epochs of corpora without tokens to train on: required at least one with some"
+        )
     return [(corpus.name, size / total) for corpus, size in zip(corpora, sizes, strict=True)]
 
 

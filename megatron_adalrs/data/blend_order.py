@@ -72,7 +72,9 @@ def _spread(counts: Sequence[int]) -> list[npt.NDArray[np.int64]]:
     """Ascending places 0 ... sum(counts) - 1, as many for each of them as it counts, spread as evenly as can be."""
     total = sum(counts)
     places: list[list[int]] = [[] for _ in counts]
-    waiting = [(0, index) for index, count in enumerate(counts) if count]  # by when the next one may be placed
+    waiting = [
+        (0, index) for index, count in enumerate(counts) if count
+    ]  # by when the next one may be placed
     heapq.heapify(waiting)
     ready: list[tuple[int, int]] = []  # by when it must be
     for place in range(total):

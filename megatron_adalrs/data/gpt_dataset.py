@@ -47,7 +47,9 @@ class GPTDataset:
         self.num_tokens = int(offsets[-1] - offsets[0])
         _require_sizes(split, seq_length, num_samples, seed)
         if indexed.dtype.kind == "f":
-            raise ValueError(f"{bin_path(indexed.prefix)} has token type {indexed.dtype.name}: required integers")
+            raise ValueError(
+                f"{bin_path(indexed.prefix)} has token type {indexed.dtype.name}: required integers"
+            )
         if self.num_tokens < seq_length + 1:
             raise ValueError(
                 f"the {split} split of {indexed.prefix} has {self.num_tokens} tokens in {len(documents)} "

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_adalrs.data.atomic import atomic_write
 from megatron_adalrs.data.sample_index import SampleIndex
+from megatron_adalrs.utils.atomic_files import atomic_write
 
 _EDGE = 8 << 20
 _ARRAYS = tuple(field.name for field in fields(SampleIndex))

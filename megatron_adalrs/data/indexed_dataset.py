@@ -27,13 +27,14 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from megatron_adalrs.data.atomic import atomic_write, publish, temporary_beside
+from megatron_adalrs.utils.atomic_files import atomic_write, publish, temporary_beside
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")
 DTYPES: dict[int, np.dtype] = {
-    code: np.dtype(name) for code, name in enumerate(("u1", "i1", "<i2", "<i4", "<i8", "<f8", "<f4", "<u2"), start=1)
+    code: np.dtype(name)
+    for code, name in enumerate(("u1", "i1", "<i2", "<i4", "<i8", "<f8", "<f4", "<u2"), start=1)
 }
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _LENGTH_LIMIT = np.iinfo(np.int32).max
@@ -43,7 +44,9 @@ _BLOCK = 1 << 22  # sequences checked at once, so that opening a large index nee
 def best_dtype(vocab_size: int) -> np.dtype:
     """The token type Megatron picks: uint16 below 65500 tokens, else int32. Raises ValueError beyond that."""
     if vocab_size > 1 << 31:
-        raise ValueError(f"vocabulary of {vocab_size} tokens: required at most 2^31, which are ids of 32 bits")
+        raise ValueError(
+            f"vocabulary of {vocab_size} tokens: required at most 2^31, which are ids of 32 bits"
+        )
     return np.dtype("<u2") if vocab_size < 65500 else np.dtype("<i4")
 
 
@@ -84,7 +87,9 @@ class IndexedDataset:
         _check_documents(index, self.document_indices, sequences)
         found = tokens.stat().st_size
         if found != total_bytes:
-            raise ValueError(f"{tokens} has {found} bytes, but {index} describes {total_bytes}: damaged or mixed pair")
+            raise ValueError(
+                f"{tokens} has {found} bytes, but {index} describes {total_bytes}: damaged or mixed pair"
+            )
         self._pointers = pointers
         self._tokens: npt.NDArray = np.zeros(0, self.dtype)
         if found:  # an empty file cannot be mapped
@@ -130,7 +135,9 @@ class IndexedDataset:
     def get_document(self, document: int, offset: int = 0, length: int | None = None) -> npt.NDArray:
         """Like `get`, for a whole document: its sequences lie back to back in the .bin."""
         if not 0 <= document < self.num_documents:
-            raise IndexError(f"document {document} of {self.prefix}: required 0 <= document < {self.num_documents}")
+            raise IndexError(
+                f"document {document} of {self.prefix}: required 0 <= document < {self.num_documents}"
+            )
         start, end = (int(position) for position in self.document_offsets[document : document + 2])
         return self._slice(f"document {document}", start, end - start, offset, length)
 
@@ -141,7 +148,9 @@ class IndexedDataset:
     def _slice(self, name: str, start: int, size: int, offset: int, length: int | None) -> npt.NDArray:
         length = size - offset if length is None else length
         if not (0 <= offset <= size and 0 <= length <= size - offset):
-            raise IndexError(f"{name} of {self.prefix}: tokens {offset}..{offset + length} of {size} do not exist")
+            raise IndexError(
+                f"{name} of {self.prefix}: tokens {offset}..{offset + length} of {size} do not exist"
+            )
         return self._tokens[start + offset : start + offset + length]
 
 
@@ -151,9 +160,13 @@ def _read_header(index: Path) -> tuple[np.dtype, int]:
     with index.open("rb") as stream:
         header = stream.read(HEADER.size)
     if header[: len(MAGIC)] != MAGIC:
-        raise ValueError(f"{index} starts with {header[: len(MAGIC)]!r}: required {MAGIC!r}, a Megatron index")
+        raise ValueError(
+            f"{index} starts with {header[: len(MAGIC)]!r}: required {MAGIC!r}, a Megatron index"
+        )
     if len(header) < HEADER.size:
-        raise ValueError(f"{index} has {found} bytes: required at least {HEADER.size}, the header of an index")
+        raise ValueError(
+            f"{index} has {found} bytes: required at least {HEADER.size}, the header of an index"
+        )
     _, version, code, sequences, documents = HEADER.unpack(header)
     if version != VERSION:
         raise ValueError(f"{index} has version {version}: required {VERSION}")
@@ -177,7 +190,9 @@ def _check_sequences(index: Path, sizes: npt.NDArray, pointers: npt.NDArray, ite
         lengths = sizes[start : start + _BLOCK].astype(np.int64)
         if (negative := np.flatnonzero(lengths < 0)).size:
             first = int(negative[0])
-            raise ValueError(f"{index}: sequence {start + first} has {lengths[first]} tokens: required at least 0")
+            raise ValueError(
+                f"{index}: sequence {start + first} has {lengths[first]} tokens: required at least 0"
+            )
         ends = expected_start + np.cumsum(lengths * itemsize)
         expected = np.concatenate(([expected_start], ends[:-1]))
         block = pointers[start : start + _BLOCK]
@@ -195,7 +210,9 @@ def _check_documents(index: Path, document_indices: npt.NDArray, sequences: int)
     if document_indices[0] != 0:
         raise ValueError(f"{index}: the first document starts at sequence {document_indices[0]}: required 0")
     if document_indices[-1] != sequences:
-        raise ValueError(f"{index}: the documents end at sequence {document_indices[-1]}: required {sequences}")
+        raise ValueError(
+            f"{index}: the documents end at sequence {document_indices[-1]}: required {sequences}"
+        )
     if (falling := np.flatnonzero(document_indices[1:] < document_indices[:-1])).size:
         first = int(falling[0]) + 1
         raise ValueError(
@@ -265,7 +282,9 @@ class IndexedDatasetBuilder:
         """
         other = IndexedDataset(prefix)
         if other.dtype != self.dtype:
-            raise ValueError(f"{idx_path(prefix)} has token type {other.dtype.name}: required {self.dtype.name}")
+            raise ValueError(
+                f"{idx_path(prefix)} has token type {other.dtype.name}: required {self.dtype.name}"
+            )
         with bin_path(prefix).open("rb") as stream:
             shutil.copyfileobj(stream, self._stream, 1 << 20)
         first = len(self._lengths)
@@ -285,10 +304,14 @@ class IndexedDatasetBuilder:
         if values.dtype == self.dtype or not values.size:
             return values.astype(self.dtype)
         if values.dtype.kind not in "iu" or self.dtype.kind == "f":
-            raise ValueError(f"tokens of type {values.dtype.name}: required integers, or {self.dtype.name} itself")
+            raise ValueError(
+                f"tokens of type {values.dtype.name}: required integers, or {self.dtype.name} itself"
+            )
         limits, low, high = np.iinfo(self.dtype), int(values.min()), int(values.max())
         if low < limits.min or high > limits.max:
-            raise ValueError(f"tokens from {low} to {high}: required {limits.min} to {limits.max} ({self.dtype.name})")
+            raise ValueError(
+                f"tokens from {low} to {high}: required {limits.min} to {limits.max} ({self.dtype.name})"
+            )
         return values.astype(self.dtype)
 
     def __enter__(self) -> IndexedDatasetBuilder:

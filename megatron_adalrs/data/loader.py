@@ -46,12 +46,15 @@ class BatchLoader:
             if value < 1:
                 raise ValueError(f"{field} {value}: required at least 1")
         if not 0 <= data_parallel_rank < data_parallel_size:
-            raise ValueError(f"data_parallel_rank {data_parallel_rank}: required 0 to {data_parallel_size - 1}")
+            raise ValueError(
+                f"data_parallel_rank {data_parallel_rank}: required 0 to {data_parallel_size - 1}"
+            )
         self.global_batch_size = micro_batch_size * data_parallel_size * micro_batches_per_step
         self._dataset = dataset
         self._micro_batch_size = micro_batch_size
         self._offsets = [
-            (j * data_parallel_size + data_parallel_rank) * micro_batch_size for j in range(micro_batches_per_step)
+            (j * data_parallel_size + data_parallel_rank) * micro_batch_size
+            for j in range(micro_batches_per_step)
         ]
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batch-loader")
         self._ahead: tuple[int, Future[MicroBatches]] | None = None

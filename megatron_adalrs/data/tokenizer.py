@@ -141,7 +141,9 @@ class HuggingFaceTokenizer(_OfThePackage):
         vocabulary = self.backend.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         self.sha256 = digest_of_files("HuggingFaceTokenizer", path)
-        special = [token.content for token in self.backend.get_added_tokens_decoder().values() if token.special]
+        special = [
+            token.content for token in self.backend.get_added_tokens_decoder().values() if token.special
+        ]
         settings = _settings(path)
         self.backend.encode_special_tokens = _splits_special_tokens(settings)
         candidates = [*_configured_eos(settings), *_END_OF_DOCUMENT]
@@ -149,7 +151,9 @@ class HuggingFaceTokenizer(_OfThePackage):
             candidates += special
         known = [token for token in candidates if token in vocabulary]
         if not known:
-            raise ValueError(f"{path} has none of {', '.join(candidates)}: one is required, it ends a document")
+            raise ValueError(
+                f"{path} has none of {', '.join(candidates)}: one is required, it ends a document"
+            )
         self.eod: int = vocabulary[known[0]]
 
 
@@ -165,7 +169,9 @@ class GPT2BPETokenizer(_OfThePackage):
         models, end = self._package.models, _END_OF_DOCUMENT[0]
         alphabet = self._package.pre_tokenizers.ByteLevel.alphabet()
         if lacking := {*alphabet, end} - vocabulary.keys():
-            raise ValueError(f"{vocab_path} lacks {len(lacking)} of {end} and the 256 bytes, such as {min(lacking)!r}")
+            raise ValueError(
+                f"{vocab_path} lacks {len(lacking)} of {end} and the 256 bytes, such as {min(lacking)!r}"
+            )
         try:
             model = models.BPE.from_file(str(vocab_path), str(merge_path))
         except Exception as error:  # bare, as above
@@ -188,7 +194,9 @@ def digest_of_files(kind: str, *paths: Path) -> str:
     digests = [hashlib.sha256(path.read_bytes()) for path in paths]
     if kind == "HuggingFaceTokenizer" and _splits_special_tokens(_settings(paths[0])):
         digests.append(hashlib.sha256(b"split_special_tokens"))
-    return (digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(one.digest() for one in digests))).hexdigest()
+    return (
+        digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(one.digest() for one in digests))
+    ).hexdigest()
 
 
 def build_tokenizer(

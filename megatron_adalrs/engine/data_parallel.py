@@ -13,20 +13,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron_adalrs.config import Config
-from megatron_adalrs.deepspeed_config import deepspeed_settings
-from megatron_adalrs.engine.checkpoint_files import CheckpointFiles
-from megatron_adalrs.engine.grid_change import TrainingTensors, write_training
-from megatron_adalrs.engine.masters import weights_from_masters
-from megatron_adalrs.engine.model_parallel_unit import ModelParallelUnit
-from megatron_adalrs.engine.process import computes_on_cpu, deepspeed, get_accelerator
+from megatron_adalrs.distributed.collectives import gather_numbers
+from megatron_adalrs.distributed.process_mesh import ProcessMesh
+from megatron_adalrs.engine.checkpoint_io import CheckpointFiles
+from megatron_adalrs.engine.deepspeed_config import deepspeed_settings
+from megatron_adalrs.engine.master_weights import weights_from_masters
+from megatron_adalrs.engine.mpu import ModelParallelUnit
+from megatron_adalrs.engine.process_group import computes_on_cpu, deepspeed, get_accelerator
+from megatron_adalrs.engine.reshard import TrainingTensors, write_training
 from megatron_adalrs.engine.update_gate import UpdateGate
-from megatron_adalrs.model.documents import Documents
+from megatron_adalrs.model.document_mask import DocumentMasking
 from megatron_adalrs.model.gpt import GPT, WeightSource, initialise, write_weights
-from megatron_adalrs.optim import build_optimizer
-from megatron_adalrs.parallel.collectives import gather_numbers
+from megatron_adalrs.optim.optimizer import build_optimizer
 from megatron_adalrs.parallel.layers import shard_of
 from megatron_adalrs.parallel.layout import Layout
-from megatron_adalrs.parallel.topology import Grid
 
 COUNTERS = ("micro_steps", "global_steps", "global_samples", "skipped_steps")
 Accept = Callable[[float, float], bool]
@@ -52,18 +52,20 @@ class Engine:
 
     Args:
         vocab_size: before padding.
-        grid: with its groups (`Grid.with_groups`) where it has a tensor axis.
+        mesh: with its groups (`ProcessMesh.with_groups`) where it has a tensor axis.
         weights: where they come from at the start; None: they are drawn.
     """
 
-    def __init__(self, config: Config, vocab_size: int, grid: Grid, weights: WeightSource | None = None) -> None:
-        self._grid, self._weights, self._vocab_size = grid, weights, vocab_size
-        self._layout = Layout.of(config, grid.tensor, grid.context)
-        self._documents = Documents.of(config.data)
+    def __init__(
+        self, config: Config, vocab_size: int, mesh: ProcessMesh, weights: WeightSource | None = None
+    ) -> None:
+        self._mesh, self._weights, self._vocab_size = mesh, weights, vocab_size
+        self._layout = Layout.of(config, mesh.tensor, mesh.context)
+        self._documents = DocumentMasking.of(config.data)
         self._mpu = self._model_parallel_unit()
         # DeepSpeed keeps the last engine's mpu in a global, and never puts it back to none.
         deepspeed.utils.groups.mpu = self._mpu
-        settings = deepspeed_settings(config, grid.data.size)
+        settings = deepspeed_settings(config, mesh.data.size)
         # DeepSpeed works it out from its own idea of data parallelism, which includes the context axis.
         del settings["train_batch_size"]
         training = config.training
@@ -90,11 +92,11 @@ class Engine:
         self.device = torch.device(self.deepspeed.device)
         self._gate = self._make_gate()
         # One rank has nobody to average with, yet DeepSpeed would flatten, reduce and copy back every gradient.
-        if self._is_plain and grid.replica.size == 1:
+        if self._is_plain and mesh.replica.size == 1:
             self.deepspeed.enable_backward_allreduce = False
 
     def _model_parallel_unit(self) -> ModelParallelUnit | None:
-        return ModelParallelUnit(self._grid) if self._grid.tensor.size > 1 else None
+        return ModelParallelUnit(self._mesh) if self._mesh.tensor.size > 1 else None
 
     def _make_gate(self) -> UpdateGate:
         return UpdateGate(self._base_optimizer)
@@ -111,7 +113,9 @@ class Engine:
         self._set_initial_weights(model, config, whole=_whole if sharded else nullcontext)
         return model
 
-    def _set_initial_weights(self, model: nn.Module, config: Config, whole: Callable[..., Any] = nullcontext) -> None:
+    def _set_initial_weights(
+        self, model: nn.Module, config: Config, whole: Callable[..., Any] = nullcontext
+    ) -> None:
         """Before DeepSpeed sees the model: it rounds weights and makes masters of them as it always does."""
         if self._weights is None:
             initialise(model, config.model, config.training.seed, whole)
@@ -160,7 +164,9 @@ class Engine:
         norm = self._clip() if self._is_plain else None
         for parameter in self._marked:
             parameter.grad.tensor_model_parallel = True
-        self._gate.set(accept and (lambda: accept(*self._agree(float(total) / len(micro_batches), norm))))
+        self._gate.set(
+            accept and (lambda: accept(*self._reduce_loss_and_norm(float(total) / len(micro_batches), norm)))
+        )
         self.deepspeed.step()
         return self._result(float(total) / len(micro_batches), norm, stop)
 
@@ -183,7 +189,7 @@ class Engine:
     def _loss_scale(self, micro_batches: Sequence[np.ndarray]) -> float | None:
         """What makes means over all tokens one over those of the whole step that count; None where all do. Collective.
 
-        So the loss does not depend on how the grid deals out samples that count differently.
+        So the loss does not depend on how the mesh deals out samples that count differently.
         """
         if not self._documents.loss:
             return None
@@ -199,7 +205,7 @@ class Engine:
     def _result(self, loss: float, norm: Tensor | float | None, stop: bool) -> StepResult:
         """What all ranks make of what each of them knows of a step. Collective."""
         applied = bool(self.deepspeed.was_step_applied()) and not self._gate.refused
-        everyone = gather_numbers([loss, self._known_norm(norm), applied, stop], self.device)
+        everyone = gather_numbers([loss, self._grad_norm(norm), applied, stop], self.device)
         return StepResult(
             loss=self._mean_loss(everyone[:, 0]),
             grad_norm=float(everyone[0, 1]),
@@ -207,38 +213,44 @@ class Engine:
             stop_requested=bool(everyone[:, 3].any()),
         )
 
-    def _agree(self, loss: float, norm: Tensor | float | None) -> tuple[float, float]:
+    def _reduce_loss_and_norm(self, loss: float, norm: Tensor | float | None) -> tuple[float, float]:
         """Loss and gradient norm before an update: to the bit what `_result` makes of the same numbers. Collective."""
-        everyone = gather_numbers([loss, self._known_norm(norm)], self.device)
+        everyone = gather_numbers([loss, self._grad_norm(norm)], self.device)
         return self._mean_loss(everyone[:, 0]), float(everyone[0, 1])
 
-    def _known_norm(self, norm: Tensor | float | None) -> float:
+    def _grad_norm(self, norm: Tensor | float | None) -> float:
         """The norm that is known here, or DeepSpeed's: -1 is its word for one that is not finite."""
         known = getattr(self.deepspeed.optimizer, "_global_grad_norm", None) if norm is None else norm
         return float("nan") if known is None or known < 0 else float(known)
 
     def _mean_loss(self, everyone: np.ndarray) -> float:
         """The loss, from every rank's, float64 [world size]: each tensor group has its own samples, or part of them."""
-        return float(everyone[:: self._grid.tensor.size].mean())
+        return float(everyone[:: self._mesh.tensor.size].mean())
 
-    def live_tensors(self) -> dict[Hashable, Tensor]:
+    def training_state_tensors(self) -> dict[Hashable, Tensor]:
         """The tensors that decide the following steps, in place: what the optimizer works on, its state, buffers.
 
-        Weights that are rounded masters are left out: `tensors_written` makes them anew. No tensor comes twice. Keys
+        Weights that are rounded masters are left out: `sync_weights_from_masters` makes them anew. No tensor comes twice. Keys
         name a tensor for good, so that one that is born later is recognised as new. Valid between steps.
         """
-        found: dict[Hashable, Tensor] = {("buffer", name): buffer for name, buffer in _persistent_buffers(self.module)}
+        found: dict[Hashable, Tensor] = {
+            ("buffer", name): buffer for name, buffer in _persistent_buffers(self.module)
+        }
         for index, flat in enumerate(getattr(self.deepspeed.optimizer, "fp32_partitioned_groups_flat", [])):
             found["optimized", "shard", index] = flat
         # ZeRO-3 empties the groups of the base optimizer between steps.
-        optimized = [parameter for group in self._base_optimizer.param_groups for parameter in group["params"]]
+        optimized = [
+            parameter for group in self._base_optimizer.param_groups for parameter in group["params"]
+        ]
         known = {id(tensor) for tensor in found.values()}
         found |= {("optimized", index): p for index, p in enumerate(optimized) if id(p) not in known}
         for index, state in enumerate(self._base_optimizer.state.values()):
-            found |= {("state", index, name): value for name, value in state.items() if torch.is_tensor(value)}
+            found |= {
+                ("state", index, name): value for name, value in state.items() if torch.is_tensor(value)
+            }
         return found
 
-    def tensors_written(self) -> None:
+    def sync_weights_from_masters(self) -> None:
         """Follow up on live tensors that were written to: weights are rounded masters. Collective."""
         weights_from_masters(self.deepspeed.optimizer, self.module)
 
@@ -252,7 +264,9 @@ class Engine:
         values["state"] = [_numbers(state) for state in self._base_optimizer.state.values()]
         for owner in self._loss_scalers():
             values |= {
-                f"{type(owner).__name__}.{k}": getattr(owner, k) for k in LOSS_SCALER_COUNTERS if hasattr(owner, k)
+                f"{type(owner).__name__}.{k}": getattr(owner, k)
+                for k in LOSS_SCALER_COUNTERS
+                if hasattr(owner, k)
             }
         return values
 
@@ -290,20 +304,28 @@ class Engine:
             raise ValueError(f"--load: DeepSpeed finds no checkpoint in {folder}")
         self._count_micro_steps()
 
-    def go_on_from(self, saved: TrainingTensors) -> None:
-        """Take over what another grid or ZeRO stage saved, in an engine that has not stepped yet. Collective."""
-        write_training(self.deepspeed.optimizer, self._base_optimizer, self.named_weights(), self._vocab_size, saved)
-        self.tensors_written()
+    def load_resharded(self, saved: TrainingTensors) -> None:
+        """Take over what another mesh or ZeRO stage saved, in an engine that has not stepped yet. Collective."""
+        write_training(
+            self.deepspeed.optimizer, self._base_optimizer, self.named_weights(), self._vocab_size, saved
+        )
+        self.sync_weights_from_masters()
         for name, value in saved.counters.items():
             setattr(self.deepspeed, name, value)
         self._count_micro_steps()
 
     def _count_micro_steps(self) -> None:
         """DeepSpeed does not save them."""
-        self.deepspeed.micro_steps = self.deepspeed.global_steps * self.deepspeed.gradient_accumulation_steps()
+        self.deepspeed.micro_steps = (
+            self.deepspeed.global_steps * self.deepspeed.gradient_accumulation_steps()
+        )
 
     def _clip(self) -> Tensor:
-        parameters, largest, axis = list(self.module.parameters()), self._clip_grad or float("inf"), self._grid.tensor
+        parameters, largest, axis = (
+            list(self.module.parameters()),
+            self._clip_grad or float("inf"),
+            self._mesh.tensor,
+        )
         if axis.size == 1:
             return nn.utils.clip_grad_norm_(parameters, largest)
         counted = [p.grad for p in parameters if axis.is_first or shard_of(p)]

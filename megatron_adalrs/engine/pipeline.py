@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from megatron_adalrs.config import Config
+from megatron_adalrs.distributed.collectives import gather_numbers
+from megatron_adalrs.distributed.process_mesh import ProcessMesh
 from megatron_adalrs.engine.data_parallel import Accept, Engine, StepResult
 from megatron_adalrs.engine.update_gate import UpdateGate
 from megatron_adalrs.model.gpt import WeightSource
 from megatron_adalrs.model.pipeline import PipelineLayer, arranged_as_gpt, pipeline_layers
-from megatron_adalrs.parallel.collectives import gather_numbers
 from megatron_adalrs.parallel.layers import shard_of
-from megatron_adalrs.parallel.topology import Grid
 
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec  # isort: skip
 from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology  # isort: skip
@@ -30,12 +30,14 @@ TIE = "token_embedding"
 class PipelineParallelEngine(Engine):
     """A model cut into stages. Every rank is given its pipeline's micro-batches; the first and last stage use them."""
 
-    def __init__(self, config: Config, vocab_size: int, grid: Grid, weights: WeightSource | None = None) -> None:
-        super().__init__(config, vocab_size, grid, weights)
+    def __init__(
+        self, config: Config, vocab_size: int, mesh: ProcessMesh, weights: WeightSource | None = None
+    ) -> None:
+        super().__init__(config, vocab_size, mesh, weights)
         self._shape: tuple[int, ...] | None = None
         self._norm: float | None = None
         if self._is_plain:
-            self.deepspeed.pipeline_enable_backward_allreduce = grid.data.size > 1
+            self.deepspeed.pipeline_enable_backward_allreduce = mesh.data.size > 1
 
     def _make_gate(self) -> UpdateGate:
         if self._is_plain:
@@ -48,21 +50,26 @@ class PipelineParallelEngine(Engine):
 
     def _build_model(self, config: Config, vocab_size: int, settings: dict[str, Any]) -> nn.Module:
         layers = pipeline_layers(config.model, vocab_size, self._layout, self._documents)
-        shape = self._grid.shape
+        shape = self._mesh.shape
         # DeepSpeed would cut what stages send each other into parts, one a tensor rank, as if all ranks held the same:
         # with sequence parallelism they do not.
-        settings["pipeline"] = settings.get("pipeline", {}) | {"pipe_partitioned": False, "grad_partitioned": False}
+        settings["pipeline"] = settings.get("pipeline", {}) | {
+            "pipe_partitioned": False,
+            "grad_partitioned": False,
+        }
         with redirect_stdout(io.StringIO()):  # its constructor prints
             model = _Stage(
                 [_spec(layer) for layer in layers],
-                topology=PipeModelDataParallelTopology(num_pp=shape.pipe, num_mp=shape.tensor, num_dp=shape.data),
+                topology=PipeModelDataParallelTopology(
+                    num_pp=shape.pipe, num_mp=shape.tensor, num_dp=shape.data
+                ),
                 partition_method=config.parallel.pipeline_partition,
             )
-        start, stop = model.parts[self._grid.pipe.rank : self._grid.pipe.rank + 2]
+        start, stop = model.parts[self._mesh.pipe.rank : self._mesh.pipe.rank + 2]
         mine = dict(zip((layer.name for layer in layers[start:stop]), model.forward_funcs, strict=True))
         self._as_gpt = arranged_as_gpt(mine, vocab_size)
         self._set_initial_weights(self._as_gpt, config)
-        if self._grid.pipe.is_last:
+        if self._mesh.pipe.is_last:
             self._output = model.forward_funcs[-1]
             self._output.masked = self._documents.loss
             model.loss_fn = self._output.loss
@@ -74,7 +81,9 @@ class PipelineParallelEngine(Engine):
     def train_batch(
         self, micro_batches: Sequence[np.ndarray], stop: bool = False, accept: Accept | None = None
     ) -> StepResult:
-        self._gate.set(accept and (lambda: accept(*self._agree(self._loss_before_update(), self._norm))))
+        self._gate.set(
+            accept and (lambda: accept(*self._reduce_loss_and_norm(self._loss_before_update(), self._norm)))
+        )
         self._set_scale(self._loss_scale(micro_batches))
         # The iterator holds this step's micro-batches and no more: DeepSpeed never rewinds one.
         self.deepspeed.train_batch(self._pairs(micro_batches))
@@ -82,7 +91,7 @@ class PipelineParallelEngine(Engine):
 
     def _loss_before_update(self) -> float:
         """What DeepSpeed will call `dp_group_loss`: on the last stage, whose loss counts. NaN on others."""
-        if not self._grid.pipe.is_last:
+        if not self._mesh.pipe.is_last:
             return float("nan")
         return float(self.deepspeed.total_loss / self.deepspeed.gradient_accumulation_steps())
 
@@ -97,16 +106,16 @@ class PipelineParallelEngine(Engine):
                 self._pairs(batches), reduce_output=None, bcast_loss=False, num_micro_batches=len(batches)
             )
             losses += here or []
-        mine = float(torch.stack(losses).float().mean()) if self._grid.pipe.is_last else float("nan")
+        mine = float(torch.stack(losses).float().mean()) if self._mesh.pipe.is_last else float("nan")
         return self._mean_of_counted(mine, shares)
 
     def _set_scale(self, scale: float | None) -> None:
-        if self._grid.pipe.is_last:
+        if self._mesh.pipe.is_last:
             self._output.scale = scale or 1.0
 
     def _mean_loss(self, everyone: np.ndarray) -> float:
-        # The pipe is the slowest axis of the grid, so the last stage's ranks are the last ones.
-        return super()._mean_loss(everyone[-(self._grid.world_size // self._grid.pipe.size) :])
+        # The pipe is the slowest axis of the mesh, so the last stage's ranks are the last ones.
+        return super()._mean_loss(everyone[-(self._mesh.world_size // self._mesh.pipe.size) :])
 
     def _pairs(self, micro_batches: Sequence[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
         """(inputs, targets), each int64 [b, s], as the pipe's two ends want them."""
@@ -125,11 +134,11 @@ class PipelineParallelEngine(Engine):
             for parameter in parameters
             if parameter.grad is not None
             and not parameter.ds_pipe_replicated
-            and (self._grid.tensor.is_first or shard_of(parameter))
+            and (self._mesh.tensor.is_first or shard_of(parameter))
         ]
         mine = float(torch.stack(counted).sum()) if counted else 0.0
         # Replicas hold the same gradients: their sums are averaged, in one order, for the same bits everywhere.
-        total = float(gather_numbers([mine], self.device).sum()) / self._grid.data.size
+        total = float(gather_numbers([mine], self.device).sum()) / self._mesh.data.size
         self._norm = total**0.5
         norm = torch.tensor(self._norm, dtype=torch.float32, device=self.device)
         nn.utils.clip_grads_with_norm_(parameters, self._clip_grad or float("inf"), norm)

@@ -1,4 +1,4 @@
-"""Masters, moments and step of AdamW from what an engine saved, whatever the grid and the ZeRO stage that it had.
+"""Masters, moments and step of AdamW from what an engine saved, whatever the mesh and the ZeRO stage that it had.
 
 Read here, and not by DeepSpeed's `ds_to_universal`, for three reasons (0.19.8): that refuses a checkpoint without ZeRO;
 it joins tensor ranks' parts along one dimension, where ours are blocks ([q | k | v]); and a pipe's layers go by numbers
@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from megatron_adalrs.config import ModelConfig
-from megatron_adalrs.engine.grid_change import MOMENTS, TrainingTensors
+from megatron_adalrs.distributed.process_mesh import MeshAxis
 from megatron_adalrs.engine.pipeline import TIE, stage_bounds
+from megatron_adalrs.engine.reshard import MOMENTS, TrainingTensors
 from megatron_adalrs.engine.saved_weights import (
     Part,
     SavedParameters,
@@ -39,13 +40,12 @@ from megatron_adalrs.engine.saved_weights import (
 from megatron_adalrs.model.gpt import GPT
 from megatron_adalrs.model.pipeline import pipeline_layers
 from megatron_adalrs.parallel.layout import Layout
-from megatron_adalrs.parallel.topology import Axis
 
 MASTER = "master"
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 
 
-class SavedGrid(NamedTuple):
+class SavedMesh(NamedTuple):
     """How the model was shared out when it was saved."""
 
     zero_stage: int
@@ -66,7 +66,7 @@ Pieces = dict[str, dict[str, Callable[[], Tensor]]]
 """What one file, or the files of one model-parallel rank, have: by kind (`MASTER` or a moment) and GPT's name."""
 
 
-def open_training(folder: Path, model: ModelConfig, vocab_size: int, grid: SavedGrid) -> TrainingTensors:
+def open_training(folder: Path, model: ModelConfig, vocab_size: int, mesh: SavedMesh) -> TrainingTensors:
     """What is in a folder that `Engine.save` wrote, to be read parameter by parameter.
 
     Args:
@@ -75,19 +75,19 @@ def open_training(folder: Path, model: ModelConfig, vocab_size: int, grid: Saved
     Raises:
         ValueError: a file is missing or cannot be read, lacks a parameter, or was written in a way that is not read.
     """
-    stages = _stages(model, vocab_size, grid)
+    stages = _stages(model, vocab_size, mesh)
     ranks: list[Pieces] = []
     steps: list[float] = []
-    for tensor_rank in range(grid.tensor):
+    for tensor_rank in range(mesh.tensor):
         pieces: Pieces = defaultdict(dict)
         for stage, held in enumerate(stages):
-            index = stage * grid.tensor + tensor_rank
-            found, step = _READERS[grid.zero_stage](folder, index, held)
+            index = stage * mesh.tensor + tensor_rank
+            found, step = _READERS[mesh.zero_stage](folder, index, held)
             steps.append(step)
             for kind, parts in found.items():
                 pieces[kind] |= parts
         if not pieces[MASTER]:
-            pieces[MASTER] = dict(_weights(folder, model, vocab_size, grid, tensor_rank))
+            pieces[MASTER] = dict(_weights(folder, model, vocab_size, mesh, tensor_rank))
         ranks.append(pieces)
 
     def whole(kind: str) -> SavedParameters:
@@ -96,22 +96,22 @@ def open_training(folder: Path, model: ModelConfig, vocab_size: int, grid: Saved
     # A rank may have nothing, and no count of steps, where there are more ranks than parameters.
     step = max(steps)
     return TrainingTensors(
-        whole(MASTER), {kind: whole(kind) for kind in MOMENTS if step}, step, _counters(folder, grid)
+        whole(MASTER), {kind: whole(kind) for kind in MOMENTS if step}, step, _counters(folder, mesh)
     )
 
 
-def _stages(model: ModelConfig, vocab_size: int, grid: SavedGrid) -> list[dict[str, _Held]]:
+def _stages(model: ModelConfig, vocab_size: int, mesh: SavedMesh) -> list[dict[str, _Held]]:
     """For each stage its parameters by DeepSpeed's names, in the order of the module's."""
-    layout = Layout(tensor=Axis(0, grid.tensor))
+    layout = Layout(tensor=MeshAxis(0, mesh.tensor))
     with torch.device("meta"):
-        if grid.pipe == 1:
+        if mesh.pipe == 1:
             gpt = GPT(model, vocab_size, layout)
             return [{name: _Held(name, p.dim() > 1) for name, p in gpt.named_parameters()}]
         layers = pipeline_layers(model, vocab_size, layout)
         built = [list(layer.build().named_parameters()) for layer in layers]
     counts = [sum(parameter.numel() for _, parameter in parameters) for parameters in built]
     stages = []
-    for start, stop in pairwise(stage_bounds(counts, grid.pipe, grid.partition)):
+    for start, stop in pairwise(stage_bounds(counts, mesh.pipe, mesh.partition)):
         # PipelineModule registers tied layers before the others.
         numbers = sorted(range(start, stop), key=lambda number: layers[number].tied_weight is None)
         stages.append(
@@ -156,16 +156,18 @@ def _in_partitions(folder: Path, index: int, held: Mapping[str, _Held]) -> tuple
             for name, address in mapping.items():
                 for kind, flat in flats.items():
                     cuts[kind][held[name].name].append(partial(flat.narrow, 0, address.start, address.numel))
-    return {kind: {name: partial(_joined, cut) for name, cut in found.items()} for kind, found in cuts.items()}, max(
-        steps
-    )
+    return {
+        kind: {name: partial(_joined, cut) for name, cut in found.items()} for kind, found in cuts.items()
+    }, max(steps)
 
 
 def _in_shards(folder: Path, index: int, held: Mapping[str, _Held]) -> tuple[Pieces, float]:
     """ZeRO 3, which knows no pipe."""
     replicas = sharded_optimizers(folder, index)
     states = [replica["optimizer_state_dict"]["state"] for replica in replicas]
-    pieces = {MASTER: dict(parts_of_flats(folder, index, [replica["fp32_flat_groups"] for replica in replicas]))}
+    pieces = {
+        MASTER: dict(parts_of_flats(folder, index, [replica["fp32_flat_groups"] for replica in replicas]))
+    }
     if all(states):
         for kind in MOMENTS:
             flats = [[state[number][kind] for number in sorted(state)] for state in states]
@@ -176,21 +178,21 @@ def _in_shards(folder: Path, index: int, held: Mapping[str, _Held]) -> tuple[Pie
 _READERS = {0: _without_zero, 1: _in_partitions, 2: _in_partitions, 3: _in_shards}
 
 
-def _weights(folder: Path, model: ModelConfig, vocab_size: int, grid: SavedGrid, tensor_rank: int) -> Part:
-    if grid.pipe == 1:
+def _weights(folder: Path, model: ModelConfig, vocab_size: int, mesh: SavedMesh, tensor_rank: int) -> Part:
+    if mesh.pipe == 1:
         return of_module(folder, tensor_rank)
     return of_pipe(folder, tensor_rank, [layer.name for layer in pipeline_layers(model, vocab_size)])
 
 
-def _counters(folder: Path, grid: SavedGrid) -> dict[str, int]:
+def _counters(folder: Path, mesh: SavedMesh) -> dict[str, int]:
     """Raises ValueError where DeepSpeed had the optimizer's state elsewhere than on the device, or in another order."""
-    prefix = "zero_pp_rank_0_" if grid.zero_stage == 3 else ""
+    prefix = "zero_pp_rank_0_" if mesh.zero_stage == 3 else ""
     saved = read_saved(folder / f"{prefix}mp_rank_00_model_states.pt")
     zero = saved["ds_config"].get("zero_optimization", {})
     for name in ("offload_optimizer", "offload_param", "round_robin_gradients"):
         if zero.get(name):
             raise ValueError(
-                f"{folder} was written with zero_optimization.{name}, whose files are read on the grid that wrote "
+                f"{folder} was written with zero_optimization.{name}, whose files are read on the mesh that wrote "
                 "them only: resume there"
             )
     return {name: int(saved[name]) for name in COUNTERS}

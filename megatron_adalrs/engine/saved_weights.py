@@ -1,4 +1,4 @@
-"""Weights alone, from what an engine saved, whatever the grid and the ZeRO stage that it had.
+"""Weights alone, from what an engine saved, whatever the mesh and the ZeRO stage that it had.
 
 What DeepSpeed 0.19.8 writes: without a pipe mp_rank_MM_model_states.pt, one file a tensor rank, with the module's
 weights in its precision; under ZeRO-3 these are empty, and the fp32 masters are in
@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from megatron_adalrs.config import ModelConfig
-from megatron_adalrs.engine.process import deepspeed  # noqa: F401 (imported first: it keeps DeepSpeed quiet)
-from megatron_adalrs.metrics import first_line
+from megatron_adalrs.distributed.process_mesh import MeshAxis
+from megatron_adalrs.engine.process_group import deepspeed  # noqa: F401 (imported first: it keeps DeepSpeed quiet)
 from megatron_adalrs.model.gpt import GPT, VOCABULARY_TABLES
 from megatron_adalrs.model.pipeline import pipeline_layers
 from megatron_adalrs.parallel.layers import shard_of
 from megatron_adalrs.parallel.layout import Layout
-from megatron_adalrs.parallel.topology import Axis
+from megatron_adalrs.utils.format import first_line
 
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler  # isort: skip
 from deepspeed.runtime.zero.config import ZeroStageEnum  # isort: skip
@@ -51,8 +51,10 @@ class SavedParameters:
     def __init__(self, folder: Path, model: ModelConfig, vocab_size: int, parts: Sequence[Part]) -> None:
         self._vocab_size, self._parts = vocab_size, parts
         with torch.device("meta"):
-            gpt = GPT(model, vocab_size, Layout(tensor=Axis(0, len(parts))))
-        self._held = {name: (parameter.shape, shard_of(parameter)) for name, parameter in gpt.named_parameters()}
+            gpt = GPT(model, vocab_size, Layout(tensor=MeshAxis(0, len(parts))))
+        self._held = {
+            name: (parameter.shape, shard_of(parameter)) for name, parameter in gpt.named_parameters()
+        }
         for part in parts:
             if lacking := self._held.keys() - part.keys():
                 raise ValueError(f"{folder} lacks {', '.join(sorted(lacking))}")

@@ -10,9 +10,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from megatron_adalrs.arguments import describe
 from megatron_adalrs.config import ModelConfig
-from megatron_adalrs.huggingface.shape import CONFIG, Shape
+from megatron_adalrs.config.base import describe_validation_error
+from megatron_adalrs.huggingface.config_json import CONFIG, Shape
 from megatron_adalrs.huggingface.tensor_files import TensorFiles
 from megatron_adalrs.model.gpt import GPT
 
@@ -33,7 +33,7 @@ class HuggingFaceModel:
         try:
             self.model = ModelConfig(**self.shape.fields, seq_length=self.shape.max_positions)
         except ValidationError as error:
-            raise ValueError(f"{folder / CONFIG}: {describe(error)}") from None
+            raise ValueError(f"{folder / CONFIG}: {describe_validation_error(error)}") from None
         self._folder, self._files = folder, TensorFiles(folder)
         # Files of the model without its head, as GPT-2's published ones are, have the names without the prefix.
         prefix = self.family.prefix
@@ -52,19 +52,25 @@ class HuggingFaceModel:
 
     def dtype(self, name: str) -> torch.dtype:
         """In which a parameter is given."""
-        return reduce(torch.promote_types, [self._files.entry(one).dtype for one in self._tensors_of(name)[0]])
+        return reduce(
+            torch.promote_types, [self._files.entry(one).dtype for one in self._tensors_of(name)[0]]
+        )
 
     def _tensors_of(self, parameter: str) -> tuple[list[str], bool]:
         names, transposed = self.family.tensors_of(parameter)
         prefix = self.family.prefix
-        return [self._prefix + one.removeprefix(prefix) if one.startswith(prefix) else one for one in names], transposed
+        return [
+            self._prefix + one.removeprefix(prefix) if one.startswith(prefix) else one for one in names
+        ], transposed
 
     def _check(self) -> None:
         known: set[str] = set()
         for parameter, shape in self._shapes.items():
             names, transposed = self._tensors_of(parameter)
             known |= set(names)
-            for name, expected in zip(names, part_shapes(self.model, parameter, shape, len(names)), strict=True):
+            for name, expected in zip(
+                names, part_shapes(self.model, parameter, shape, len(names)), strict=True
+            ):
                 if name not in self._files:
                     raise ValueError(f"{self._folder} lacks the tensor {name}")
                 try:
@@ -82,7 +88,9 @@ class HuggingFaceModel:
         others = sorted(name for name in self._files.names - known if not self.family.buffers.fullmatch(name))
         if others:
             told = f"{', '.join(others[:3])}{' ...' if len(others) > 3 else ''}"
-            raise ValueError(f"{self._folder} has tensors that no {self.family.architecture} of its shape has: {told}")
+            raise ValueError(
+                f"{self._folder} has tensors that no {self.family.architecture} of its shape has: {told}"
+            )
 
     def _check_tied(self) -> None:
         """The output matrix may be there a second time."""
@@ -105,7 +113,9 @@ def parameter_shapes(model: ModelConfig, vocab_size: int) -> dict[str, tuple[int
         return {name: tuple(one.shape) for name, one in GPT(unpadded, vocab_size).named_parameters()}
 
 
-def part_shapes(model: ModelConfig, parameter: str, shape: tuple[int, ...], count: int) -> Iterator[tuple[int, ...]]:
+def part_shapes(
+    model: ModelConfig, parameter: str, shape: tuple[int, ...], count: int
+) -> Iterator[tuple[int, ...]]:
     """Shapes of the `count` tensors that lie one below the other in a parameter of ours."""
     if count == 1:
         sizes = [shape[0]]

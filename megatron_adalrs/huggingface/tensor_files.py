@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_adalrs.metrics import first_line
+from megatron_adalrs.utils.format import first_line
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -99,7 +99,9 @@ def _files_of(folder: Path) -> list[str]:
     return files
 
 
-def write_tensors(folder: Path, entries: Iterable[Entry], value: Callable[[str], Tensor], max_shard_size: int) -> None:
+def write_tensors(
+    folder: Path, entries: Iterable[Entry], value: Callable[[str], Tensor], max_shard_size: int
+) -> None:
     """Write one file, or shards and their index, to a folder of its own; every file is brought to disk.
 
     Args:
@@ -113,7 +115,9 @@ def write_tensors(folder: Path, entries: Iterable[Entry], value: Callable[[str],
             shards.append([])
         shards[-1].append(entry)
     count = len(shards)
-    names = [SINGLE] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    names = (
+        [SINGLE] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    )
     for name, shard in zip(names, shards, strict=True):
         _write_shard(folder / name, sorted(shard, key=lambda entry: -entry.dtype.itemsize), value)
     if count > 1:
@@ -128,7 +132,11 @@ def _write_shard(path: Path, entries: Sequence[Entry], value: Callable[[str], Te
     end = 0
     for entry in entries:
         start, end = end, end + entry.nbytes
-        header[entry.name] = {"dtype": _NAMES[entry.dtype], "shape": entry.shape, "data_offsets": [start, end]}
+        header[entry.name] = {
+            "dtype": _NAMES[entry.dtype],
+            "shape": entry.shape,
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     with path.open("xb") as file:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from megatron_adalrs.config import ModelConfig
-from megatron_adalrs.data.atomic import new_folder
-from megatron_adalrs.huggingface.companions import GENERATION, copy_companions
+from megatron_adalrs.huggingface.companion_files import GENERATION, copy_companions
+from megatron_adalrs.huggingface.config_json import CONFIG, config_json, family_of
 from megatron_adalrs.huggingface.families import Family
 from megatron_adalrs.huggingface.reader import parameter_shapes, part_shapes
-from megatron_adalrs.huggingface.shape import CONFIG, config_json, family_of
 from megatron_adalrs.huggingface.tensor_files import Entry, write_tensors
 from megatron_adalrs.model.gpt import WeightSource
+from megatron_adalrs.utils.atomic_files import new_folder
 
 MAX_SHARD_SIZE = 5 * 10**9  # bytes, as transformers has it
 

@@ -29,7 +29,9 @@ class Decoder:
         attention = model.blocks[0].attention
         shape = (len(model.blocks), batch, attention.groups, capacity, attention.head_dim)
         weight = attention.qkv.weight
-        self._keys, self._values = (torch.empty(shape, dtype=weight.dtype, device=weight.device) for _ in range(2))
+        self._keys, self._values = (
+            torch.empty(shape, dtype=weight.dtype, device=weight.device) for _ in range(2)
+        )
 
     @torch.no_grad()
     def __call__(self, tokens: Tensor) -> Tensor:

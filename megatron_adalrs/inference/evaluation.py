@@ -14,7 +14,7 @@ from torch import Tensor
 
 from megatron_adalrs.data.indexed_dataset import IndexedDataset
 from megatron_adalrs.data.tokenizer import Tokenizer
-from megatron_adalrs.model.documents import NOT_COUNTED
+from megatron_adalrs.model.document_mask import IGNORE_INDEX
 from megatron_adalrs.model.gpt import GPT
 
 _MOST_HELD = 1_000_000  # tokens: a corpus without ends of documents is one text
@@ -60,17 +60,17 @@ class TextSize:
         self._bytes = 0
 
     def add(self, first: int, targets: np.ndarray) -> None:
-        """The tokens [n] that follow the first one of a window; NOT_COUNTED ones are passed over."""
+        """The tokens [n] that follow the first one of a window; IGNORE_INDEX ones are passed over."""
         if first == self._tokenizer.eod:
             self._end()
         if self._apart:
-            self._document += targets[targets != NOT_COUNTED].tolist()
+            self._document += targets[targets != IGNORE_INDEX].tolist()
             self._bound()
             return
         for index, part in enumerate(np.split(targets, np.flatnonzero(targets == self._tokenizer.eod))):
             if index:
                 self._end()
-            self._document += part[(part != NOT_COUNTED) & (part != self._tokenizer.eod)].tolist()
+            self._document += part[(part != IGNORE_INDEX) & (part != self._tokenizer.eod)].tolist()
         self._bound()
 
     def _bound(self) -> None:
@@ -148,7 +148,7 @@ class _Tally:
 
     def add(self, losses: Tensor, targets: Tensor, first: list[int]) -> None:
         """Losses of targets [windows, length], and the first token of each window."""
-        counted = (targets != NOT_COUNTED).sum(dim=1)
+        counted = (targets != IGNORE_INDEX).sum(dim=1)
         self._losses.extend((losses.double().sum(dim=1) / counted.clamp(min=1)).tolist())
         self._sizes.extend(counted.tolist())
         self.tokens += int(counted.sum())
@@ -162,7 +162,9 @@ class _Tally:
         loss = float(share @ losses)
         count = len(losses)
         # Of a weighted mean of independent windows.
-        error = math.sqrt(float(share**2 @ (losses - loss) ** 2) * count / (count - 1)) if count > 1 else math.nan
+        error = (
+            math.sqrt(float(share**2 @ (losses - loss) ** 2) * count / (count - 1)) if count > 1 else math.nan
+        )
         return Evaluated(loss, error, self.tokens, self._text.total() if self._text else None)
 
 
@@ -202,10 +204,12 @@ def evaluate(
         logits = model.logits(tokens[:, :-1]).float()
         context = torch.tensor([[logits.shape[1] - window.predicted] for window in batch], device=device)
         is_context = torch.arange(logits.shape[1], device=device) < context
-        targets = model.documents.targets(tokens).masked_fill(is_context, NOT_COUNTED)
-        losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none", ignore_index=NOT_COUNTED)
+        targets = model.documents.targets(tokens).masked_fill(is_context, IGNORE_INDEX)
+        losses = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none", ignore_index=IGNORE_INDEX)
         tally.add(losses, targets, [int(window.tokens[0]) for window in batch])
         on_progress(tally.tokens)
     if not tally.tokens:
-        raise ValueError(f"the documents of {indexed.prefix} have fewer than 2 tokens: nothing can be predicted")
+        raise ValueError(
+            f"the documents of {indexed.prefix} have fewer than 2 tokens: nothing can be predicted"
+        )
     return tally.evaluated()

@@ -7,13 +7,13 @@ import os
 import torch
 
 from megatron_adalrs.checkpoint import OpenedModel
-from megatron_adalrs.checkpoint.fitting import require_one_tokenizer
+from megatron_adalrs.checkpoint.compatibility import require_one_tokenizer
 from megatron_adalrs.checkpoint.tokenizer_files import require_tokenizer_among
+from megatron_adalrs.data.description import read_description, require_what_made, tokenizer_noted
 from megatron_adalrs.data.gpt_dataset import check_vocabulary
-from megatron_adalrs.data.preprocess import read_description, require_what_made, tokenizer_noted
 from megatron_adalrs.data.tokenizer import TOKENIZER_FILES, Tokenizer, TokenizerOfData, build_tokenizer
-from megatron_adalrs.huggingface.companions import digests_of, tokenizer_in
-from megatron_adalrs.model.documents import ONE_DOCUMENT, Documents
+from megatron_adalrs.huggingface.companion_files import digests_of, tokenizer_in
+from megatron_adalrs.model.document_mask import NO_DOCUMENT_MASKING, DocumentMasking
 from megatron_adalrs.model.gpt import GPT, write_weights
 
 
@@ -27,7 +27,7 @@ def whole_model(opened: OpenedModel, dtype: torch.dtype | None = None, device: s
     Raises:
         ValueError: a tensor cannot be read.
     """
-    documents = Documents.of(opened.data) if opened.data else ONE_DOCUMENT
+    documents = DocumentMasking.of(opened.data) if opened.data else NO_DOCUMENT_MASKING
     # As far as it goes, which may be further than the samples that it was trained on.
     config = opened.model.model_copy(update={"seq_length": opened.model.max_positions})
     before = torch.get_default_dtype()
@@ -43,7 +43,9 @@ def whole_model(opened: OpenedModel, dtype: torch.dtype | None = None, device: s
 
 def best_device() -> str:
     """cuda where there is one and DS_ACCELERATOR does not say otherwise, else cpu."""
-    return "cuda" if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda" else "cpu"
+    return (
+        "cuda" if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda" else "cpu"
+    )
 
 
 def tokenizer_of(opened: OpenedModel, kind: str | None, *paths: str | None) -> Tokenizer:
@@ -114,5 +116,7 @@ def _own_tokenizer(opened: OpenedModel) -> Tokenizer:
         return build_tokenizer("ByteTokenizer")
     found = tokenizer_in(known.files, opened.model)
     if found is None:
-        raise ValueError(f"tokenizer_type: {opened.path} names no tokenizer; give --tokenizer-type and its files")
+        raise ValueError(
+            f"tokenizer_type: {opened.path} names no tokenizer; give --tokenizer-type and its files"
+        )
     return found

@@ -8,17 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from megatron_adalrs.metrics.console import ConsoleSink
 from megatron_adalrs.metrics.json_lines import JsonLines
 from megatron_adalrs.metrics.scalars import Scalars, Target
 from megatron_adalrs.metrics.sinks import Metrics, Record, Sink
-from megatron_adalrs.metrics.terminal import Terminal
-from megatron_adalrs.metrics.weights_and_biases import WandbRun
-from megatron_adalrs.metrics.words import duration, first_line, perplexity, quantity
+from megatron_adalrs.metrics.wandb import WandbRun
 
-__all__ = [
-    "JsonLines", "Metrics", "Record", "Sink", "Terminal", "announce", "duration", "first_line", "open_metrics",
-    "perplexity", "quantity",
-]  # fmt: skip
+__all__ = ["ConsoleSink", "JsonLines", "Metrics", "Record", "Sink", "announce", "open_metrics"]
 
 
 def open_metrics(
@@ -50,7 +46,7 @@ def open_metrics(
             JsonLines(run_dir / "metrics.jsonl", frozenset({"train", "eval", "corpora", "run"})),
             JsonLines(run_dir / "decisions.jsonl", frozenset({"decision"})),
             *(Scalars(target, log_interval) for target in targets),
-            Terminal(train_iters, log_interval, first_step, budget),
+            ConsoleSink(train_iters, log_interval, first_step, budget),
         ]
     )
 

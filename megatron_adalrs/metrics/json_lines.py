@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from megatron_adalrs.metrics.atomic_append import AtomicAppend
 from megatron_adalrs.metrics.sinks import Record
-from megatron_adalrs.metrics.whole_writes import WholeWrites
 
 
 class JsonLines:
@@ -16,7 +16,7 @@ class JsonLines:
         self.name = str(path)
         self._kinds = kinds
         _cut_torn_line(path)
-        self._file = WholeWrites(path)
+        self._file = AtomicAppend(path)
 
     def write(self, kind: str, record: Record) -> None:
         if kind in self._kinds:

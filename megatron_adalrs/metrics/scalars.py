@@ -54,7 +54,9 @@ class Scalars:
             if phase in ("trial", "restart"):
                 self._target.add({f"{phase}/loss": record["loss"]}, record["step"])
         elif kind == "eval":
-            self._target.add({f"{record['split']}/{name}": record[name] for name in self.EVAL}, record["step"])
+            self._target.add(
+                {f"{record['split']}/{name}": record[name] for name in self.EVAL}, record["step"]
+            )
         elif kind == "corpora":
             for use in record["corpora"]:
                 tags = {f"corpora/{use['name']}/{name}": use[name] for name in self.CORPUS}
@@ -69,7 +71,7 @@ class Scalars:
         self._target.add({f"train/{name}": record[name] for name in self.TRAIN}, record["step"])
 
     def _add_decision(self, record: Record) -> None:
-        if record["event"] == "bad_number_skipped":
+        if record["event"] == "loss_guard_skipped":
             return  # nothing that waits is decided by it
         values = {f"{SEARCH}scale": record["scale_after"]}
         if record["velocity"] is not None:

@@ -16,7 +16,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from megatron_adalrs.metrics.whole_writes import WholeWrites
+from megatron_adalrs.metrics.atomic_append import AtomicAppend
 
 
 class EventFile:
@@ -29,10 +29,8 @@ class EventFile:
     def __init__(self, folder: Path, first_step: int) -> None:
         self.name = f"TensorBoard's files in {folder}"
         folder.mkdir(parents=True, exist_ok=True)
-        name = (
-            f"events.out.tfevents.{time.time_ns() // 10**9:010d}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
-        )
-        self._file = WholeWrites(folder / name)
+        name = f"events.out.tfevents.{time.time_ns() // 10**9:010d}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
+        self._file = AtomicAppend(folder / name)
         self._records = RecordWriter(self._file)
         self._write(Event(file_version="brain.Event:2"))
         if first_step:

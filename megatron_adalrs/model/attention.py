@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron_adalrs.config import ModelConfig
-from megatron_adalrs.model.documents import UNMARKED, Marks
-from megatron_adalrs.model.rotary import Rotary
+from megatron_adalrs.model.document_mask import NO_ATTENTION_INPUTS, AttentionInputs
+from megatron_adalrs.model.rotary_embedding import Rotary
+from megatron_adalrs.parallel.activation_checkpointing import recomputed
+from megatron_adalrs.parallel.context_parallel import share_heads, share_sequence
 from megatron_adalrs.parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron_adalrs.parallel.layout import ONE_PROCESS_LAYOUT, Layout
 from megatron_adalrs.parallel.random import own_stream
-from megatron_adalrs.parallel.recompute import recomputed
-from megatron_adalrs.parallel.ulysses import share_heads, share_sequence
 
 
 class Attention(nn.Module):
@@ -34,7 +34,9 @@ class Attention(nn.Module):
         self.qkv = ColumnParallelLinear(config.hidden_size, (q, kv, kv), config.has_qkv_bias, layout)
         self.output = RowParallelLinear(q, config.hidden_size, config.add_bias_linear, layout)
 
-    def forward(self, x: Tensor, rotary: Rotary | None, marks: Marks = UNMARKED) -> Tensor:
+    def forward(
+        self, x: Tensor, rotary: Rotary | None, marks: AttentionInputs = NO_ATTENTION_INPUTS
+    ) -> Tensor:
         heads = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [b, n + 2 g, s, d]
         q, k, v = heads.split([self.heads, self.groups, self.groups], dim=1)
         q, k, v = share_heads(q, k, v, self.layout.context)
@@ -42,7 +44,7 @@ class Attention(nn.Module):
         y = share_sequence(core(q, k, v, rotary, marks), self.layout.context)
         return self.output(y.transpose(1, 2).flatten(2))  # [b, s, n d]
 
-    def _core(self, q: Tensor, k: Tensor, v: Tensor, rotary: Rotary | None, marks: Marks) -> Tensor:
+    def _core(self, q: Tensor, k: Tensor, v: Tensor, rotary: Rotary | None, marks: AttentionInputs) -> Tensor:
         """[b, n, s, d] of q [b, n, s, d] and k, v [b, g, s, d]: whole sequences, and the heads whose part is here."""
         if rotary is not None:
             q, k = rotary(q, marks.positions), rotary(k, marks.positions)

@@ -18,9 +18,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from megatron_adalrs.config import ModelConfig
+from megatron_adalrs.distributed.process_mesh import ONE_RANK
 from megatron_adalrs.model.attention import Attention
-from megatron_adalrs.model.documents import NOT_COUNTED, ONE_DOCUMENT, UNMARKED, Documents, Marks
-from megatron_adalrs.model.rotary import Rotary
+from megatron_adalrs.model.document_mask import (
+    IGNORE_INDEX,
+    NO_ATTENTION_INPUTS,
+    NO_DOCUMENT_MASKING,
+    AttentionInputs,
+    DocumentMasking,
+)
+from megatron_adalrs.model.rotary_embedding import Rotary
+from megatron_adalrs.parallel.activation_checkpointing import recomputed
+from megatron_adalrs.parallel.context_parallel import part_of_sequence
 from megatron_adalrs.parallel.cross_entropy import linear_cross_entropy
 from megatron_adalrs.parallel.layers import (
     ColumnParallelLinear,
@@ -33,9 +42,6 @@ from megatron_adalrs.parallel.layers import (
 from megatron_adalrs.parallel.layout import ONE_PROCESS_LAYOUT, Layout
 from megatron_adalrs.parallel.mappings import SEQUENCE, copy, gather, gather_sequence, scatter
 from megatron_adalrs.parallel.random import dropout
-from megatron_adalrs.parallel.recompute import recomputed
-from megatron_adalrs.parallel.topology import ONE_RANK
-from megatron_adalrs.parallel.ulysses import part_of_sequence
 
 VOCABULARY_TABLES = ("embedding.tokens.weight", "output.weight")
 
@@ -68,11 +74,15 @@ class Block(nn.Module):
         self.mlp_norm, self.mlp = norm(config, layout), MLP(config, layout)
         self.dropout = HiddenDropout(config, layout)
 
-    def forward(self, x: Tensor, rotary: Rotary | None, marks: Marks = UNMARKED) -> Tensor:
+    def forward(
+        self, x: Tensor, rotary: Rotary | None, marks: AttentionInputs = NO_ATTENTION_INPUTS
+    ) -> Tensor:
         """x: [b, s, h] -> the same shape."""
-        return recomputed(self._forward, x, rotary, marks) if self.recompute else self._forward(x, rotary, marks)
+        return (
+            recomputed(self._forward, x, rotary, marks) if self.recompute else self._forward(x, rotary, marks)
+        )
 
-    def _forward(self, x: Tensor, rotary: Rotary | None, marks: Marks) -> Tensor:
+    def _forward(self, x: Tensor, rotary: Rotary | None, marks: AttentionInputs) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), rotary, marks))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
@@ -82,7 +92,10 @@ class HiddenDropout(nn.Module):
 
     def __init__(self, config: ModelConfig, layout: Layout = ONE_PROCESS_LAYOUT) -> None:
         super().__init__()
-        self.p, self.split_over = config.hidden_dropout, layout.tensor if layout.sequence_parallel else ONE_RANK
+        self.p, self.split_over = (
+            config.hidden_dropout,
+            layout.tensor if layout.sequence_parallel else ONE_RANK,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return dropout(x, self.p, self.training, self.split_over)
@@ -91,7 +104,9 @@ class HiddenDropout(nn.Module):
 class Embedding(nn.Module):
     """Token embedding, plus learned positions where the shape has them."""
 
-    def __init__(self, config: ModelConfig, padded_vocab_size: int, layout: Layout = ONE_PROCESS_LAYOUT) -> None:
+    def __init__(
+        self, config: ModelConfig, padded_vocab_size: int, layout: Layout = ONE_PROCESS_LAYOUT
+    ) -> None:
         super().__init__()
         self.layout = layout
         learned = config.position_embedding_type == "learned_absolute"
@@ -131,7 +146,7 @@ class GPT(nn.Module):
         config: ModelConfig,
         vocab_size: int,
         layout: Layout = ONE_PROCESS_LAYOUT,
-        documents: Documents = ONE_DOCUMENT,
+        documents: DocumentMasking = NO_DOCUMENT_MASKING,
     ) -> None:
         super().__init__()
         self.vocab_size, self.layout, self.documents = vocab_size, layout, documents
@@ -156,9 +171,11 @@ class GPT(nn.Module):
     def hidden(self, tokens: Tensor) -> Tensor:
         """Final hidden states of tokens [b, s]: [b, s / context ranks, h], with sequence parallelism
         [b, s / context ranks / tensor ranks, h]."""
-        marks, here = UNMARKED, None
+        marks, here = NO_ATTENTION_INPUTS, None
         if self.documents.marks_tokens:
-            marks = self.documents.marks(self.documents.numbers(tokens), self.embedding.tokens.weight.dtype)
+            marks = self.documents.marks(
+                self.documents.document_ids(tokens), self.embedding.tokens.weight.dtype
+            )
             here = marks.positions
         if here is not None:
             here = part_of_sequence(here, self.layout.context)
@@ -181,7 +198,7 @@ class GPT(nn.Module):
 def next_token_loss(
     hidden: Tensor, targets: Tensor, weight: Tensor, vocab_size: int, layout: Layout, masked: bool = False
 ) -> Tensor:
-    """Mean cross entropy of final hidden states; where a target is NOT_COUNTED it is 0.
+    """Mean cross entropy of final hidden states; where a target is IGNORE_INDEX it is 0.
 
     Args:
         hidden: as `GPT.hidden` returns it.
@@ -192,7 +209,7 @@ def next_token_loss(
     """
     x = into_vocabulary(hidden, layout).flatten(0, 1)
     targets = targets.flatten()
-    counted = targets != NOT_COUNTED if masked else None
+    counted = targets != IGNORE_INDEX if masked else None
     if masked:
         targets = targets.clamp(min=0)
     return linear_cross_entropy(x, weight, targets, vocab_size, layout.tensor, counted)
@@ -218,7 +235,7 @@ def initialise(
 ) -> None:
     """GPT-2's initial weights: normal(0, std), residual projections normal(0, std / sqrt(2 layers)), biases 0, norms 1.
 
-    Every parameter draws from a generator of its own, seeded by (seed, name): the weights depend neither on the grid
+    Every parameter draws from a generator of its own, seeded by (seed, name): the weights depend neither on the mesh
     nor on which other parameters a process holds. For `model` and `whole` see `write_weights`.
     """
     residual_std = config.init_method_std / math.sqrt(2 * config.num_layers)
@@ -282,7 +299,11 @@ def flops_per_token(config: ModelConfig, parameters: int, padded_vocab_size: int
     6 per weight in a matrix product, plus 12 layers x heads x head size x sequence for attention scores and values
     (PaLM, arXiv 2204.02311, appendix B). Look-up tables do no work, a tied output matrix does.
     """
-    idle = config.max_positions * config.hidden_size if config.position_embedding_type == "learned_absolute" else 0
+    idle = (
+        config.max_positions * config.hidden_size
+        if config.position_embedding_type == "learned_absolute"
+        else 0
+    )
     if config.untie_embeddings_and_output_weights:
         idle += padded_vocab_size * config.hidden_size
     attention = 12 * config.num_layers * config.num_attention_heads * config.head_dim * config.seq_length

@@ -9,9 +9,9 @@ from functools import partial
 from torch import Tensor, nn
 
 from megatron_adalrs.config import ModelConfig
-from megatron_adalrs.model.documents import ONE_DOCUMENT, UNMARKED, Documents
+from megatron_adalrs.model.document_mask import NO_ATTENTION_INPUTS, NO_DOCUMENT_MASKING, DocumentMasking
 from megatron_adalrs.model.gpt import Block, Embedding, next_token_loss, norm
-from megatron_adalrs.model.rotary import Rotary
+from megatron_adalrs.model.rotary_embedding import Rotary
 from megatron_adalrs.parallel.layers import ColumnParallelLinear, VocabularyParallelEmbedding
 from megatron_adalrs.parallel.layout import ONE_PROCESS_LAYOUT, Layout
 
@@ -34,14 +34,16 @@ Activations = Tensor | tuple[Tensor, Tensor]
 class PipelineEmbedding(Embedding):
     """The embedding that sends the numbers of documents down the pipe with its activations."""
 
-    def __init__(self, config: ModelConfig, padded_vocab_size: int, layout: Layout, documents: Documents) -> None:
+    def __init__(
+        self, config: ModelConfig, padded_vocab_size: int, layout: Layout, documents: DocumentMasking
+    ) -> None:
         super().__init__(config, padded_vocab_size, layout)
         self.documents = documents
 
     def forward(self, tokens: Tensor) -> Activations:  # type: ignore[override]
         if not self.documents.marks_tokens:
             return super().forward(tokens)
-        numbers = self.documents.numbers(tokens)
+        numbers = self.documents.document_ids(tokens)
         return super().forward(tokens, self.documents.positions_of(numbers)), numbers
 
 
@@ -50,14 +52,19 @@ class PipelineBlock(Block):
     the last block, the numbers of documents."""
 
     def __init__(
-        self, config: ModelConfig, layout: Layout, rotary: Rotary | None, documents: Documents, is_last: bool
+        self,
+        config: ModelConfig,
+        layout: Layout,
+        rotary: Rotary | None,
+        documents: DocumentMasking,
+        is_last: bool,
     ) -> None:
         super().__init__(config, layout)
         self.rotary, self.documents, self.is_last = rotary, documents, is_last
 
     def forward(self, inputs: Activations) -> Activations:  # type: ignore[override]
         if isinstance(inputs, Tensor):
-            return super().forward(inputs, self.rotary, UNMARKED)
+            return super().forward(inputs, self.rotary, NO_ATTENTION_INPUTS)
         x, numbers = inputs
         x = super().forward(x, self.rotary, self.documents.marks(numbers, x.dtype))
         return x if self.is_last else (x, numbers)
@@ -87,7 +94,9 @@ class Output(_Output, ColumnParallelLinear):
     """An output matrix of its own."""
 
     def __init__(self, config: ModelConfig, vocab_size: int, layout: Layout) -> None:
-        super().__init__(config.hidden_size, config.padded_vocab_size(vocab_size, layout.tensor.size), False, layout)
+        super().__init__(
+            config.hidden_size, config.padded_vocab_size(vocab_size, layout.tensor.size), False, layout
+        )
         self.vocab_size, self.layout = vocab_size, layout
 
 
@@ -103,7 +112,7 @@ def pipeline_layers(
     config: ModelConfig,
     vocab_size: int,
     layout: Layout = ONE_PROCESS_LAYOUT,
-    documents: Documents = ONE_DOCUMENT,
+    documents: DocumentMasking = NO_DOCUMENT_MASKING,
 ) -> list[PipelineLayer]:
     """Embedding, blocks, final norm, output: what GPT does with tokens [b, s], in its order.
 

@@ -49,7 +49,14 @@ def _shape(family: dict[str, Any], layers: int, hidden: int, heads: int, **field
 
 
 def _qwen25(
-    layers: int, hidden: int, heads: int, groups: int, ffn: int, tied: bool, positions: int, vocab: int = 151936
+    layers: int,
+    hidden: int,
+    heads: int,
+    groups: int,
+    ffn: int,
+    tied: bool,
+    positions: int,
+    vocab: int = 151936,
 ) -> dict[str, Any]:
     return _shape(
         _QWEN2, layers, hidden, heads, num_query_groups=groups, ffn_hidden_size=ffn, vocab_size=vocab,

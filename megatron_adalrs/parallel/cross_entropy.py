@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megatron_adalrs.parallel.topology import ONE_RANK, Axis
+from megatron_adalrs.distributed.process_mesh import ONE_RANK, MeshAxis
 
 CHUNK_ELEMENTS = 1 << 22
 
@@ -24,13 +24,13 @@ def linear_cross_entropy(
     weight: Tensor,
     targets: Tensor,
     vocab_size: int | None = None,
-    axis: Axis = ONE_RANK,
+    axis: MeshAxis = ONE_RANK,
     counted: Tensor | None = None,
 ) -> Tensor:
     """Mean cross entropy of the logits `hidden @ weight.T`, over the first `vocab_size` rows of the whole weight.
 
     Rows from `vocab_size` on are padding: they take no part in the softmax and their gradient is 0, so that the loss
-    does not depend on how far a grid pads the vocabulary.
+    does not depend on how far a mesh pads the vocabulary.
 
     Args:
         hidden: [tokens, hidden_size], any floating dtype, the same on each rank of the axis. Its gradient is that of
@@ -45,13 +45,21 @@ def linear_cross_entropy(
     """
     first = axis.rank * weight.shape[0]
     rows = weight.shape[0] if vocab_size is None else min(max(vocab_size - first, 0), weight.shape[0])
-    return _LinearCrossEntropy.apply(hidden, weight, targets - first if first else targets, rows, axis, counted)
+    return _LinearCrossEntropy.apply(
+        hidden, weight, targets - first if first else targets, rows, axis, counted
+    )
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int, axis: Axis, counted: Tensor | None
+        ctx,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        rows: int,
+        axis: MeshAxis,
+        counted: Tensor | None,
     ) -> Tensor:
         """`targets` count from this rank's first row; `rows`: those of `weight` that are no padding."""
         tokens, training = hidden.shape[0], any(ctx.needs_input_grad)
@@ -64,13 +72,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk_tokens = max(1, CHUNK_ELEMENTS // weight.shape[0])
         grad_hidden = torch.empty_like(hidden) if training else None
         # Several chunks add up in the weight's gradient: in float32, so that bfloat16 is rounded once, at the end.
-        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if training else None
+        grad_weight = (
+            torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if training else None
+        )
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for start in range(0, tokens, chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
             logits = (hidden[chunk] @ used.t()).float()  # [chunk, rows]
             ignored = None if counted is None else ~counted[chunk].unsqueeze(1)
-            loss, grad_logits = _cross_entropy(logits, targets[chunk], tokens // ctx.pending, axis, training, ignored)
+            loss, grad_logits = _cross_entropy(
+                logits, targets[chunk], tokens // ctx.pending, axis, training, ignored
+            )
             total += loss
             if training:
                 grad_logits = grad_logits.to(hidden.dtype)
@@ -87,7 +99,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_loss: Tensor):  # type: ignore[override]
         if ctx.gradients is None:
-            raise RuntimeError("linear_cross_entropy: its gradients were scaled in place by a first backward pass")
+            raise RuntimeError(
+                "linear_cross_entropy: its gradients were scaled in place by a first backward pass"
+            )
         grad_hidden, grad_weight = ctx.gradients
         ctx.gradients = None
         grad_loss = grad_loss / ctx.pending
@@ -95,7 +109,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _cross_entropy(
-    logits: Tensor, targets: Tensor, tokens: int, axis: Axis, training: bool, ignored: Tensor | None
+    logits: Tensor, targets: Tensor, tokens: int, axis: MeshAxis, training: bool, ignored: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """Sum of a chunk's losses, and that sum's gradient / `tokens` with respect to its logits [chunk, rows].
 

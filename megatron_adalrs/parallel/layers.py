@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megatron_adalrs.distributed.process_mesh import MeshAxis
 from megatron_adalrs.parallel.layout import ONE_PROCESS_LAYOUT, Layout
 from megatron_adalrs.parallel.mappings import copy, gather_sequence, reduce, reduce_scatter_sequence
-from megatron_adalrs.parallel.topology import Axis
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,9 @@ class Shard:
 
     def of(self, whole: Tensor) -> Tensor:
         """This rank's part of the whole parameter."""
-        parts = [block.chunk(self.count, self.dim)[self.index] for block in whole.split(self.blocks, self.dim)]
+        parts = [
+            block.chunk(self.count, self.dim)[self.index] for block in whole.split(self.blocks, self.dim)
+        ]
         return torch.cat(parts, self.dim)
 
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
@@ -48,7 +50,7 @@ class Shard:
         return torch.cat([piece for block in zip(*cut, strict=True) for piece in block], self.dim)
 
 
-def mark_shard(parameter: nn.Parameter | None, axis: Axis, dim: int, blocks: Sequence[int]) -> None:
+def mark_shard(parameter: nn.Parameter | None, axis: MeshAxis, dim: int, blocks: Sequence[int]) -> None:
     """Note on a parameter which part of the whole it is: `shard_of` reads it, and DeepSpeed `tensor_model_parallel`."""
     if parameter is not None and axis.size > 1:
         parameter.shard = Shard(dim, tuple(blocks), axis.rank, axis.size)  # type: ignore[attr-defined]
@@ -95,7 +97,9 @@ class RowParallelLinear(nn.Linear):
         in_features: of the whole layer; the axis divides it.
     """
 
-    def __init__(self, in_features: int, out_features: int, bias: bool, layout: Layout = ONE_PROCESS_LAYOUT) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool, layout: Layout = ONE_PROCESS_LAYOUT
+    ) -> None:
         axis = layout.tensor
         super().__init__(_divided(in_features, axis), out_features, bias=bias)
         self.axis, self.sequence_parallel = axis, layout.sequence_parallel
@@ -130,14 +134,16 @@ class VocabularyParallelEmbedding(nn.Embedding):
             return F.embedding(tokens, self.weight)
         rows = tokens - self.axis.rank * self.num_embeddings
         elsewhere = (rows < 0) | (rows >= self.num_embeddings)
-        partial = F.embedding(rows.masked_fill(elsewhere, 0), self.weight).masked_fill(elsewhere.unsqueeze(-1), 0.0)
+        partial = F.embedding(rows.masked_fill(elsewhere, 0), self.weight).masked_fill(
+            elsewhere.unsqueeze(-1), 0.0
+        )
         return (reduce_scatter_sequence if self.sequence_parallel else reduce)(partial, self.axis)
 
 
 class SequenceParallelLayerNorm(nn.LayerNorm):
     """LayerNorm on a part of the sequence: `copy` adds up the gradients that the ranks' parts give its parameters."""
 
-    def __init__(self, hidden_size: int, eps: float, axis: Axis) -> None:
+    def __init__(self, hidden_size: int, eps: float, axis: MeshAxis) -> None:
         super().__init__(hidden_size, eps=eps)
         self.axis = axis
 
@@ -149,7 +155,7 @@ class SequenceParallelLayerNorm(nn.LayerNorm):
 class SequenceParallelRMSNorm(nn.RMSNorm):
     """RMSNorm on a part of the sequence: `copy` adds up the gradients that the ranks' parts give its weight."""
 
-    def __init__(self, hidden_size: int, eps: float, axis: Axis) -> None:
+    def __init__(self, hidden_size: int, eps: float, axis: MeshAxis) -> None:
         super().__init__(hidden_size, eps=eps)
         self.axis = axis
 
@@ -157,6 +163,6 @@ class SequenceParallelRMSNorm(nn.RMSNorm):
         return F.rms_norm(x, self.normalized_shape, copy(self.weight, self.axis), self.eps)
 
 
-def _divided(size: int, axis: Axis) -> int:
+def _divided(size: int, axis: MeshAxis) -> int:
     assert size % axis.size == 0, f"{size} features on {axis.size} ranks: the configuration refuses that"
     return size // axis.size

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megatron_adalrs.parallel.topology import Axis
+from megatron_adalrs.distributed.process_mesh import MeshAxis
 
 
 @contextmanager
-def own_stream(axis: Axis) -> Iterator[None]:
+def own_stream(axis: MeshAxis) -> Iterator[None]:
     """Context in which each rank of the axis draws other random numbers, although all come in with the same stream.
 
     The seed inside is drawn from the shared stream: there is no state besides torch's own, which snapshots, checkpoints
@@ -32,7 +32,7 @@ def own_stream(axis: Axis) -> Iterator[None]:
         yield
 
 
-def dropout(x: Tensor, p: float, training: bool, axis: Axis) -> Tensor:
+def dropout(x: Tensor, p: float, training: bool, axis: MeshAxis) -> Tensor:
     """Dropout on an activation of which each rank of the axis holds another part."""
     if not p or not training:
         return x

@@ -11,10 +11,10 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import ArrayLike, NDArray
 
+from megatron_adalrs.metrics.records import Decision
+from megatron_adalrs.metrics.run_log import RunLog
 from megatron_adalrs.report import text
 from megatron_adalrs.report.series import thin
-from megatron_adalrs.run_log import RunLog
-from megatron_adalrs.run_records import Decision
 
 RUN_COLORS = ("#3b7dd8", "#e0812b", "#2a9d78", "#b65fb0", "#8a7a2d", "#d0506e", "#4aa3b5", "#7b6fd0")
 _EVENT_MARKS = {
@@ -24,9 +24,9 @@ _EVENT_MARKS = {
     "neutral": ("#8b8f98", "diamond"),
     "interrupted": ("#b08a2e", "square"),
     "scaled_down": ("#e0812b", "triangle-down"),
-    "bad_number_skipped": ("#c2377a", "cross"),
-    "bad_number_rewound": ("#c2377a", "triangle-left"),
-    "bad_number_stopped": ("#c2377a", "hexagram"),
+    "loss_guard_skipped": ("#c2377a", "cross"),
+    "loss_guard_rewound": ("#c2377a", "triangle-left"),
+    "loss_guard_stopped": ("#c2377a", "hexagram"),
     "search_ended": ("#6f7bd9", "star"),
     "window": ("#5b9bd5", "circle"),
     "trial_started": ("#5b9bd5", "circle"),

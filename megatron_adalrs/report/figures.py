@@ -10,6 +10,8 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from megatron_adalrs.metrics.records import Decision
+from megatron_adalrs.metrics.run_log import RunLog, Trial
 from megatron_adalrs.report import text
 from megatron_adalrs.report.drawing import (
     RUN_COLORS,
@@ -24,8 +26,6 @@ from megatron_adalrs.report.drawing import (
     undone,
 )
 from megatron_adalrs.report.series import running_mean, smoothing_window
-from megatron_adalrs.run_log import RunLog, Trial
-from megatron_adalrs.run_records import Decision
 
 _UNDONE_COLOR = event_color("failed")
 _DISCARDED = {
@@ -34,8 +34,8 @@ _DISCARDED = {
     "aborted": "aborted",
     "interrupted": "interrupted",
     "controls of accepted trials": "accepted",
-    "skipped for bad numbers": "bad_number_skipped",
-    "rewound for bad numbers": "bad_number_rewound",
+    "skipped for bad numbers": "loss_guard_skipped",
+    "rewound for bad numbers": "loss_guard_rewound",
 }
 """Discarded steps by the event that discarded them."""
 _CORPUS_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
@@ -73,7 +73,9 @@ def _loss(runs: Sequence[Run]) -> Plot:
     figure.update_layout(shapes=shapes)
     _limit_loss_axis(figure, runs)
 
-    caption = "Thin line: every step; thick: running mean; circles: validation. Double-click shows the whole range."
+    caption = (
+        "Thin line: every step; thick: running mean; circles: validation. Double-click shows the whole range."
+    )
     if shapes:
         caption += " Shaded: AdaLRS trials, from their snapshot on; dotted: the losses of those undone."
     return Plot("loss", "Loss", caption, figure, note)
@@ -152,7 +154,9 @@ def _add_decisions(figure: go.Figure, run: Run, alone: bool) -> None:
     for event in dict.fromkeys(decision.event for decision in marked):
         decisions = [decision for decision in marked if decision.event == event]
         steps = [decision.step for decision in decisions]
-        event_markers(figure, run, event, steps, np.interp(steps, train.step[drawn], curve), decisions, alone=alone)
+        event_markers(
+            figure, run, event, steps, np.interp(steps, train.step[drawn], curve), decisions, alone=alone
+        )
 
 
 def _shading(trial: Trial, color: str) -> dict[str, object]:
@@ -188,7 +192,9 @@ def _non_finite_note(runs: Sequence[Run]) -> str:
         if bad:
             which = f"{run.name}: " if len(runs) > 1 else ""
             verb = "was" if bad == 1 else "were"
-            notes.append(f"{which}{bad:,} of {loss.size:,} losses {verb} not finite (NaN or infinity) and not drawn.")
+            notes.append(
+                f"{which}{bad:,} of {loss.size:,} losses {verb} not finite (NaN or infinity) and not drawn."
+            )
     return " ".join(notes)
 
 
@@ -234,9 +240,7 @@ def _gains(runs: Sequence[Run]) -> Plot:
             if decision.gain is not None and np.isfinite(decision.gain)
         ]
         _add_measured(figure, run, judged, alone=len(runs) == 1)
-    caption = (
-        "Loss of the control minus loss of the trial, on the same batches; bars: ± 2 standard errors; colour: verdict."
-    )
+    caption = "Loss of the control minus loss of the trial, on the same batches; bars: ± 2 standard errors; colour: verdict."
     return Plot("velocity", "Gain of the trials", caption, figure)
 
 
@@ -246,8 +250,12 @@ def _velocity(runs: Sequence[Run]) -> Plot:
     for run in runs:
         _add_measured(figure, run, _measured_windows(run.log), alone=len(runs) == 1, unit=1e3)
     if not figure.data:
-        return Plot("velocity", title, note="No window was measured: AdaLRS was off, or its search had not begun.")
-    caption = "Minus the least-squares slope of the loss over a window; bars: ± 2 standard errors; colour: verdict."
+        return Plot(
+            "velocity", title, note="No window was measured: AdaLRS was off, or its search had not begun."
+        )
+    caption = (
+        "Minus the least-squares slope of the loss over a window; bars: ± 2 standard errors; colour: verdict."
+    )
     return Plot("velocity", title, caption, figure)
 
 
@@ -261,7 +269,9 @@ class Measured(NamedTuple):
     decision: Decision
 
 
-def _add_measured(figure: go.Figure, run: Run, measured: list[Measured], *, alone: bool, unit: float = 1.0) -> None:
+def _add_measured(
+    figure: go.Figure, run: Run, measured: list[Measured], *, alone: bool, unit: float = 1.0
+) -> None:
     """Markers with bars of two standard errors, one trace an event; values are multiplied by `unit`."""
     for event in dict.fromkeys(entry.event for entry in measured):
         entries = [entry for entry in measured if entry.event == event]
@@ -310,7 +320,9 @@ def _discarded(runs: Sequence[Run]) -> Plot:
                 y=[escape(run.name) for run in runs],
                 orientation="h",
                 name=part,
-                marker={"color": RUN_COLORS[0] if part == "kept" else event_color(_DISCARDED.get(part, part))},
+                marker={
+                    "color": RUN_COLORS[0] if part == "kept" else event_color(_DISCARDED.get(part, part))
+                },
                 customdata=[text.share(step, total) for step, total in zip(steps, whole, strict=True)],
                 hovertemplate=f"{part}: %{{x:,}} steps (%{{customdata}})<extra>%{{y}}</extra>",
             )

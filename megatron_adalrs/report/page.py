@@ -18,12 +18,12 @@ import plotly.offline
 from markupsafe import Markup
 
 from megatron_adalrs import __version__
+from megatron_adalrs.metrics.records import Decision
+from megatron_adalrs.metrics.run_log import RunLog, read_run
 from megatron_adalrs.report import text
 from megatron_adalrs.report.drawing import RUN_COLORS, Run, event_color, event_name
 from megatron_adalrs.report.figures import Plot, all_plots
 from megatron_adalrs.report.summary import headline
-from megatron_adalrs.run_log import RunLog, read_run
-from megatron_adalrs.run_records import Decision
 
 
 def write_report(
@@ -51,7 +51,8 @@ def write_report(
     logs = [read_run(path) for path in paths]
     names = _names(paths)
     runs = [
-        Run(name, RUN_COLORS[i % len(RUN_COLORS)], log) for i, (name, log) in enumerate(zip(names, logs, strict=True))
+        Run(name, RUN_COLORS[i % len(RUN_COLORS)], log)
+        for i, (name, log) in enumerate(zip(names, logs, strict=True))
     ]
     output = paths[0] / "report.html" if output is None else Path(output)
     page = _render(runs, title or " · ".join(names), output)

@@ -10,8 +10,8 @@ from typing import Literal
 
 import numpy as np
 
+from megatron_adalrs.metrics.run_log import RunLog
 from megatron_adalrs.report import text
-from megatron_adalrs.run_log import RunLog
 
 Comparison = Literal["difference", "ratio", "percent"]
 VERDICT_ORDER = ("accepted", "failed", "aborted", "neutral", "interrupted", "running")
@@ -115,7 +115,9 @@ def _learning_rate(run: RunLog) -> Figure | None:
         return Figure(f"× {run.scale:.4g}", "of the initial rate", run.scale)
     if not run.decisions:
         return Figure(text.scientific(lr), "as given: no AdaLRS decision", lr)
-    return Figure(text.scientific(lr * run.scale), f"{text.scientific(lr)} given × {run.scale:.4g}", lr * run.scale)
+    return Figure(
+        text.scientific(lr * run.scale), f"{text.scientific(lr)} given × {run.scale:.4g}", lr * run.scale
+    )
 
 
 def _trials(run: RunLog) -> Figure | None:
@@ -178,7 +180,11 @@ def _throughput(run: RunLog) -> Figure | None:
 
 def _memory(run: RunLog) -> Figure | None:
     finite = run.train.memory_bytes[np.isfinite(run.train.memory_bytes)]
-    return Figure(text.quantity(float(finite.max()), "B"), "largest seen", float(finite.max())) if finite.size else None
+    return (
+        Figure(text.quantity(float(finite.max()), "B"), "largest seen", float(finite.max()))
+        if finite.size
+        else None
+    )
 
 
 def _median(values: np.ndarray) -> float | None:

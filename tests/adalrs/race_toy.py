@@ -32,7 +32,9 @@ class Weights:
         return Weights(self.step + 1, self.level * (1 - speed), damaged, (*self.path, scale))
 
     def loss(self, scale: float) -> float:
-        return self.level + 0.01 * math.log(scale) + NOISE[self.step]  # a higher rate looks worse while it lasts
+        return (
+            self.level + 0.01 * math.log(scale) + NOISE[self.step]
+        )  # a higher rate looks worse while it lasts
 
 
 @dataclass
@@ -48,17 +50,17 @@ class Run:
     snapshots: dict[str, Weights] = field(default_factory=dict)
 
     def train(self, until: Callable[[Run], bool] = lambda run: False) -> Run:
-        self.carry_out(self.controller.resume())
-        while self.weights.step + self.controller.ahead < N and not until(self):
+        self.apply_decision(self.controller.resume())
+        while self.weights.step + self.controller.schedule_offset < N and not until(self):
             scale = self.controller.scale
             trained = self.weights.trained(scale, self.best)
             loss = self.told(self.weights, scale)
             self.weights = trained
             self.executed += 1
-            self.carry_out(self.controller.observe(loss))
+            self.apply_decision(self.controller.observe(loss))
         return self
 
-    def carry_out(self, decision: Decision) -> None:
+    def apply_decision(self, decision: Decision) -> None:
         if decision.event is None:
             return
         self.decisions.append(decision)

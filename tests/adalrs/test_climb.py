@@ -18,10 +18,16 @@ def test_a_rate_far_too_small_is_raised_right_after_the_warm_up() -> None:
     assert [decision.scale_after for decision in climbs] == pytest.approx([3.0, 9.0, 27.0])
     plan = run.controller.plan
     first, last = plan.climb_start, plan.climb_start + 3 * plan.climb_steps
-    assert [decision.step for decision in climbs] == list(range(first + plan.climb_steps, last + 1, plan.climb_steps))
-    assert run.executed - run.weights.step == 4 * plan.climb_steps  # three controls and the trial that was lost
+    assert [decision.step for decision in climbs] == list(
+        range(first + plan.climb_steps, last + 1, plan.climb_steps)
+    )
+    assert (
+        run.executed - run.weights.step == 4 * plan.climb_steps
+    )  # three controls and the trial that was lost
     after = plan.search_start - last - plan.climb_steps
-    assert run.weights.path[last:] == pytest.approx((27.0,) * plan.climb_steps + (27.0 * math.sqrt(3.0),) * after)
+    assert run.weights.path[last:] == pytest.approx(
+        (27.0,) * plan.climb_steps + (27.0 * math.sqrt(3.0),) * after
+    )
     assert climbs[0].gain > climbs[0].threshold > 0.1 * 0.02
 
 
@@ -31,12 +37,16 @@ def test_once_the_climb_has_raised_the_rate_it_ends_above_or_between(share: floa
     needed = 0.05  # 1 % of the 5 that the loss falls by before any race
 
     def told(weights: Weights, scale: float) -> float:
-        gained = (1.0 if scale > 1 else 0.0) + (share * needed + 0.2 * (-1) ** weights.step if scale > 3 else 0.0)
+        gained = (1.0 if scale > 1 else 0.0) + (
+            share * needed + 0.2 * (-1) ** weights.step if scale > 3 else 0.0
+        )
         return 10.0 - 5.0 * (weights.step >= 8) - gained
 
     run = start(30.0, told).train(lambda run: run.weights.step == run.controller.plan.search_start)
     races = [decision for decision in run.decisions if decision.event in (Event.ACCEPTED, Event.FAILED)]
-    assert races[0].threshold == pytest.approx(needed) and races[1].threshold == pytest.approx(0.4 * 0.01 * 6.0)
+    assert races[0].threshold == pytest.approx(needed) and races[1].threshold == pytest.approx(
+        0.4 * 0.01 * 6.0
+    )
     assert 0 < races[1].gain < 2.5 * races[1].gain_error
     assert races[1].scale_after == pytest.approx(scale)
 
@@ -44,7 +54,13 @@ def test_once_the_climb_has_raised_the_rate_it_ends_above_or_between(share: floa
 def test_a_climb_whose_last_trial_was_worse_for_sure_stays_where_it_was() -> None:
     def told(weights: Weights, scale: float) -> float:
         batch = 0.5 * NOISE[weights.step] / 0.05
-        return 10.0 - 5.0 * (weights.step >= 8) - (1.0 if scale > 1 else 0.0) + (0.1 if scale > 3 else 0.0) + batch
+        return (
+            10.0
+            - 5.0 * (weights.step >= 8)
+            - (1.0 if scale > 1 else 0.0)
+            + (0.1 if scale > 3 else 0.0)
+            + batch
+        )
 
     run = start(30.0, told).train(lambda run: run.weights.step == run.controller.plan.search_start)
     lost = next(decision for decision in run.decisions if decision.event is Event.FAILED)
@@ -63,14 +79,18 @@ def test_a_climb_leaves_a_rate_that_is_not_far_too_small() -> None:
 
 def test_a_lost_climb_leaves_a_full_race_whatever_the_factor() -> None:
     run = start(best=1.0, alpha=2.0).train()
-    up = [decision.scale_before for decision in run.decisions if decision.event in (Event.FAILED, Event.ABORTED)]
+    up = [
+        decision.scale_before for decision in run.decisions if decision.event in (Event.FAILED, Event.ABORTED)
+    ]
     assert [scale for scale in up if scale > 1] == [2.0, 2.0]
 
 
 def test_without_room_before_the_races_there_is_no_climb() -> None:
     plan = AdaLRSSettings(mode="robust").resolve(2000, 180)
     assert (plan.most_climbs, plan.climb_start) == (0, 180)
-    assert "climb" not in str(plan) and "climb" not in str(AdaLRSSettings(mode="robust", climb=False).resolve(2000))
+    assert "climb" not in str(plan) and "climb" not in str(
+        AdaLRSSettings(mode="robust", climb=False).resolve(2000)
+    )
     run = start(30.0, far_below, climb=False).train(lambda run: run.weights.step == 100)
     assert run.executed == 100
 
@@ -80,7 +100,7 @@ def test_half_way_survives_an_interruption(cut: int) -> None:
     """In the race before the one that ends the climb, in that one, after it, and in the next."""
     whole = start(30.0, far_below, climb_gain=0.1).train()
     run = start(30.0, far_below, climb_gain=0.1).train(lambda run: run.executed == cut)
-    run.carry_out(run.controller.interrupt())
+    run.apply_decision(run.controller.interrupt())
     again = run.restarted().train()
     assert 27.0 * math.sqrt(3.0) in [pytest.approx(scale) for scale in whole.weights.path]
     assert again.weights == whole.weights and again.controller.scale == whole.controller.scale

@@ -154,7 +154,7 @@ def test_without_backtracking_a_run_may_be_saved_within_a_trial():
     run = Run(backtrack=False)
     run.until_trial()
     run.descend(2.0, 2)
-    assert not run.controller.undecided
+    assert not run.controller.has_pending_rollback
     assert run.controller.interrupt().event is None
     resumed = make(backtrack=False)
     resumed.load_state_dict(json.loads(json.dumps(run.controller.state_dict())))

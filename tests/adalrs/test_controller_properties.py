@@ -80,11 +80,11 @@ class Trainer:
         for _ in range(steps):
             loss, applied = self.losses(self.step, self.scale)
             self.step += 1
-            self.carry_out(self.controller.observe(loss, applied))
+            self.apply_decision(self.controller.observe(loss, applied))
             if save:
                 self.move_to_a_new_process()
 
-    def carry_out(self, decision: Decision) -> None:
+    def apply_decision(self, decision: Decision) -> None:
         assert decision.scale_before == self.scale
         if decision.restore:
             step, scale = self.snapshots[decision.restore]
@@ -111,14 +111,14 @@ class Trainer:
 
     def interrupt_and_resume(self) -> None:
         was_in_trial = self.controller.phase == "trial"
-        self.carry_out(self.controller.interrupt())
+        self.apply_decision(self.controller.interrupt())
         self.move_to_a_new_process()
         self.snapshots.clear()
         decision = self.controller.resume()
         assert (decision.capture is not None) == was_in_trial
         if was_in_trial:
             self.scale = decision.scale_before
-            self.carry_out(decision)
+            self.apply_decision(decision)
 
     def without_interruptions(self) -> list[Decision]:
         """The decisions, less each interruption and the restart after it."""
@@ -169,7 +169,7 @@ def test_every_sequence_of_decisions_is_legal(search, losses):
     assert not trainer.snapshots
     discarded = sum(decision.discarded_steps for decision in trainer.decisions)
     assert discarded <= options.discarded_limit * plan.train_iters
-    assert trainer.controller.ahead == (discarded if options.budget == "total" else 0)
+    assert trainer.controller.schedule_offset == (discarded if options.budget == "total" else 0)
 
 
 @given(searches(), landscapes)

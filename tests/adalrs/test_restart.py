@@ -42,7 +42,9 @@ def test_an_early_restart_that_is_lost_but_not_by_far_is_tried_again(behind: flo
     def told(weights: Weights, scale: float) -> float:
         is_new = weights.path[:1] < (1.0,)
         off = (behind if weights.step < 36 else -0.5) if is_new else 0.0
-        return 5.0 - 0.06 * min(weights.step, 50) + off + (0.3 if scale > 1 else 0.0) + 0.1 * NOISE[weights.step]
+        return (
+            5.0 - 0.06 * min(weights.step, 50) + off + (0.3 if scale > 1 else 0.0) + 0.1 * NOISE[weights.step]
+        )
 
     run = start(1.0, told).train()
     new_runs = [decision.step for decision in run.decisions if decision.restore == "initial"]
@@ -71,7 +73,13 @@ def test_the_initial_weights_are_kept_as_long_as_the_budget_may_allow_a_restart(
     """A trial that ends early leaves more of it than one that was to be run to its end."""
 
     def told(weights: Weights, scale: float) -> float:
-        return 5.0 - 0.03 * min(weights.step, 30) - 0.005 * weights.step + 0.1 * NOISE[weights.step] + 3 * (scale > 1)
+        return (
+            5.0
+            - 0.03 * min(weights.step, 30)
+            - 0.005 * weights.step
+            + 0.1 * NOISE[weights.step]
+            + 3 * (scale > 1)
+        )
 
     run = start(1.0, told, max_discarded=share).train()
     assert run.controller.phase == "done" and run.executed - N <= share * N
@@ -86,7 +94,9 @@ def test_a_climb_that_shows_nothing_leaves_the_first_word_to_a_full_race() -> No
 
 
 def test_a_rate_that_was_raised_is_not_restarted_at_a_lower_one() -> None:
-    run = start(30.0, far_below).train(lambda run: run.controller.scale > 1 and run.controller.phase == "control")
+    run = start(30.0, far_below).train(
+        lambda run: run.controller.scale > 1 and run.controller.phase == "control"
+    )
     assert not run.controller.needs_initial
     run.train()
     assert not any(decision.restore == "initial" for decision in run.decisions)
@@ -110,5 +120,7 @@ def test_a_lost_restart_goes_back_to_the_control() -> None:
 @pytest.mark.parametrize("values", [{"min_scale": 1.0}, {"max_discarded": 0.15}], ids=str)
 def test_no_initial_weights_are_kept_where_no_restart_may_come(values: dict[str, float]) -> None:
     run = start(best=0.1, **values).train()
-    assert not any(decision.capture == "initial" for decision in run.decisions) and min(run.weights.path) == 1.0
+    assert (
+        not any(decision.capture == "initial" for decision in run.decisions) and min(run.weights.path) == 1.0
+    )
     assert any(decision.capture == "initial" for decision in start(best=0.1).train().decisions)

@@ -81,11 +81,11 @@ def test_verdicts_do_not_depend_on_the_unit_of_the_loss(best: float, factor: flo
 def test_nothing_is_left_to_undo_where_a_checkpoint_may_be_saved() -> None:
     run = start(best=9.0, climb=False)
     run.train(lambda run: run.controller.phase == "trial")
-    assert run.controller.undecided
+    assert run.controller.has_pending_rollback
     with pytest.raises(RuntimeError, match=r"call interrupt\(\) first"):
         run.restarted().train()
-    run.carry_out(run.controller.interrupt())
-    assert not run.controller.undecided and run.weights.step == run.controller.plan.search_start
+    run.apply_decision(run.controller.interrupt())
+    assert not run.controller.has_pending_rollback and run.weights.step == run.controller.plan.search_start
 
 
 @pytest.mark.parametrize("best", [0.1, 1.0, 9.0])
@@ -112,11 +112,11 @@ def test_interrupting_and_resuming_anywhere_changes_nothing(
     for cut in cuts:
         ends_at = run.executed + cut
         run.train(lambda run, ends_at=ends_at: run.executed >= ends_at)
-        run.carry_out(run.controller.interrupt())
+        run.apply_decision(run.controller.interrupt())
         run = run.restarted()
     run.train()
     assert run.weights == whole.weights and run.controller.scale == whole.controller.scale
-    assert run.controller.ahead == whole.controller.ahead
+    assert run.controller.schedule_offset == whole.controller.schedule_offset
     assert run.executed - run.weights.step == sum(decision.discarded_steps for decision in run.decisions)
 
 
@@ -143,12 +143,12 @@ def test_with_the_total_budget_a_run_ends_when_so_many_steps_were_executed(
         run.train(lambda run, ends_at=ends_at: run.executed >= ends_at)
         decision = run.controller.interrupt()
         repeated += decision.discarded_steps
-        run.carry_out(decision)
+        run.apply_decision(decision)
         run = run.restarted()
     run.train()
-    assert run.controller.phase == "done" and not run.controller.undecided
-    assert run.weights.step + run.controller.ahead == N
-    assert run.controller.ahead <= (0.5 if share is None else share) * N
+    assert run.controller.phase == "done" and not run.controller.has_pending_rollback
+    assert run.weights.step + run.controller.schedule_offset == N
+    assert run.controller.schedule_offset <= (0.5 if share is None else share) * N
     if not cuts:
         assert run.executed == N
     assert run.executed - run.weights.step == sum(decision.discarded_steps for decision in run.decisions)
@@ -161,7 +161,7 @@ def test_both_arms_are_at_the_same_point_of_the_schedule() -> None:
 
     def told(weights: Weights, scale: float) -> float:
         arm = run.controller.phase + str(len([1 for d in run.decisions if d.discarded_steps]))
-        places.setdefault(arm, []).append((weights.step, weights.step + run.controller.ahead))
+        places.setdefault(arm, []).append((weights.step, weights.step + run.controller.schedule_offset))
         return weights.loss(scale)
 
     run.told = told
@@ -171,7 +171,12 @@ def test_both_arms_are_at_the_same_point_of_the_schedule() -> None:
     for arm in races:
         control = places["control" + arm.removeprefix("trial")]
         assert places[arm] == control[: len(places[arm])]
-    whole = [place for arm, steps in places.items() if not arm.startswith(("trial", "restart")) for _, place in steps]
+    whole = [
+        place
+        for arm, steps in places.items()
+        if not arm.startswith(("trial", "restart"))
+        for _, place in steps
+    ]
     assert whole == sorted(set(whole)) and whole[-1] == N - 1
 
 

@@ -11,7 +11,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from megatron_adalrs.adalrs import AdaLRSSettings, Controller, Decision, Event, build_controller
-from megatron_adalrs.adalrs.rehearsal import carry_out
+from megatron_adalrs.analysis.rehearsal import apply_decision
 
 NO_LOSS = (math.nan, math.inf, -math.inf, 1.7e308, -1.7e308, 1e101)
 
@@ -85,7 +85,7 @@ class Trainer:
 
     def run(self, steps: int, saved_at: frozenset[int] = frozenset()) -> None:
         self.take(self.controller.resume())
-        while self.state[0] + self.controller.ahead < steps:
+        while self.state[0] + self.controller.schedule_offset < steps:
             step, past = self.state
             scale = self.controller.scale
             loss, applied = self.losses(step, past, scale)
@@ -97,7 +97,7 @@ class Trainer:
     def take(self, decision: Decision) -> None:
         if decision.event is not None:
             assert decision.reason and decision.discarded_steps >= 0
-            self.state = carry_out(decision, self.state, self.snapshots)  # KeyError: no such snapshot
+            self.state = apply_decision(decision, self.state, self.snapshots)  # KeyError: no such snapshot
             assert decision.step == self.state[0]
             self.decisions.append(decision)
             if not self.controller.needs_initial:
@@ -127,11 +127,11 @@ def test_every_sequence_of_decisions_is_legal(search, losses):
             assert decision.step <= plan.search_end + 1
     assert [decision.event for decision in trainer.decisions].count(Event.SEARCH_ENDED) == 1
     assert trainer.decisions[-1].event is Event.SEARCH_ENDED
-    assert trainer.controller.phase == "done" and not trainer.controller.undecided
+    assert trainer.controller.phase == "done" and not trainer.controller.has_pending_rollback
     discarded = sum(decision.discarded_steps for decision in trainer.decisions)
     assert discarded == trainer.executed - trainer.state[0]
     assert discarded <= options.discarded_limit * steps
-    assert trainer.controller.ahead == (discarded if options.budget == "total" else 0)
+    assert trainer.controller.schedule_offset == (discarded if options.budget == "total" else 0)
 
 
 @given(searches(), landscapes, st.frozensets(st.integers(1, 900), max_size=6))

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from megatron_adalrs.adalrs.plans import SearchPlan
+from megatron_adalrs.adalrs.search_plan import SearchPlan
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
 
 
@@ -77,7 +77,9 @@ def test_a_watch_before_step_0_is_rejected_with_the_arithmetic():
 def test_a_watch_inside_the_warm_up_is_rejected_with_the_arithmetic():
     settings = AdaLRSSettings(window=50)
     assert settings.resolve(2000, warmup_iters=100).watch_start == 100
-    with pytest.raises(ValueError, match=r"begins at step 100, inside the warm-up of 101 steps.*search_start"):
+    with pytest.raises(
+        ValueError, match=r"begins at step 100, inside the warm-up of 101 steps.*search_start"
+    ):
         settings.resolve(2000, warmup_iters=101)
 
 

@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from megatron_adalrs.arguments import config_from_values
-from megatron_adalrs.build import build_trainer
 from megatron_adalrs.checkpoint import Places, find_checkpoint, find_damage, save_checkpoint
 from megatron_adalrs.checkpoint.load import checkpoints_in, step_of
 from megatron_adalrs.checkpoint.manifest import sha256, write_manifest
 from megatron_adalrs.checkpoint.save import remove_old
-from megatron_adalrs.run_log import read_run
+from megatron_adalrs.commands.arguments import config_from_values
+from megatron_adalrs.metrics.run_log import read_run
+from megatron_adalrs.training.build import build_trainer
 from tests.data.corpora import counting_corpus
-from tests.distributed import runs
-from tests.distributed.ranks import Ranks
+from tests.helpers import runs
+from tests.helpers.ranks import Ranks
 
 
 def fake(save: Path, step: int, of: str = "a run") -> Path:
@@ -30,7 +30,9 @@ def fake(save: Path, step: int, of: str = "a run") -> Path:
     (checkpoint / "engine").mkdir(parents=True)
     for name in ("state.json", "random_00000.json", "engine/weights.pt"):
         (checkpoint / name).write_text(f'{{"{name}": {step}, "of": "{of}"}}')
-    write_manifest(checkpoint, {name: sha256(checkpoint / name) for name in files_of(checkpoint)}, {"step": step})
+    write_manifest(
+        checkpoint, {name: sha256(checkpoint / name) for name in files_of(checkpoint)}, {"step": step}
+    )
     return checkpoint
 
 
@@ -71,9 +73,15 @@ def rewrite_manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path]
         (lambda c: (c / "manifest.json").unlink(), "manifest.json is missing or unreadable"),
         (lambda c: (c / "manifest.json").write_text("{"), "manifest.json is missing or unreadable"),
         (lambda c: (c / "manifest.json").write_text("[]"), "manifest.json is missing or unreadable"),
-        (rewrite_manifest(lambda m: m.update(format=99)), "manifest.json has format 99, this version reads 2"),
+        (
+            rewrite_manifest(lambda m: m.update(format=99)),
+            "manifest.json has format 99, this version reads 2",
+        ),
         (rewrite_manifest(lambda m: m["files"].update(x={"size": 1, "sha256": "0" * 64})), "x is missing"),
-        (lambda c: (c / "state.json").write_text('{"state.json": 2, "of": "a run"}'), "state.json has SHA-256"),
+        (
+            lambda c: (c / "state.json").write_text('{"state.json": 2, "of": "a run"}'),
+            "state.json has SHA-256",
+        ),
         (lambda c: copy_manifest(fake(c.parent / "other", 1, of="b run"), c), "has SHA-256"),
         (lambda c: copy_manifest(fake(c.parent, 2), c), "manifest.json is of step 2"),
     ],
@@ -121,11 +129,11 @@ def test_old_checkpoints_are_removed_and_milestones_kept(tmp_path: Path) -> None
 
 
 def saved_twice(folder: str) -> list[list[str]]:
-    config, grid, engine = runs.start({})
+    config, mesh, engine = runs.start({})
     found = []
     for step in (1, 2, 2):
-        engine.train_batch(runs.micro_batches(config, grid, step))
-        save_checkpoint(engine, grid, Places(Path(folder), keep_last=1), step, {"config": config.to_flat()})
+        engine.train_batch(runs.micro_batches(config, mesh, step))
+        save_checkpoint(engine, mesh, Places(Path(folder), keep_last=1), step, {"config": config.to_flat()})
         found.append(sorted(path.name for path in Path(folder).iterdir()))
     return found
 
@@ -138,7 +146,7 @@ def test_what_is_published_is_whole_and_nothing_else_is_left(two_ranks: Ranks, t
     assert find_damage(checkpoint, hashes=True) is None
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     assert sorted(manifest["files"]) == [name for name in files_of(checkpoint) if name != "manifest.json"]
-    assert manifest["step"] == 2 and manifest["grid"]["data"] == 2
+    assert manifest["step"] == 2 and manifest["mesh"]["data"] == 2
     assert (tmp_path / "latest").read_text() == "iter_0000002\n"
 
 
@@ -172,12 +180,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return counting_corpus(tmp_path_factory.mktemp("data") / "counting")
 
 
-def test_a_job_that_is_put_back_in_the_queue_goes_on_by_itself(one_rank: Ranks, data: Path, tmp_path: Path) -> None:
+def test_a_job_that_is_put_back_in_the_queue_goes_on_by_itself(
+    one_rank: Ranks, data: Path, tmp_path: Path
+) -> None:
     assert one_rank.run(trained, values(data, tmp_path / "whole")) == [0]
     job = values(data, tmp_path / "job", auto_resume=True, exit_interval=10)
     assert [one_rank.run(trained, job)[0] for _ in range(3)] == [143, 143, 0]
     assert losses(tmp_path / "job") == losses(tmp_path / "whole")
-    assert [event.event for event in read_run(tmp_path / "job").events if event.event == "resume"] == ["resume"] * 2
+    assert [event.event for event in read_run(tmp_path / "job").events if event.event == "resume"] == [
+        "resume"
+    ] * 2
 
 
 def test_a_job_ends_when_its_time_is_over(one_rank: Ranks, data: Path, tmp_path: Path) -> None:
@@ -206,7 +218,9 @@ def test_a_save_that_fails_costs_neither_the_run_nor_the_last_checkpoint(
 
 def test_a_job_without_a_place_cannot_resume_by_itself() -> None:
     with pytest.raises(ValueError, match="auto_resume: needs run_dir"):
-        config_from_values({k: v for k, v in values(Path("x"), Path("y"), auto_resume=True).items() if k != "run_dir"})
+        config_from_values(
+            {k: v for k, v in values(Path("x"), Path("y"), auto_resume=True).items() if k != "run_dir"}
+        )
 
 
 def test_a_job_whose_checkpoints_are_all_damaged_does_not_start_afresh(
@@ -254,5 +268,7 @@ def test_a_writer_that_fails_beside_the_training_stops_the_run_with_its_reason(
     assert one_rank.run(trained, again, size // 2) == [1]
     last = read_run(run).events[-1]
     assert last.event == "stopped"
-    assert re.search(r"stopped at step \d+: the checkpoint of step 15 could not be written: cannot write", last.message)
+    assert re.search(
+        r"stopped at step \d+: the checkpoint of step 15 could not be written: cannot write", last.message
+    )
     assert find_checkpoint(run).name == "iter_0000010"

@@ -18,12 +18,14 @@ from megatron_adalrs.checkpoint import find_checkpoint, find_damage, read_state,
 from megatron_adalrs.checkpoint.load import _read_random, checkpoints_in
 from megatron_adalrs.checkpoint.manifest import sha256, write_manifest
 from megatron_adalrs.checkpoint.save import _begin, _publish
-from megatron_adalrs.random_state import random_state, seed_everything
-from megatron_adalrs.train_state import TrainState
+from megatron_adalrs.snapshot.rng_state import random_state, seed_everything
+from megatron_adalrs.training.train_state import TrainState
 from tests.checkpoint.test_checkpoint import fake, files_of, rewrite_manifest
 from tests.mutations import bytes_like, mutated
 
-FUZZING = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZING = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 ENTRY = {"size": 1, "sha256": "0" * 64}
 
 
@@ -101,8 +103,8 @@ def test_a_damaged_metadata_file_is_never_taken_for_a_sound_one(tmp_path: Path, 
 
 def states() -> dict[str, Any]:
     return {
-        "progress": {"step": 3, "consumed_samples": 12, "total_steps": 3, "passed_over": [[4, 8]]},
-        "controller": {"mode": "fixed", "step": 3}, "bad_numbers": {}, "identity": {"vocab_size": 50},
+        "progress": {"step": 3, "consumed_samples": 12, "total_steps": 3, "skipped_samples": [[4, 8]]},
+        "controller": {"mode": "fixed", "step": 3}, "loss_guard": {}, "identity": {"vocab_size": 50},
         "config": {"seed": 1}, "world_size": 2,
     }  # fmt: skip
 
@@ -118,8 +120,8 @@ def states() -> dict[str, Any]:
         ({"progress": {"step": -3}}, "progress.step is -3"),
         ({"progress": {"step": True}}, "progress.step is True"),
         ({"progress": {"snapshot_seconds": float("nan")}}, "progress.snapshot_seconds is nan"),
-        ({"progress": {"passed_over": [[8, 4]]}}, r"progress.passed_over is \[\[8, 4\]\]"),
-        ({"progress": {"passed_over": [3]}}, r"progress.passed_over is \[3\]"),
+        ({"progress": {"skipped_samples": [[8, 4]]}}, r"progress.skipped_samples is \[\[8, 4\]\]"),
+        ({"progress": {"skipped_samples": [3]}}, r"progress.skipped_samples is \[3\]"),
         ({"progress": {"leaps": 1}}, "progress has 'leaps', which this version does not know"),
     ],
 )
@@ -158,7 +160,9 @@ def test_damaged_random_streams_are_refused_and_touch_none(tmp_path: Path, data:
     saved = json.loads(before)
     name = data.draw(st.sampled_from(["python", "numpy", "torch"]))
     place = data.draw(st.sampled_from([None, 0, 1, 2, "inner"]))
-    strange = data.draw(st.sampled_from([None, -1, 10**30, 2**31, "x", [], {}, 1.5, float("nan"), [1] * 700, "00" * 9]))
+    strange = data.draw(
+        st.sampled_from([None, -1, 10**30, 2**31, "x", [], {}, 1.5, float("nan"), [1] * 700, "00" * 9])
+    )
     if place is None or name == "torch":
         saved[name] = strange
     elif place == "inner":
@@ -175,7 +179,9 @@ def test_damaged_random_streams_are_refused_and_touch_none(tmp_path: Path, data:
 
 @FUZZING
 @given(
-    content=bytes_like(json.dumps({"python": [3, [1, 2], None], "numpy": ["MT19937", [1], 0, 0, 0.0], "torch": "0"}))
+    content=bytes_like(
+        json.dumps({"python": [3, [1, 2], None], "numpy": ["MT19937", [1], 0, 0, 0.0], "torch": "0"})
+    )
 )
 def test_random_streams_that_are_no_json_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "random_00000.json").write_bytes(content)

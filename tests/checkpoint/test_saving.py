@@ -10,9 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_adalrs.checkpoint import Places, Saving, find_checkpoint, find_damage, load_checkpoint, save_checkpoint
-from tests.distributed import runs
-from tests.distributed.ranks import Ranks
+from megatron_adalrs.checkpoint import (
+    Places,
+    Saving,
+    find_checkpoint,
+    find_damage,
+    load_checkpoint,
+    save_checkpoint,
+)
+from tests.helpers import runs
+from tests.helpers.ranks import Ranks
 
 CELLS: dict[str, dict[str, Any]] = {
     "fp32": {}, "zero1": {"zero_stage": 1}, "zero2-bf16": {"zero_stage": 2, "bf16": True}, "zero3": {"zero_stage": 3},
@@ -22,21 +29,21 @@ CELLS: dict[str, dict[str, Any]] = {
 
 def saved_while_training(values: dict[str, Any], folder: str) -> tuple[list[float], list[float], int]:
     """Losses after a save beside which the weights moved on, and those of an engine that loads what was saved."""
-    config, grid, engine = runs.start(values)
+    config, mesh, engine = runs.start(values)
 
     def losses(engine: Any, steps: range) -> list[float]:
-        return [engine.train_batch(runs.micro_batches(config, grid, step)).loss for step in steps]
+        return [engine.train_batch(runs.micro_batches(config, mesh, step)).loss for step in steps]
 
     losses(engine, range(3))
-    saving = Saving(engine, grid, Places(Path(folder)), 3, {"config": config.to_flat()}, in_background=True)
+    saving = Saving(engine, mesh, Places(Path(folder)), 3, {"config": config.to_flat()}, in_background=True)
     went_on = losses(engine, range(3, 6))
     checkpoint = saving.publish()
     copied = engine.files.copied_bytes
     buffers = [buffer.data_ptr() for buffer in engine.files._buffers]
-    Saving(engine, grid, Places(Path(folder)), 6, {"config": config.to_flat()}, in_background=True).publish()
+    Saving(engine, mesh, Places(Path(folder)), 6, {"config": config.to_flat()}, in_background=True).publish()
     assert [buffer.data_ptr() for buffer in engine.files._buffers] == buffers
     _, _, again = runs.start(values)
-    load_checkpoint(again, grid, checkpoint)
+    load_checkpoint(again, mesh, checkpoint)
     return went_on, losses(again, range(3, 6)), copied
 
 
@@ -54,26 +61,31 @@ def test_what_is_saved_beside_the_training_is_what_was_there_at_the_save(
 
 def failed_on_the_second_rank(folder: str, in_background: bool) -> tuple[str, str]:
     """What a save says of which one rank cannot write its part, and the name of the checkpoint after the next one."""
-    config, grid, engine = runs.start({"zero_stage": 1, "hidden_size": 64})
+    config, mesh, engine = runs.start({"zero_stage": 1, "hidden_size": 64})
     places, state = Places(Path(folder)), {"config": config.to_flat()}
-    engine.train_batch(runs.micro_batches(config, grid, 0))
-    sizes = {path.stat().st_size for path in save_checkpoint(engine, grid, places, 0, state).rglob("*optim_states.pt")}
+    engine.train_batch(runs.micro_batches(config, mesh, 0))
+    sizes = {
+        path.stat().st_size
+        for path in save_checkpoint(engine, mesh, places, 0, state).rglob("*optim_states.pt")
+    }
     assert min(sizes) > 80_000  # larger than everything else that the rank writes
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if grid.rank == 1:
+    if mesh.rank == 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
     try:
-        Saving(engine, grid, places, 1, state, in_background).publish()
+        Saving(engine, mesh, places, 1, state, in_background).publish()
         told = "it was published"
     except ValueError as error:
         told = str(error)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    return told, save_checkpoint(engine, grid, places, 1, state).name
+    return told, save_checkpoint(engine, mesh, places, 1, state).name
 
 
 @pytest.mark.parametrize("in_background", [False, True], ids=["at once", "in the background"])
-def test_a_save_that_fails_on_one_rank_fails_on_all(two_ranks: Ranks, tmp_path: Path, in_background: bool) -> None:
+def test_a_save_that_fails_on_one_rank_fails_on_all(
+    two_ranks: Ranks, tmp_path: Path, in_background: bool
+) -> None:
     started = time.monotonic()
     for told, name in two_ranks.run(failed_on_the_second_rank, str(tmp_path), in_background):
         assert told.startswith("rank 1: cannot write to ") and "optim_states.pt" in told
@@ -85,7 +97,7 @@ def test_a_save_that_fails_on_one_rank_fails_on_all(two_ranks: Ranks, tmp_path: 
 def test_a_copy_has_nothing_in_common_with_what_it_was_made_of() -> None:
     from collections import OrderedDict, namedtuple
 
-    from megatron_adalrs.engine.checkpoint_files import CheckpointFiles
+    from megatron_adalrs.engine.checkpoint_io import CheckpointFiles
 
     Pair = namedtuple("Pair", "first second")
     flat = torch.arange(10.0)
@@ -103,7 +115,14 @@ def test_a_copy_has_nothing_in_common_with_what_it_was_made_of() -> None:
     copied = files._copy(state)
     flat.fill_(-1)
     state["pairs"][0].second["x"].append(3)
-    assert copied["module"]["a"].tolist() == [0, 1, 2, 3] and copied["module"]["b"].tolist() == [4, 5, 6, 7, 8, 9]
+    assert copied["module"]["a"].tolist() == [0, 1, 2, 3] and copied["module"]["b"].tolist() == [
+        4,
+        5,
+        6,
+        7,
+        8,
+        9,
+    ]
     assert copied["module"]._metadata == {"version": 1} and isinstance(copied["module"], OrderedDict)
     assert copied["pairs"][0].first.tolist() == [2] and copied["pairs"][0].second == {"x": [1, 2]}
     assert copied["half"].dtype == torch.bfloat16 and (copied["name"], copied["none"]) == ("n", None)
@@ -111,8 +130,10 @@ def test_a_copy_has_nothing_in_common_with_what_it_was_made_of() -> None:
     assert files.copied_bytes == 10 * 4 + 4 + 10 * 2
 
 
-def test_a_writer_that_fails_without_a_word_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from megatron_adalrs.engine.checkpoint_files import CheckpointFiles
+def test_a_writer_that_fails_without_a_word_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from megatron_adalrs.engine.checkpoint_io import CheckpointFiles
 
     def fails(*_: Any) -> None:
         raise MemoryError

@@ -12,16 +12,16 @@ from tokenizers import ByteLevelBPETokenizer
 
 from megatron_adalrs.checkpoint.tokenizer_files import require_tokenizer_among, tokenizer_of_run
 from megatron_adalrs.config import DataConfig, ModelConfig
-from megatron_adalrs.data.preprocess import Recipe, preprocess
 from megatron_adalrs.data.tokenizer import TokenizerOfData, build_tokenizer
-from megatron_adalrs.data.train_tokenizer import train_sentencepiece
-from megatron_adalrs.huggingface.companions import companions_in
-from megatron_adalrs.huggingface.tokenizer_json import made_for_transformers
+from megatron_adalrs.huggingface.companion_files import companions_in
+from megatron_adalrs.huggingface.tokenizer_export import made_for_transformers
+from megatron_adalrs.preprocessing.preprocess import Recipe, preprocess
+from megatron_adalrs.preprocessing.tokenizer_training import train_sentencepiece
 from tests.checkpoint.test_checkpoint import refusal, trained, values
-from tests.data.texts import TEXTS, gpt2_files, write_corpus
-from tests.distributed.ranks import Ranks
+from tests.helpers.programs import Done, called
+from tests.helpers.ranks import Ranks
 from tests.huggingface.models import saved
-from tests.tools.programs import Done, called
+from tests.preprocessing.texts import TEXTS, gpt2_files, write_corpus
 
 MODEL = ModelConfig(num_layers=1, hidden_size=8, num_attention_heads=1, seq_length=8)
 HF, SP, GPT2, BYTES = "HuggingFaceTokenizer", "SentencePieceTokenizer", "GPT2BPETokenizer", "ByteTokenizer"
@@ -50,7 +50,9 @@ def of_data(kind: str, *files: Path | None, known: bool = True) -> TokenizerOfDa
 def exported(folder: Path, kind: str, **files: Path) -> Path:
     folder.mkdir()
     named = {name.replace("_", "."): path for name, path in files.items()}
-    contents = {name: path.read_bytes() for name, path in named.items()} | made_for_transformers(kind, named, "gpt2")[0]
+    contents = {name: path.read_bytes() for name, path in named.items()} | made_for_transformers(
+        kind, named, "gpt2"
+    )[0]
     for name, content in contents.items():
         (folder / name).write_bytes(content)
     return folder
@@ -76,7 +78,9 @@ def test_another_tokenizer_is_refused(made: Path) -> None:
         f"--from: {made}/two/tokenizer.json is not the tokenizer of this run's data, corpus.json ({HF}, SHA-256 "
         f"{digest:.12}): required the same"
     )
-    assert "if it is, give --tokenizer-type and its files" in refused(made / "two", of_data(HF, one, known=False))
+    assert "if it is, give --tokenizer-type and its files" in refused(
+        made / "two", of_data(HF, one, known=False)
+    )
     refused(made / "two", of_data(SP, made / "mine.model"))
     refused(made / "two", of_data(BYTES))
 
@@ -92,7 +96,9 @@ def test_the_same_tokenizer_is_not(made: Path, tmp_path: Path) -> None:
     assert accepted(tmp_path, of_data(BYTES)), "nothing can be told"
     changed = replace(of_data(SP, made / "mine.model"), sha256="0" * 64)
     assert accepted(made / "one", changed), "the file that was noted is another now"
-    assert accepted(made / "one", of_data(SP, made / "mine.model", known=False)), "nothing but digests of unlike files"
+    assert accepted(made / "one", of_data(SP, made / "mine.model", known=False)), (
+        "nothing but digests of unlike files"
+    )
 
 
 def test_what_we_have_exported_is_known_again(made: Path, tmp_path: Path) -> None:
@@ -120,20 +126,31 @@ def test_a_path_that_leads_elsewhere_now_gives_way_to_the_note(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     preprocess(write_corpus(tmp_path), tmp_path / "corpus", Recipe(SP, made / "mine.model"))
-    data = DataConfig(data_path=(f"{tmp_path}/corpus",), tokenizer_type=SP, tokenizer_model=Path("mine.model"))
+    data = DataConfig(
+        data_path=(f"{tmp_path}/corpus",), tokenizer_type=SP, tokenizer_model=Path("mine.model")
+    )
     if content:
         Path("mine.model").write_text(content)
     found = tokenizer_of_run({}, data, 600)
-    assert (dict(found.files), found.note) == ({"tokenizer.model": made / "mine.model"}, f"{made}/mine.model is copied")
+    assert (dict(found.files), found.note) == (
+        {"tokenizer.model": made / "mine.model"},
+        f"{made}/mine.model is copied",
+    )
     untyped = DataConfig(data_path=(f"{tmp_path}/corpus",), tokenizer_model=made / "mine.model")
-    assert dict(tokenizer_of_run({}, untyped, 600).files) == {"tokenizer.model": made / "mine.model"}, "the note's kind"
+    assert dict(tokenizer_of_run({}, untyped, 600).files) == {"tokenizer.model": made / "mine.model"}, (
+        "the note's kind"
+    )
     (tmp_path / "corpus.json").unlink()
     note = "mine.model is copied" if content else "there is no tokenizer in mine.model, none is copied"
     assert tokenizer_of_run({}, data, 600).note == note, "nothing else tells"
 
 
 def test_a_run_from_such_a_folder(
-    one_rank: Ranks, tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    one_rank: Ranks,
+    tmp_path: Path,
+    made: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     source = exported(tmp_path / "theirs", BYTES)
     saved(source, "gpt2 tied", vocab_size=600)
@@ -141,7 +158,7 @@ def test_a_run_from_such_a_folder(
     texts.write_text(texts.read_text() * 9)
     for name, recipe in (("bytes", Recipe(BYTES)), ("mine", Recipe(SP, made / "mine.model"))):
         preprocess(texts, tmp_path / name, recipe)
-    convert: Callable[..., Done] = called("convert_checkpoint", monkeypatch, capsys)
+    convert: Callable[..., Done] = called("convert", monkeypatch, capsys)
     assert convert("--from-hf", source, "--to", tmp_path / "alone").returncode == 0
     begin = {
         "finetune_from": str(source), "seq_length": 16, "train_iters": 1, "lr": 1e-3, "micro_batch_size": 4,
@@ -152,8 +169,13 @@ def test_a_run_from_such_a_folder(
     assert message.startswith(
         f"--finetune-from: {source}/tokenizer.json is not the tokenizer of this run's data, {tmp_path}/mine.json"
     )
-    alone = values(tmp_path / "mine", tmp_path / "other", vocab_size=600, finetune_from=str(tmp_path / "alone"))
-    assert "alone/iter_0000000/tokenizer/tokenizer.json is not the tokenizer of" in one_rank.run(refusal, alone)[0]
+    alone = values(
+        tmp_path / "mine", tmp_path / "other", vocab_size=600, finetune_from=str(tmp_path / "alone")
+    )
+    assert (
+        "alone/iter_0000000/tokenizer/tokenizer.json is not the tokenizer of"
+        in one_rank.run(refusal, alone)[0]
+    )
     assert not (tmp_path / "other/metrics.jsonl").exists()
     own = {"data_path": f"{tmp_path}/bytes", "run_dir": str(tmp_path / "own")}
     assert one_rank.run(trained, begin | own) == [0]

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from megatron_adalrs.checkpoint.manifest import sha256, write_manifest
-from megatron_adalrs.run_log import read_run
+from megatron_adalrs.metrics.run_log import read_run
 from tests.checkpoint.test_checkpoint import files_of, refusal, trained, values
 from tests.data.corpora import counting_corpus
-from tests.distributed.ranks import Ranks
+from tests.helpers.ranks import Ranks
 
 SEARCH = {"enabled": True, "mode": "robust", "restart_steps": 12, "trial_steps": 12, "return_steps": 12}
 
@@ -41,7 +41,10 @@ def test_a_run_begins_afresh_with_the_weights_of_another(
     one_rank: Ranks, data: Path, source: Path, tmp_path: Path
 ) -> None:
     assert one_rank.run(trained, values(data, tmp_path / "drawn", seed=9)) == [0]
-    for name, place, step in [("newest", source, 60), ("chosen", source / "checkpoints" / "iter_0000030", 30)]:
+    for name, place, step in [
+        ("newest", source, 60),
+        ("chosen", source / "checkpoints" / "iter_0000030", 30),
+    ]:
         run = tmp_path / name
         assert one_rank.run(trained, values(data, run, seed=9, finetune_from=str(place))) == [0]
         begun = start_of(run)
@@ -87,7 +90,9 @@ def test_resumed_it_goes_on_from_its_own_checkpoint_and_may_still_go_back_to_tho
     shutil.rmtree(mine)  # over, the search needs them no more
     assert one_rank.run(trained, again | {"finetune_from": None}) == [0]
     message = one_rank.run(refusal, again | {"finetune_from": str(source)})[0]
-    assert message.startswith(f"--finetune-from: {source}: the run that --load or --auto-resume goes on with began")
+    assert message.startswith(
+        f"--finetune-from: {source}: the run that --load or --auto-resume goes on with began"
+    )
     assert f"with the weights of {mine.resolve()}/checkpoints/iter_0000060; leave it out" in message
 
 

@@ -66,14 +66,24 @@ def test_the_digest_knows_corpora_and_shares_and_not_the_length(folder: Path) ->
         return built(folder, samples, data_path=entries, split="1,0,0").train.order_digest(50)
 
     a, b, c = (f"{folder}/{name}" for name in "abc")
-    digests = [digest(2, a, 1, b), digest(1, a, 2, b), digest(2, a, 1, c), digest(1, b, 2, a), digest(2, a, 1.01, b)]
+    digests = [
+        digest(2, a, 1, b),
+        digest(1, a, 2, b),
+        digest(2, a, 1, c),
+        digest(1, b, 2, a),
+        digest(2, a, 1.01, b),
+    ]
     assert len(set(digests)) == 5
     assert digest(4, a, 2, f"other={b}", samples=200) == digests[0]
 
 
 def test_sizes_in_tokens_and_in_epochs(folder: Path) -> None:
     entries = [1, f"{folder}/a", 3, f"{folder}/b", 0, f"{folder}/c"]
-    for sizes, shares in (("weights", ["1/4", "3/4"]), ("tokens", ["1/4", "3/4"]), ("epochs", ["2/5", "3/5"])):
+    for sizes, shares in (
+        ("weights", ["1/4", "3/4"]),
+        ("tokens", ["1/4", "3/4"]),
+        ("epochs", ["2/5", "3/5"]),
+    ):
         blend = built(folder, data_path=entries, split="1,0,0", blend_sizes=sizes).train
         assert list(blend.shares.values()) == shares
     assert blend.used(250)[0].epochs == pytest.approx(1.0)  # 100 samples of 8 of the 800 tokens of a
@@ -111,7 +121,9 @@ def test_a_split_blend_is_evaluated_corpus_by_corpus(folder: Path) -> None:
 
 def test_what_does_not_fit_together_is_refused(folder: Path) -> None:
     corpus(folder / "wide", 3, 20, np.int32)
-    with pytest.raises(ValueError, match=r"wide.idx has token type int32, .*a.idx has uint16: required the same"):
+    with pytest.raises(
+        ValueError, match=r"wide.idx has token type int32, .*a.idx has uint16: required the same"
+    ):
         built(folder, data_path=[1, f"{folder}/a", 1, f"{folder}/wide"])
     with pytest.raises(FileNotFoundError, match=r"there is no file .*nothing.idx"):
         built(folder, train_data_path=f"{folder}/a", valid_data_path=f"{folder}/nothing")

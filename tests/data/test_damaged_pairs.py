@@ -18,12 +18,16 @@ from megatron_adalrs.data.sample_index import SampleIndex
 from tests.data.test_indexed_dataset import BIN, IDX, write_pair
 from tests.mutations import mutated
 
-FUZZING = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZING = settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @FUZZING
 @given(index=mutated(IDX), tokens=st.one_of(st.just(BIN), mutated(BIN)))
-def test_a_mutated_pair_is_refused_or_read_as_it_is_written(tmp_path: Path, index: bytes, tokens: bytes) -> None:
+def test_a_mutated_pair_is_refused_or_read_as_it_is_written(
+    tmp_path: Path, index: bytes, tokens: bytes
+) -> None:
     try:
         dataset = IndexedDataset(write_pair(tmp_path / "x", index, tokens))
     except ValueError as error:
@@ -41,11 +45,15 @@ def test_a_mutated_pair_is_refused_or_read_as_it_is_written(tmp_path: Path, inde
 
 @pytest.mark.parametrize("sequences", [10**15, 2**63, 2**64 - 1])
 @pytest.mark.parametrize("documents", [1, 10**15, 2**64 - 1])
-def test_a_header_that_claims_too_much_costs_no_memory(tmp_path: Path, sequences: int, documents: int) -> None:
+def test_a_header_that_claims_too_much_costs_no_memory(
+    tmp_path: Path, sequences: int, documents: int
+) -> None:
     index = HEADER_LAYOUT.pack(b"MMIDIDX\x00\x00", 1, 8, sequences, documents) + IDX[HEADER_LAYOUT.size :]
     tracemalloc.start()
     try:
-        with pytest.raises(ValueError, match=rf"x\.idx has 114 bytes: required \d+ for its {sequences} sequences and"):
+        with pytest.raises(
+            ValueError, match=rf"x\.idx has 114 bytes: required \d+ for its {sequences} sequences and"
+        ):
             IndexedDataset(write_pair(tmp_path / "x", index))
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
@@ -54,7 +62,10 @@ def test_a_header_that_claims_too_much_costs_no_memory(tmp_path: Path, sequences
 
 def test_lengths_that_add_up_to_more_than_the_file_are_refused(tmp_path: Path) -> None:
     longest = 2**31 - 1
-    lengths, pointers = struct.pack("<4i", *[longest] * 4), struct.pack("<4q", *(2 * longest * i for i in range(4)))
+    lengths, pointers = (
+        struct.pack("<4i", *[longest] * 4),
+        struct.pack("<4q", *(2 * longest * i for i in range(4))),
+    )
     index = IDX[:34] + lengths + pointers + IDX[34 + 16 + 32 :]
     with pytest.raises(ValueError, match=rf"x\.bin has 12 bytes, but .*x\.idx describes {8 * longest}"):
         IndexedDataset(write_pair(tmp_path / "x", index))
@@ -63,7 +74,9 @@ def test_lengths_that_add_up_to_more_than_the_file_are_refused(tmp_path: Path) -
 @FUZZING
 @given(data=st.data())
 def test_a_damaged_index_cache_is_built_anew(tmp_path: Path, data: st.DataObject) -> None:
-    for left_over in tmp_path.iterdir():  # by another example: damage that changes nothing, such as a blank, stays
+    for (
+        left_over
+    ) in tmp_path.iterdir():  # by another example: damage that changes nothing, such as a blank, stays
         left_over.unlink()
     index = SampleIndex(np.arange(3), np.arange(6).reshape(3, 2), np.array([1, 0]))
     load_or_build(tmp_path, "train", {"seed": 1}, lambda: index)

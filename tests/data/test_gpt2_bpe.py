@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import GPT2Tokenizer
 
 from megatron_adalrs.data.tokenizer import Tokenizer, build_tokenizer
-from tests.data.texts import TEXTS, gpt2_files, require_protocol
+from tests.preprocessing.texts import TEXTS, gpt2_files, require_protocol
 
 KIND = "GPT2BPETokenizer"
 
@@ -59,13 +59,18 @@ def test_what_is_wrong_is_named(files: Path, tmp_path: Path) -> None:
     for paths, message in [
         ((None, vocab, None), "merge_file: required for GPT2BPETokenizer"),
         ((None, None, merges), "vocab_file: required for GPT2BPETokenizer"),
-        ((vocab, vocab, merges), "tokenizer model .*vocab.json: GPT2BPETokenizer takes vocab_file and merge_file"),
+        (
+            (vocab, vocab, merges),
+            "tokenizer model .*vocab.json: GPT2BPETokenizer takes vocab_file and merge_file",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             build_tokenizer(KIND, *paths)
     with pytest.raises(ValueError, match=r"vocab_file .*vocab\.json: ByteTokenizer takes none"):
         build_tokenizer("ByteTokenizer", None, vocab)
-    with pytest.raises(ValueError, match=r"merge_file .*merges\.txt: HuggingFaceTokenizer takes tokenizer model"):
+    with pytest.raises(
+        ValueError, match=r"merge_file .*merges\.txt: HuggingFaceTokenizer takes tokenizer model"
+    ):
         build_tokenizer("HuggingFaceTokenizer", vocab, None, merges)
     with pytest.raises(FileNotFoundError, match=r"tokenizer file .*none\.txt: there is no such file"):
         build_tokenizer(KIND, None, vocab, tmp_path / "none.txt")
@@ -74,7 +79,10 @@ def test_what_is_wrong_is_named(files: Path, tmp_path: Path) -> None:
     for content, message in [
         ("{", r"vocab\.json is not a JSON object"),
         ("[]", r"vocab\.json is not a JSON object: \[\]"),
-        (json.dumps(whole | {"a": "b"}), r"vocab\.json is not a vocabulary: required an id, 0 or more, of each token"),
+        (
+            json.dumps(whole | {"a": "b"}),
+            r"vocab\.json is not a vocabulary: required an id, 0 or more, of each token",
+        ),
         (
             json.dumps(some),
             r"lacks 2 of <\|endoftext\|> and the 256 bytes, ",

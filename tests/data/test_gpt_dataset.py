@@ -35,7 +35,9 @@ def corpus(tmp_path: Path) -> Path:
     return tmp_path / "corpus"
 
 
-def dataset(corpus: Path, num_samples: int = 50, seed: int = 7, documents: range = range(60), **rest) -> GPTDataset:
+def dataset(
+    corpus: Path, num_samples: int = 50, seed: int = 7, documents: range = range(60), **rest
+) -> GPTDataset:
     settings = {"split": "train", "seq_length": SEQ_LENGTH, "cache_dir": corpus.parent / "cache"} | rest
     return GPTDataset(IndexedDataset(corpus), documents, num_samples=num_samples, seed=seed, **settings)
 
@@ -49,7 +51,9 @@ def test_samples_are_int64_of_one_token_more_than_the_sequence(corpus: Path) -> 
     assert len(samples) == 50
     assert all(samples[i].shape == (SEQ_LENGTH + 1,) and samples[i].dtype == np.int64 for i in range(50))
     for outside in (-1, 50):
-        with pytest.raises(IndexError, match=rf"sample {outside} of the train split: required 0 <= sample < 50"):
+        with pytest.raises(
+            IndexError, match=rf"sample {outside} of the train split: required 0 <= sample < 50"
+        ):
             samples[outside]
 
 
@@ -182,7 +186,9 @@ def test_float_tokens_are_refused(tmp_path: Path) -> None:
     weights=st.tuples(*[st.one_of(st.just(0.0), st.floats(1e-3, 1e3))] * 3).filter(sum),
     documents=st.integers(0, 5000),
 )
-def test_splits_cover_all_documents_once_in_proportion(weights: tuple[float, float, float], documents: int) -> None:
+def test_splits_cover_all_documents_once_in_proportion(
+    weights: tuple[float, float, float], documents: int
+) -> None:
     parts = split_documents(weights, documents)
     assert [document for part in parts for document in part] == list(range(documents))
     for part, weight in zip(parts, weights, strict=True):
@@ -229,7 +235,9 @@ def test_build_gives_the_splits_that_are_asked_for(corpus: Path) -> None:
 
 def test_build_refuses_a_split_that_is_too_small_only_if_it_is_asked_for(corpus: Path) -> None:
     build_gpt_datasets(corpus, "969,30,1", SEQ_LENGTH, (30, 10, 0), seed=1)
-    with pytest.raises(ValueError, match=r"the test split of .* has 0 tokens in 0 documents: required at least"):
+    with pytest.raises(
+        ValueError, match=r"the test split of .* has 0 tokens in 0 documents: required at least"
+    ):
         build_gpt_datasets(corpus, "969,30,1", SEQ_LENGTH, (30, 10, 1), seed=1)
     with pytest.raises(ValueError, match=r"num_samples \(1, 2\): required three numbers"):
         build_gpt_datasets(corpus, "969,30,1", SEQ_LENGTH, (1, 2), seed=1)

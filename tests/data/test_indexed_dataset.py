@@ -84,7 +84,9 @@ def test_there_is_a_vector_for_every_code() -> None:
     assert [code for code, *_ in VECTORS] == list(DTYPES)
 
 
-@pytest.mark.parametrize(("code", "token", "name", "values"), VECTORS, ids=[name for _, _, name, _ in VECTORS])
+@pytest.mark.parametrize(
+    ("code", "token", "name", "values"), VECTORS, ids=[name for _, _, name, _ in VECTORS]
+)
 def test_every_token_type_reads_and_writes_its_vector(
     tmp_path: Path, code: int, token: str, name: str, values: list
 ) -> None:
@@ -93,7 +95,12 @@ def test_every_token_type_reads_and_writes_its_vector(
     assert dataset.dtype == np.dtype(name)
     assert dataset.sizes.tolist() == [3, 0, 2, 1]
     assert dataset.document_indices.tolist() == [0, 1, 2, 4]
-    assert [dataset.get(sequence).tolist() for sequence in range(4)] == [values[:3], [], values[3:5], values[5:]]
+    assert [dataset.get(sequence).tolist() for sequence in range(4)] == [
+        values[:3],
+        [],
+        values[3:5],
+        values[5:],
+    ]
     assert [dataset.get_document(document).tolist() for document in range(3)] == [values[:3], [], values[3:]]
     with IndexedDatasetBuilder(tmp_path / "built", name) as builder:
         builder.add_document(np.array(values[:3], dtype=name))

@@ -31,7 +31,9 @@ def numbers(batches: list[np.ndarray]) -> list[int]:
 
 @pytest.mark.parametrize("data_parallel_size", [1, 2, 4])
 @pytest.mark.parametrize("micro_batch_size", [1, 2])
-def test_all_ranks_together_read_the_same_global_batch(data_parallel_size: int, micro_batch_size: int) -> None:
+def test_all_ranks_together_read_the_same_global_batch(
+    data_parallel_size: int, micro_batch_size: int
+) -> None:
     micro_batches = 8 // (data_parallel_size * micro_batch_size)
     seen = []
     for rank in range(data_parallel_size):
@@ -46,7 +48,9 @@ def test_all_ranks_together_read_the_same_global_batch(data_parallel_size: int, 
 
 
 def test_micro_batches_by_hand() -> None:
-    with BatchLoader(Numbers(64), 2, data_parallel_rank=1, data_parallel_size=2, micro_batches_per_step=3) as loader:
+    with BatchLoader(
+        Numbers(64), 2, data_parallel_rank=1, data_parallel_size=2, micro_batches_per_step=3
+    ) as loader:
         assert [batch[:, 0].tolist() for batch in loader.micro_batches(12)] == [[14, 15], [18, 19], [22, 23]]
 
 

@@ -9,7 +9,9 @@ from megatron_adalrs.data.sample_index import SampleIndex, build_sample_index
 lengths_lists = st.lists(st.integers(0, 12), min_size=1, max_size=12)
 
 
-def build(lengths: list[int], seq_length: int, num_samples: int, seed: int = 0, stream: int = 0) -> SampleIndex:
+def build(
+    lengths: list[int], seq_length: int, num_samples: int, seed: int = 0, stream: int = 0
+) -> SampleIndex:
     return build_sample_index(
         np.array(lengths, dtype=np.int64),
         first_document=100,
@@ -22,7 +24,11 @@ def build(lengths: list[int], seq_length: int, num_samples: int, seed: int = 0, 
 
 def stream_of(index: SampleIndex, lengths: list[int]) -> list[tuple[int, int]]:
     """Every (document, offset) of the documents in order, one token at a time."""
-    return [(document, offset) for document in index.documents.tolist() for offset in range(lengths[document - 100])]
+    return [
+        (document, offset)
+        for document in index.documents.tolist()
+        for offset in range(lengths[document - 100])
+    ]
 
 
 @settings(max_examples=150, deadline=None)
@@ -32,7 +38,9 @@ def stream_of(index: SampleIndex, lengths: list[int]) -> list[tuple[int, int]]:
     num_samples=st.integers(1, 40),
     seed=st.integers(0, 5),
 )
-def test_against_a_walk_through_the_tokens(lengths: list[int], seq_length: int, num_samples: int, seed: int) -> None:
+def test_against_a_walk_through_the_tokens(
+    lengths: list[int], seq_length: int, num_samples: int, seed: int
+) -> None:
     lengths = [*lengths, seq_length + 1]  # so that there is enough for one sample
     index = build(lengths, seq_length, num_samples, seed)
     tokens = stream_of(index, lengths)

@@ -12,9 +12,9 @@ from megatron_adalrs.data.tokenizer import (
     ByteTokenizer,
     build_tokenizer,
 )
-from megatron_adalrs.data.train_tokenizer import train_sentencepiece
-from megatron_adalrs.huggingface.companions import companions_in, digests_of
-from tests.data.texts import TEXTS, require_protocol, write_corpus
+from megatron_adalrs.huggingface.companion_files import companions_in, digests_of
+from megatron_adalrs.preprocessing.tokenizer_training import train_sentencepiece
+from tests.preprocessing.texts import TEXTS, require_protocol, write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,9 @@ def sentencepiece_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def hugging_face_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tokenizers = pytest.importorskip("tokenizers", reason="the package tokenizers (extra hf) is not installed")
+    tokenizers = pytest.importorskip(
+        "tokenizers", reason="the package tokenizers (extra hf) is not installed"
+    )
     folder = tmp_path_factory.mktemp("hugging_face")
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -100,7 +102,9 @@ def test_hugging_face_end_of_document(hugging_face_folder: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("entry", ["<|im_end|>", {"content": "<|im_end|>"}])
-def test_hugging_face_configured_end_of_document(hugging_face_folder: Path, tmp_path: Path, entry: object) -> None:
+def test_hugging_face_configured_end_of_document(
+    hugging_face_folder: Path, tmp_path: Path, entry: object
+) -> None:
     edited_copy(hugging_face_folder, tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": entry}))
     assert build_tokenizer("HuggingFaceTokenizer", tmp_path).eod == 0
@@ -109,7 +113,9 @@ def test_hugging_face_configured_end_of_document(hugging_face_folder: Path, tmp_
         build_tokenizer("HuggingFaceTokenizer", tmp_path)
 
 
-def test_hugging_face_digest_tells_what_changes_ids_beside_the_file(hugging_face_folder: Path, tmp_path: Path) -> None:
+def test_hugging_face_digest_tells_what_changes_ids_beside_the_file(
+    hugging_face_folder: Path, tmp_path: Path
+) -> None:
     plain = build_tokenizer("HuggingFaceTokenizer", edited_copy(hugging_face_folder, tmp_path))
     found = []
     for setting in (False, True):
@@ -123,7 +129,9 @@ def test_hugging_face_digest_tells_what_changes_ids_beside_the_file(hugging_face
 
 def test_hugging_face_without_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(ValueError, match=r"needs the package tokenizers: pip install 'megatron-adalrs\[hf\]'"):
+    with pytest.raises(
+        ValueError, match=r"needs the package tokenizers: pip install 'megatron-adalrs\[hf\]'"
+    ):
         build_tokenizer("HuggingFaceTokenizer", tmp_path)
 
 
@@ -141,7 +149,9 @@ def test_unreadable_models_are_refused(kind: str, tmp_path: Path) -> None:
 
 
 def test_wrong_kinds_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"tokenizer type 'GPT2': required one of SentencePieceTokenizer, .*Byte"):
+    with pytest.raises(
+        ValueError, match=r"tokenizer type 'GPT2': required one of SentencePieceTokenizer, .*Byte"
+    ):
         build_tokenizer("GPT2")
     with pytest.raises(ValueError, match="tokenizer model x: ByteTokenizer takes none"):
         build_tokenizer("ByteTokenizer", "x")

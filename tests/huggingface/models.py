@@ -56,7 +56,9 @@ def made(kind: str, **changes: Any) -> PreTrainedModel:
     """A model of a kind, its weights far enough from 0 for every one of them to count, norms and biases too."""
     config, model, values = KINDS[kind]
     torch.manual_seed(0)
-    made = model(config(**deepcopy(values) | changes)).float().eval()  # a configuration writes into what it is given
+    made = (
+        model(config(**deepcopy(values) | changes)).float().eval()
+    )  # a configuration writes into what it is given
     randomise(made)
     return made
 

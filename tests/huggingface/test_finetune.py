@@ -1,4 +1,4 @@
-"""--finetune-from a Hugging Face folder on any grid, training, export, and transformers' loss of what was exported."""
+"""--finetune-from a Hugging Face folder on any mesh, training, export, and transformers' loss of what was exported."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from megatron_adalrs.arguments import config_from_values, parse_arguments
-from megatron_adalrs.build import batches_in_one_pass, build_datasets
-from megatron_adalrs.huggingface.shape import Shape
-from megatron_adalrs.run_log import read_run
+from megatron_adalrs.commands.arguments import config_from_values, parse_arguments
+from megatron_adalrs.huggingface.config_json import Shape
+from megatron_adalrs.metrics.run_log import read_run
+from megatron_adalrs.training.build import batches_in_one_pass, build_datasets
 from tests.checkpoint.test_checkpoint import refusal, trained
 from tests.data.corpora import counting_corpus
-from tests.distributed.ranks import Ranks
+from tests.helpers.programs import Done, called
+from tests.helpers.ranks import Ranks
 from tests.huggingface.models import change_config, saved
-from tests.tools.programs import Done, called
 
 BATCH = 4
 GRIDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -37,7 +37,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def convert(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    return called("convert_checkpoint", monkeypatch, capsys)
+    return called("convert", monkeypatch, capsys)
 
 
 def values(data: Path, run: Path, source: Path, **changes: Any) -> dict[str, Any]:
@@ -62,17 +62,19 @@ def last_validation(run: Path) -> float:
     return [one.loss for one in read_run(run).evaluations if one.split == "valid"][-1]
 
 
-@pytest.mark.parametrize("grid", GRIDS)
-def test_from_theirs_to_theirs_over_a_grid(
-    one_rank: Ranks, two_ranks: Ranks, data: Path, tmp_path: Path, convert: Callable[..., Done], grid: str
+@pytest.mark.parametrize("mesh", GRIDS)
+def test_from_theirs_to_theirs_over_a_mesh(
+    one_rank: Ranks, two_ranks: Ranks, data: Path, tmp_path: Path, convert: Callable[..., Done], mesh: str
 ) -> None:
-    kind, axes = GRIDS[grid]
+    kind, axes = GRIDS[mesh]
     source = saved(tmp_path / "theirs", kind, vocab_size=50)
     one = values(data, tmp_path / "one", source)
     assert one_rank.run(trained, one) == [0]
     start = read_run(tmp_path / "one").events[0]
     assert (start.weights_from, start.weights_step) == (str(source.resolve()), None)
-    two = values(data, tmp_path / "two", source, micro_batch_size=BATCH // (2 if grid == "zero3" else 1), **axes)
+    two = values(
+        data, tmp_path / "two", source, micro_batch_size=BATCH // (2 if mesh == "zero3" else 1), **axes
+    )
     assert two_ranks.run(trained, two) == [0, 0]
     expected = read_run(tmp_path / "one").train.loss.tolist()
     assert read_run(tmp_path / "two").train.loss.tolist() == pytest.approx(expected, rel=1e-4)
@@ -86,7 +88,9 @@ def test_from_theirs_to_theirs_over_a_grid(
     done = convert("--from", tmp_path / "two", "--to-hf", exported)
     assert done.returncode == 0
     assert f"{exported}: the model of {tmp_path}/two/checkpoints/iter_0000004, step 4" in done.stdout
-    assert Shape(exported).fields == Shape(source).fields, "the longest sequence too, though it trained on shorter ones"
+    assert Shape(exported).fields == Shape(source).fields, (
+        "the longest sequence too, though it trained on shorter ones"
+    )
     ended = last_validation(tmp_path / "two")
     assert ended < last_validation(tmp_path / "idle") - 0.1, "it learned nothing"
     assert loss_in_transformers(exported, two) == pytest.approx(ended, rel=1e-3)
@@ -115,7 +119,9 @@ def resumed_values(run: Path) -> dict[str, Any]:
     return {name: value for name, value in config.to_flat().items() if name != "exit_interval"}
 
 
-def test_a_shape_that_is_given_must_be_that_of_the_folder(one_rank: Ranks, data: Path, tmp_path: Path) -> None:
+def test_a_shape_that_is_given_must_be_that_of_the_folder(
+    one_rank: Ranks, data: Path, tmp_path: Path
+) -> None:
     source = saved(tmp_path / "theirs", "llama untied", vocab_size=64)
 
     def refused(**changes: Any) -> str:
@@ -144,12 +150,24 @@ def test_flags_and_files_win_over_the_shape_of_the_folder(tmp_path: Path) -> Non
     source = saved(tmp_path / "theirs", "qwen2 untied")
     needed = ["--seq-length", "8", "--train-iters", "1", "--lr", "1", "--data-path", "d"]
     model = parse_arguments(["--finetune-from", str(source), *needed]).model
-    assert (model.hidden_size, model.num_query_groups, model.rotary_base, model.vocab_size) == (24, 1, 1e6, 257)
-    assert (model.max_positions, model.untie_embeddings_and_output_weights, model.has_qkv_bias) == (16, True, True)
+    assert (model.hidden_size, model.num_query_groups, model.rotary_base, model.vocab_size) == (
+        24,
+        1,
+        1e6,
+        257,
+    )
+    assert (model.max_positions, model.untie_embeddings_and_output_weights, model.has_qkv_bias) == (
+        16,
+        True,
+        True,
+    )
     longer = parse_arguments(["--finetune-from", str(source), *needed, "--seq-length", "32"]).model
     assert longer.max_positions == 32, "rotary positions have no end"
     file = tmp_path / "run.yaml"
     file.write_text(f"finetune_from: {source}\nvocab_size: 300\n")
     model = parse_arguments(["--config", str(file), "--num-layers", "3", *needed]).model
     assert (model.hidden_size, model.vocab_size, model.num_layers) == (24, 300, 3)
-    assert parse_arguments(["--finetune-from", str(source), "--preset", "gpt2", *needed]).model.hidden_size == 768
+    assert (
+        parse_arguments(["--finetune-from", str(source), "--preset", "gpt2", *needed]).model.hidden_size
+        == 768
+    )

@@ -14,11 +14,11 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from megatron_adalrs.config import ModelConfig
 from megatron_adalrs.config.model import RopeScaling
+from megatron_adalrs.huggingface.config_json import family_of
 from megatron_adalrs.huggingface.reader import HuggingFaceModel, parameter_shapes
-from megatron_adalrs.huggingface.shape import family_of
 from megatron_adalrs.huggingface.writer import TheirTensors, write_model
 from megatron_adalrs.model.gpt import GPT, write_weights
-from megatron_adalrs.model.rotary import Rotary
+from megatron_adalrs.model.rotary_embedding import Rotary
 from tests.huggingface.models import KINDS, made, randomise, saved
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -36,7 +36,9 @@ def assert_same(theirs: PreTrainedModel, ours: GPT, config: ModelConfig, vocab_s
     loss.backward()
     found.backward()
     gradients = {name: parameter.grad for name, parameter in ours.named_parameters()}
-    there = dict(TheirTensors(family_of(config), config, vocab_size, lambda n, s: gradients[n][: s[0]]).items())
+    there = dict(
+        TheirTensors(family_of(config), config, vocab_size, lambda n, s: gradients[n][: s[0]]).items()
+    )
     expected = {name: parameter.grad for name, parameter in theirs.named_parameters()}
     assert there.keys() == expected.keys()
     for name, gradient in expected.items():
@@ -100,7 +102,10 @@ def test_names_of_published_gpt2_and_buffers_of_old_versions_are_read(tmp_path: 
     """openai-community/gpt2 has no prefix and holds the causal mask."""
     folder = saved(tmp_path / "theirs", "gpt2 tied")
     expected = HuggingFaceModel(folder)
-    old = {name.removeprefix("transformer."): one for name, one in load_file(folder / "model.safetensors").items()}
+    old = {
+        name.removeprefix("transformer."): one
+        for name, one in load_file(folder / "model.safetensors").items()
+    }
     save_file(old | {"h.0.attn.bias": torch.ones(1, 1, 16, 16).tril()}, folder / "model.safetensors")
     found = HuggingFaceModel(folder)
     for name, shape in parameter_shapes(found.model, 257).items():

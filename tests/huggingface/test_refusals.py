@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from megatron_adalrs.config import ModelConfig
 from megatron_adalrs.config.model import RopeScaling
+from megatron_adalrs.huggingface.config_json import Shape, family_of
 from megatron_adalrs.huggingface.reader import HuggingFaceModel
-from megatron_adalrs.huggingface.rotary import rotary_json
-from megatron_adalrs.huggingface.shape import Shape, family_of
+from megatron_adalrs.huggingface.rope_config import rotary_json
 from tests.huggingface.models import change_config, saved
 
 LLAMA3 = {
@@ -139,7 +139,9 @@ def test_a_folder_that_is_damaged(folders: dict[str, Path], tmp_path: Path) -> N
         save_file(changed, file)
         return refusal(folder)
 
-    assert refused_with({n: t for n, t in tensors.items() if n != query}) == f"{folder} lacks the tensor {query}"
+    assert (
+        refused_with({n: t for n, t in tensors.items() if n != query}) == f"{folder} lacks the tensor {query}"
+    )
     assert f"{query} has shape [60, 23], config.json says [60, 24]" in refused_with(
         tensors | {query: torch.zeros(60, 23)}
     )
@@ -153,7 +155,9 @@ def test_a_folder_that_is_damaged(folders: dict[str, Path], tmp_path: Path) -> N
     change_config(folder, tie_word_embeddings=True)
     assert "tie_word_embeddings: True: lm_head.weight is not the token embedding" in refused_with(tensors)
     save_file(tensors | {head: tensors["model.embed_tokens.weight"].clone()}, file)
-    assert not HuggingFaceModel(folder).model.untie_embeddings_and_output_weights, "there twice, it is the same"
+    assert not HuggingFaceModel(folder).model.untie_embeddings_and_output_weights, (
+        "there twice, it is the same"
+    )
 
     folder, file = copy()
     file.write_bytes(file.read_bytes()[:-1])
@@ -164,8 +168,16 @@ def test_a_folder_that_is_damaged(folders: dict[str, Path], tmp_path: Path) -> N
     assert "has neither model.safetensors nor model.safetensors.index.json" in refusal(folder)
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {query: "model-00001-of-00001.safetensors"}}))
-    assert f"{folder} lacks model-00001-of-00001.safetensors, which model.safetensors.index.json" in refusal(folder)
-    for text in ("{", "[]", "{}", '{"weight_map": {"a": "../other/model.safetensors"}}', '{"weight_map": {"a": 1}}'):
+    assert f"{folder} lacks model-00001-of-00001.safetensors, which model.safetensors.index.json" in refusal(
+        folder
+    )
+    for text in (
+        "{",
+        "[]",
+        "{}",
+        '{"weight_map": {"a": "../other/model.safetensors"}}',
+        '{"weight_map": {"a": 1}}',
+    ):
         index.write_text(text)
         assert f"cannot read {index}: " in refusal(folder)
     for text in ("{", "[]"):

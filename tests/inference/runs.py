@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from megatron_adalrs.data.preprocess import Recipe, preprocess
+from megatron_adalrs.preprocessing.preprocess import Recipe, preprocess
 from tests.checkpoint.test_checkpoint import trained, values
-from tests.distributed.ranks import Ranks
+from tests.helpers.ranks import Ranks
 
 SENTENCE = "abcdefghijklmnopqrstuvwxyz\n"
 

@@ -26,7 +26,11 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 def model_of(shape: str, **changes: Any) -> GPT:
     config = ModelConfig(
-        **(SHAPES[shape] | {"seq_length": 24, "max_position_embeddings": 24, "init_method_std": 0.2} | changes)
+        **(
+            SHAPES[shape]
+            | {"seq_length": 24, "max_position_embeddings": 24, "init_method_std": 0.2}
+            | changes
+        )
     )
     model = GPT(config, VOCABULARY)
     initialise(model, config, seed=3)

@@ -11,7 +11,14 @@ from torch.nn.functional import cross_entropy
 
 from megatron_adalrs.data.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 from megatron_adalrs.data.tokenizer import ByteTokenizer
-from megatron_adalrs.inference.evaluation import NOT_COUNTED, Evaluated, TextSize, evaluate, windows, windows_apart
+from megatron_adalrs.inference.evaluation import (
+    IGNORE_INDEX,
+    Evaluated,
+    TextSize,
+    evaluate,
+    windows,
+    windows_apart,
+)
 from tests.inference.test_decoder import VOCABULARY, model_of
 
 
@@ -88,7 +95,7 @@ def test_bytes_of_a_text_are_counted_whatever_the_windows(length: int) -> None:
     assert size.total() == sum(len(text.encode()) for text in texts) - 3 + 2 * 3
     apart = TextSize(tokenizer, apart=True)
     for text in texts:
-        apart.add(tokenizer.eod, np.array([NOT_COUNTED, *tokenizer.encode(text)]))
+        apart.add(tokenizer.eod, np.array([IGNORE_INDEX, *tokenizer.encode(text)]))
     assert apart.total() == sum(len(text.encode()) for text in texts)
 
 

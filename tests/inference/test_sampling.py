@@ -41,7 +41,12 @@ def test_shares_are_those_of_the_kept_tokens(sampling: Sampling, expected: list[
 
 @pytest.mark.parametrize(
     ("values", "named"),
-    [((-1.0,), "temperature: -1.0"), ((1.0, 0.0), "top_p: 0.0"), ((1.0, 1.5), "top_p: 1.5"), ((1.0, 1.0, -1), "top_k")],
+    [
+        ((-1.0,), "temperature: -1.0"),
+        ((1.0, 0.0), "top_p: 0.0"),
+        ((1.0, 1.5), "top_p: 1.5"),
+        ((1.0, 1.0, -1), "top_k"),
+    ],
 )
 def test_impossible_settings_are_refused(values: tuple, named: str) -> None:
     with pytest.raises(ValueError, match=named):
@@ -62,7 +67,9 @@ def test_a_completion_ends_with_the_document_or_the_positions() -> None:
     whole = [tokens[0] for tokens in complete(model, [1, 2], 100, Sampling())]
     assert len(whole) == 24 - 2
     end = next(token for token in whole if token != whole[0])
-    assert [tokens[0] for tokens in complete(model, [1, 2], 100, Sampling(), end=end)] == whole[: whole.index(end)]
+    assert [tokens[0] for tokens in complete(model, [1, 2], 100, Sampling(), end=end)] == whole[
+        : whole.index(end)
+    ]
     with pytest.raises(ValueError, match="prompt: has 24 tokens: the model has 24 positions"):
         next(complete(model, list(range(24)), 1, Sampling()))
     with pytest.raises(ValueError, match="prompt: is empty"):

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from megatron_adalrs.metrics import JsonLines, Metrics, Terminal, open_metrics
-from megatron_adalrs.metrics.whole_writes import WholeWrites
+from megatron_adalrs.metrics import ConsoleSink, JsonLines, Metrics, open_metrics
+from megatron_adalrs.metrics.atomic_append import AtomicAppend
 from tests.metrics.test_metrics import decision, scalars, train
 
 
@@ -30,7 +30,7 @@ def files_no_larger_than(size: int) -> Iterator[None]:
 
 
 def test_a_piece_is_in_the_file_whole_or_not_at_all(tmp_path: Path) -> None:
-    file = WholeWrites(tmp_path / "file")
+    file = AtomicAppend(tmp_path / "file")
     file.write(b"12345678")
     with files_no_larger_than(10), pytest.raises(OSError, match="File too large"):
         file.write(b"abcdefgh")
@@ -45,7 +45,12 @@ def test_a_run_whose_disk_is_full_for_a_while_lacks_the_records_of_that_time(
 ) -> None:
     metrics = open_metrics(tmp_path, tmp_path / "tb", 10, 1, 0, is_first_rank=True)
     metrics.write("train", train(1))
-    full = max(file.stat().st_size for file in (tmp_path / "tb", tmp_path) for file in file.glob("*") if file.is_file())
+    full = max(
+        file.stat().st_size
+        for file in (tmp_path / "tb", tmp_path)
+        for file in file.glob("*")
+        if file.is_file()
+    )
     with files_no_larger_than(full + 5):
         for step in (2, 3):
             metrics.write("train", train(step))
@@ -72,7 +77,9 @@ class Failing:
         raise OSError(5, "Input/output error")
 
 
-def test_one_that_never_recovers_is_told_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_that_never_recovers_is_told_at_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     metrics = Metrics([Failing(), JsonLines(tmp_path / "lines", frozenset({"train"}))])
     for step in (1, 2, 3):
         metrics.write("train", train(step))
@@ -92,7 +99,7 @@ def test_a_console_that_nobody_reads_any_more_ends_nothing(
     os.close(reads)
     with os.fdopen(writes, "w") as pipe, monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", pipe)
-        metrics = Metrics([Terminal(10, 1, 0)])
+        metrics = Metrics([ConsoleSink(10, 1, 0)])
         for step in (1, 2, 3):
             metrics.write("train", train(step))
         metrics.close()

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from megatron_adalrs.metrics import JsonLines, Metrics, Terminal, duration, open_metrics, perplexity, quantity
+from megatron_adalrs.metrics import ConsoleSink, JsonLines, Metrics, open_metrics
 from megatron_adalrs.metrics.scalars import Scalars
 from megatron_adalrs.metrics.tensorboard import EventFile
+from megatron_adalrs.utils.format import duration, perplexity, quantity
 
 
 def train(step: int, phase: str = "watch", loss: float = 2.0) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def test_tensorboard_shows_a_trial_as_training_only_once_its_steps_stay(
     board.write("decision", decision("trial_started", 5))
     for step in (10, 12, 15):
         board.write("train", train(step, phase="trial"))
-    board.write("decision", decision("bad_number_skipped", 15))  # which decides nothing about what waits
+    board.write("decision", decision("loss_guard_skipped", 15))  # which decides nothing about what waits
     board.write("decision", decision(event, 15, restore))
     board.write("eval", {"split": "valid", "step": 15, "loss": 1.5, "perplexity": 4.5})
     board.close()
@@ -99,12 +100,12 @@ def test_tensorboard_shows_a_trial_as_training_only_once_its_steps_stay(
 
 
 def test_the_console_shows_what_a_person_asks_for(capsys: pytest.CaptureFixture[str]) -> None:
-    terminal = Terminal(train_iters=100, log_interval=5, first_step=0)
+    terminal = ConsoleSink(train_iters=100, log_interval=5, first_step=0)
     for step in range(1, 6):
         terminal.write("train", train(step))
     terminal.write("decision", decision("window", 5))
     terminal.write("decision", decision("trial_started", 5))
-    terminal.write("decision", decision("bad_number_rewound", 5))
+    terminal.write("decision", decision("loss_guard_rewound", 5))
     terminal.write("eval", {"split": "valid", "step": 5, "loss": 1.5, "perplexity": 4.4817})
     terminal.close()
     line, started, rewound, evaluated = capsys.readouterr().out.strip().splitlines()
@@ -112,12 +113,12 @@ def test_the_console_shows_what_a_person_asks_for(capsys: pytest.CaptureFixture[
                  "2.5 TFLOP/s", "3 GB", "48s left"):  # fmt: skip
         assert part in line
     assert "AdaLRS trial started | why trial_started" in started
-    assert rewound == "bad number rewound | why bad_number_rewound"
+    assert rewound == "bad number rewound | why loss_guard_rewound"
     assert "valid at step 5 | loss 1.5000 | perplexity 4.48" in evaluated
 
 
 def test_with_the_total_budget_the_console_counts_executed_steps(capsys: pytest.CaptureFixture[str]) -> None:
-    terminal = Terminal(train_iters=100, log_interval=5, first_step=0, budget="total")
+    terminal = ConsoleSink(train_iters=100, log_interval=5, first_step=0, budget="total")
     for step in range(1, 6):
         terminal.write("train", train(step) | {"total_steps": step + 3})
     (line,) = capsys.readouterr().out.strip().splitlines()
@@ -125,7 +126,13 @@ def test_with_the_total_budget_the_console_counts_executed_steps(capsys: pytest.
 
 
 def test_units() -> None:
-    assert [quantity(v, "B") for v in (0, 999, 12345, 2.5e9, 3e15)] == ["0 B", "999 B", "12.3 kB", "2.5 GB", "3 PB"]
+    assert [quantity(v, "B") for v in (0, 999, 12345, 2.5e9, 3e15)] == [
+        "0 B",
+        "999 B",
+        "12.3 kB",
+        "2.5 GB",
+        "3 PB",
+    ]
     assert [duration(s) for s in (5, 249, 11100, 93600)] == ["5s", "4m 09s", "3h 05m", "1d 02h"]
     assert perplexity(1.0) == pytest.approx(math.e)
     assert perplexity(1e6) == math.inf

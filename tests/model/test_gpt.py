@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megatron_adalrs.arguments import config_from_values
+from megatron_adalrs.commands.arguments import config_from_values
 from megatron_adalrs.config import ModelConfig
 from megatron_adalrs.model.gpt import GPT, count_parameters, flops_per_token, initialise
 
@@ -57,9 +57,15 @@ def test_the_order_of_tokens_matters_with_rotary_positions() -> None:
 def test_biases_where_each_family_has_them() -> None:
     def biases(preset: str) -> set[str]:
         model, _ = build(preset)
-        return {name.split(".", 2)[2] for name, _ in model.named_parameters() if "blocks.0" in name and "bias" in name}
+        return {
+            name.split(".", 2)[2]
+            for name, _ in model.named_parameters()
+            if "blocks.0" in name and "bias" in name
+        }
 
-    assert {"attention.qkv.bias", "attention.output.bias", "mlp.input.bias", "mlp.output.bias"} < biases("gpt2-tiny")
+    assert {"attention.qkv.bias", "attention.output.bias", "mlp.input.bias", "mlp.output.bias"} < biases(
+        "gpt2-tiny"
+    )
     assert biases("llama-tiny") == set()
     assert biases("qwen2-tiny") == {"attention.qkv.bias"}
 

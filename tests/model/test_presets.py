@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_adalrs.arguments import config_from_values
+from megatron_adalrs.commands.arguments import config_from_values
 from megatron_adalrs.config.model import PresetName
 from megatron_adalrs.model.gpt import count_parameters
 from megatron_adalrs.model.presets import PRESETS
@@ -28,7 +28,9 @@ PUBLISHED = {
 @pytest.mark.parametrize(("name", "parameters"), PUBLISHED.items())
 def test_parameter_counts(name: str, parameters: int) -> None:
     unpadded = {"make_vocab_size_divisible_by": 1}
-    model = config_from_values({"preset": name, "train_iters": 1, "lr": 1.0, "data_path": "d"} | unpadded).model
+    model = config_from_values(
+        {"preset": name, "train_iters": 1, "lr": 1.0, "data_path": "d"} | unpadded
+    ).model
     assert count_parameters(model, model.vocab_size) == parameters
 
 

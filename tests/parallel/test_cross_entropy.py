@@ -10,7 +10,9 @@ from megatron_adalrs.parallel import cross_entropy
 from megatron_adalrs.parallel.cross_entropy import linear_cross_entropy
 
 
-def inputs(tokens: int, vocabulary: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def inputs(
+    tokens: int, vocabulary: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(tokens, 16, generator=generator).to(dtype).requires_grad_()
     weight = torch.randn(vocabulary, 16, generator=generator).to(dtype).requires_grad_()
@@ -65,7 +67,10 @@ def test_in_float16_small_gradients_survive_until_the_loss_is_scaled() -> None:
     """A token's share of a mean over many tokens is below float16's smallest number; scaled losses bring it back."""
     tokens, vocabulary, scale = 1 << 14, 64, 2.0**16
     generator = torch.Generator().manual_seed(0)
-    hidden, weight = torch.randn(tokens, 8, generator=generator), torch.randn(vocabulary, 8, generator=generator)
+    hidden, weight = (
+        torch.randn(tokens, 8, generator=generator),
+        torch.randn(vocabulary, 8, generator=generator),
+    )
     targets = torch.randint(vocabulary, (tokens,), generator=generator)
 
     def gradients(dtype: torch.dtype) -> list[torch.Tensor]:

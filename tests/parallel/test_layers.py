@@ -1,4 +1,4 @@
-"""Along an axis of one rank the parallel parts are torch's own; how a whole parameter is cut; impossible grids."""
+"""Along an axis of one rank the parallel parts are torch's own; how a whole parameter is cut; impossible meshes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from megatron_adalrs.arguments import config_from_values
+from megatron_adalrs.commands.arguments import config_from_values
+from megatron_adalrs.distributed.process_mesh import MeshAxis
 from megatron_adalrs.model.gpt import GPT, count_parameters, initialise
 from megatron_adalrs.parallel.cross_entropy import linear_cross_entropy
 from megatron_adalrs.parallel.layers import (
@@ -20,7 +21,6 @@ from megatron_adalrs.parallel.layers import (
     shard_of,
 )
 from megatron_adalrs.parallel.layout import Layout
-from megatron_adalrs.parallel.topology import Axis
 
 VALUES = {
     "preset": "gpt2-tiny", "num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 16,
@@ -29,7 +29,7 @@ VALUES = {
 
 
 def rank_of_two(rank: int) -> Layout:
-    return Layout(tensor=Axis(rank, 2))
+    return Layout(tensor=MeshAxis(rank, 2))
 
 
 @pytest.mark.parametrize(
@@ -63,9 +63,14 @@ def test_a_shard_takes_its_part_of_every_block() -> None:
 @pytest.mark.parametrize("preset", ["gpt2-tiny", "qwen2-tiny"])
 def test_two_shards_hold_the_parameters_of_the_whole(preset: str) -> None:
     config = config_from_values(VALUES | {"preset": preset, "num_query_groups": 2}).model
-    whole, shards = count_parameters(config, 256), [count_parameters(config, 256, rank_of_two(r)) for r in range(2)]
+    whole, shards = (
+        count_parameters(config, 256),
+        [count_parameters(config, 256, rank_of_two(r)) for r in range(2)],
+    )
     with torch.device("meta"):
-        replicated = sum(p.numel() for p in GPT(config, 256, rank_of_two(0)).parameters() if shard_of(p) is None)
+        replicated = sum(
+            p.numel() for p in GPT(config, 256, rank_of_two(0)).parameters() if shard_of(p) is None
+        )
     assert shards[0] == shards[1]
     assert sum(shards) == whole + replicated
 
@@ -108,7 +113,10 @@ def test_the_vocabulary_is_padded_to_equal_parts() -> None:
             {"tensor_model_parallel_size": 4, "num_query_groups": 2},
             r"num_query_groups: 2 is not divisible by tensor_model_parallel_size: 2 = 0 x 4 \+ 2",
         ),
-        ({"tensor_model_parallel_size": 2, "ffn_hidden_size": 65}, r"ffn_hidden_size: 65 .*: 65 = 32 x 2 \+ 1"),
+        (
+            {"tensor_model_parallel_size": 2, "ffn_hidden_size": 65},
+            r"ffn_hidden_size: 65 .*: 65 = 32 x 2 \+ 1",
+        ),
         (
             {"tensor_model_parallel_size": 2, "sequence_parallel": True, "seq_length": 15},
             r"seq_length: 15 is not divisible .*: 15 = 7 x 2 \+ 1",
@@ -122,7 +130,12 @@ def test_the_vocabulary_is_padded_to_equal_parts() -> None:
             r"seq_length: 15 is not divisible by context_parallel_size: 15 = 7",
         ),
         (
-            {"tensor_model_parallel_size": 2, "context_parallel_size": 2, "sequence_parallel": True, "seq_length": 18},
+            {
+                "tensor_model_parallel_size": 2,
+                "context_parallel_size": 2,
+                "sequence_parallel": True,
+                "seq_length": 18,
+            },
             r"seq_length: 18 is not divisible by .* x context_parallel_size: 18 = 4 x 4 \+ 2",
         ),
         ({"sequence_parallel": True}, "sequence_parallel: splits the sequence over the tensor ranks"),

@@ -65,14 +65,18 @@ class SyntheticRun:
 
     def consume(self, **tokens: int) -> None:
         """Of each corpus, by its name; an epoch has 10,000 tokens."""
-        corpora = [{"name": name, "samples": n // 8, "tokens": n, "epochs": n / 10_000} for name, n in tokens.items()]
+        corpora = [
+            {"name": name, "samples": n // 8, "tokens": n, "epochs": n / 10_000} for name, n in tokens.items()
+        ]
         self._metric(kind="corpora", corpora=corpora)
 
     def decide(self, event: str, scale_after: float | None = None, **fields: Any) -> None:
         before, self.scale = self.scale, self.scale if scale_after is None else scale_after
         position = {"step": self.step, "total_steps": self.total_steps, "time": self.time}
         scales = {"scale_before": before, "scale_after": self.scale}
-        self.decisions.append({"event": event, **position, **scales, "discarded_steps": 0, "reason": ""} | fields)
+        self.decisions.append(
+            {"event": event, **position, **scales, "discarded_steps": 0, "reason": ""} | fields
+        )
 
     def trial(self, length: int, factor: float, verdict: str, scale_after: float, **fields: Any) -> None:
         start, progress, before = self.step, self.progress, self.scale
@@ -133,7 +137,9 @@ def write_run(
             reference = run.window(k, velocity)
             reference = run.window(k, velocity * 0.8)
             measured = {} if verdict == "aborted" else {"velocity": velocity * 1.5, "error": 5e-4} | reference
-            run.trial(k // 2 if verdict == "aborted" else k, factor, verdict, scale_after, reason=reason, **measured)
+            run.trial(
+                k // 2 if verdict == "aborted" else k, factor, verdict, scale_after, reason=reason, **measured
+            )
             velocity *= 0.7
             run.evaluate()
         run.decide("search_ended", reason="the search window is over")

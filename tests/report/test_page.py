@@ -87,7 +87,9 @@ def test_sections_in_order_and_headline_figures(make_run: MakeRun) -> None:
     assert "Useful steps 400 + 25 discarded (5.9%) = 425 executed" in summary
     assert "Useful tokens 1.64 M + 102 k discarded (5.9%) = 1.74 M executed" in summary
     assert "Time for snapshots 0.26 s" in summary
-    last = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if '"valid"' in line][-1]
+    last = [
+        json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if '"valid"' in line
+    ][-1]
     assert f"Validation loss {last['loss']:.4f} at step 400" in summary
     assert f"Validation perplexity {last['perplexity']:.2f}" in summary
 
@@ -181,7 +183,9 @@ def test_two_runs_are_compared(make_run: MakeRun, tmp_path: Path) -> None:
         colors = [trace(page.figures[key], name)["line"]["color"] for name in ("fixed", "search")]
         assert len(set(colors)) == 2
     assert "1 of 3 settings differ" in page.sections["configuration"]
-    assert page.sections["configuration"].index("adalrs.enabled") < page.sections["configuration"].index("seed")
+    assert page.sections["configuration"].index("adalrs.enabled") < page.sections["configuration"].index(
+        "seed"
+    )
     assert "fixed No decision was recorded" in page.sections["decisions"]
 
 
@@ -223,9 +227,9 @@ def test_a_run_with_no_finite_loss_still_gets_a_page(make_run: MakeRun) -> None:
 
 
 def test_a_diverged_trial_does_not_flatten_the_axis(make_run: MakeRun) -> None:
-    low, high = Page(write_report([make_run("run", bad_losses={300: 1e30})])).figures["loss"]["layout"]["yaxis"][
-        "range"
-    ]
+    low, high = Page(write_report([make_run("run", bad_losses={300: 1e30})])).figures["loss"]["layout"][
+        "yaxis"
+    ]["range"]
 
     assert 0 < low < high < 20
 

@@ -23,7 +23,9 @@ def test_quantity(value: float, written: str) -> None:
     assert text.quantity(value, "B") == written
 
 
-@pytest.mark.parametrize(("value", "written"), [(1e-4, "1e-4"), (6.75e-4, "6.75e-4"), (0.0, "0"), (2.5, "2.5e0")])
+@pytest.mark.parametrize(
+    ("value", "written"), [(1e-4, "1e-4"), (6.75e-4, "6.75e-4"), (0.0, "0"), (2.5, "2.5e0")]
+)
 def test_scientific(value: float, written: str) -> None:
     assert text.scientific(value) == written
 

@@ -46,9 +46,17 @@ class Node:
         """Start the SSH server, and wait until it listens."""
         log = self._folder / f"sshd-{self.name}.log"
         with log.open("w") as file:
-            server = [str(shutil.which("sshd", path=SEARCHED)), "-D", "-e", "-f", str(self._folder / "sshd_config")]
+            server = [
+                str(shutil.which("sshd", path=SEARCHED)),
+                "-D",
+                "-e",
+                "-f",
+                str(self._folder / "sshd_config"),
+            ]
             process = self.start(server, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
-        wait_until(lambda: "Server listening" in log.read_text() or process.poll() is not None, "an SSH server")
+        wait_until(
+            lambda: "Server listening" in log.read_text() or process.poll() is not None, "an SSH server"
+        )
         if process.poll() is not None:
             raise NoNodes(f"sshd does not start: {log.read_text().strip()}")
 
@@ -92,7 +100,17 @@ class Cluster:
             for node in self.nodes:
                 run("ip", "netns", "add", node.namespace)
             first, second = self.nodes
-            ends = ["eth0", "netns", first.namespace, "type", "veth", "peer", "eth0", "netns", second.namespace]
+            ends = [
+                "eth0",
+                "netns",
+                first.namespace,
+                "type",
+                "veth",
+                "peer",
+                "eth0",
+                "netns",
+                second.namespace,
+            ]
             run("ip", "link", "add", *ends)
             for node in self.nodes:
                 run("ip", "-n", node.namespace, "address", "add", f"{node.address}/24", "dev", "eth0")
@@ -106,11 +124,18 @@ class Cluster:
 
     def launch(self, root: Path, environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
         """`deepspeed --hostfile ...` on the first node. `environment` is what all nodes need."""
-        self._environment_of_nodes.write_text("".join(f"{name}={value}\n" for name, value in environment.items()))
+        self._environment_of_nodes.write_text(
+            "".join(f"{name}={value}\n" for name, value in environment.items())
+        )
         launcher = os.environ | environment | {
             "PATH": f"{self.folder / 'bin'}:{SEARCHED}", "DS_ENV_FILE": str(self._environment_of_nodes),
         }  # fmt: skip
-        command = [str(Path(sys.executable).with_name("deepspeed")), "--hostfile", str(self.hostfile), *arguments]
+        command = [
+            str(Path(sys.executable).with_name("deepspeed")),
+            "--hostfile",
+            str(self.hostfile),
+            *arguments,
+        ]
         log = self.folder / "launcher.log"
         with log.open("w") as file:
             return self.nodes[0].start(

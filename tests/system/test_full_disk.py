@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from megatron_adalrs.checkpoint import find_checkpoint, find_damage
-from megatron_adalrs.run_log import read_run
+from megatron_adalrs.metrics.run_log import read_run
 from tests.checkpoint.test_checkpoint import losses, trained, values
 from tests.data.corpora import counting_corpus
-from tests.distributed.ranks import Ranks
+from tests.helpers.ranks import Ranks
 
 ROOM = 4 << 20
 
@@ -60,7 +60,9 @@ def test_a_full_disk_costs_no_checkpoint_and_is_told(
     assert find_checkpoint(disk / "checkpoints") == previous and find_damage(previous, hashes=True) is None
     failed = [event for event in read_run(run).events if event.event == "save_failed"]
     assert [event.step for event in failed] == [15, 20, 25]
-    assert all("No space left" in str(event.message) or "bytes free" in str(event.message) for event in failed)
+    assert all(
+        "No space left" in str(event.message) or "bytes free" in str(event.message) for event in failed
+    )
     assert not list((disk / "checkpoints").glob(".*.incomplete/*"))
     whole = losses(run)
     (disk / "filling").unlink()
@@ -84,6 +86,8 @@ def test_a_disk_that_fills_up_while_a_save_is_under_way_costs_no_checkpoint(
     assert one_rank.run(trained, config | {"load": str(tmp_path / "kept"), "auto_resume": False}) == [1]
     failed = [event for event in read_run(run).events if event.event == "save_failed"]
     assert [event.step for event in failed] == [15, 20, 25]
-    assert all("cannot write to" in str(event.message) or "No space left" in str(event.message) for event in failed)
+    assert all(
+        "cannot write to" in str(event.message) or "No space left" in str(event.message) for event in failed
+    )
     assert len(losses(run)) == 25
     assert find_damage(tmp_path / "kept", hashes=True) is None

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from megatron_adalrs.arguments import config_from_values
-from megatron_adalrs.build import build_trainer
-from megatron_adalrs.run_log import read_run
+from megatron_adalrs.commands.arguments import config_from_values
+from megatron_adalrs.metrics.run_log import read_run
+from megatron_adalrs.training.build import build_trainer
 from tests.data.corpora import counting_corpus
-from tests.distributed.ranks import Ranks
+from tests.helpers.ranks import Ranks
 from tests.system.cluster import Cluster, NoNodes, two_nodes, wait_until
 
 pytestmark = pytest.mark.system
@@ -66,13 +66,14 @@ def expected(two_ranks: Ranks, tmp_path_factory: pytest.TempPathFactory, data: P
 
 def losses(run: Path) -> dict[int, float]:
     train = read_run(run).train
-    return {int(step): float(loss) for step, loss in zip(train.step[train.kept], train.loss[train.kept], strict=True)}
+    return {
+        int(step): float(loss)
+        for step, loss in zip(train.step[train.kept], train.loss[train.kept], strict=True)
+    }
 
 
 # What was heard last may be from before the first step: the steps are short.
-FAR_IS_LOST = (
-    r"error: rank 0 on node-a leaves at step \d+: .*rank 1 on node-b \(process \d+, (step \d+|not training yet)"
-)
+FAR_IS_LOST = r"error: rank 0 on node-a leaves at step \d+: .*rank 1 on node-b \(process \d+, (step \d+|not training yet)"
 
 
 class Job:
@@ -123,7 +124,9 @@ class Job:
     def wait_for_the_end_of(self, rank: int) -> float:
         """Seconds until no process of the node runs the program any more."""
         node = self.cluster.nodes[rank]
-        return wait_until(lambda: not any(is_training(pid) for pid in node.processes()), f"the end of rank {rank}")
+        return wait_until(
+            lambda: not any(is_training(pid) for pid in node.processes()), f"the end of rank {rank}"
+        )
 
 
 @pytest.fixture
@@ -145,7 +148,9 @@ def test_deepspeed_trains_across_two_nodes(job: Job, expected: dict[int, float])
     assert list(expected) == list(range(1, STEPS + 1))
 
 
-def test_when_the_link_is_cut_both_nodes_leave_and_the_job_resumes(job: Job, expected: dict[int, float]) -> None:
+def test_when_the_link_is_cut_both_nodes_leave_and_the_job_resumes(
+    job: Job, expected: dict[int, float]
+) -> None:
     process = job.launch()
     job.reach(25, process)
     far = job.cluster.nodes[1]
@@ -164,7 +169,9 @@ def test_when_the_link_is_cut_both_nodes_leave_and_the_job_resumes(job: Job, exp
     assert losses(job.run_dir) == expected
 
 
-def test_when_a_node_is_killed_the_other_leaves_and_the_job_resumes(job: Job, expected: dict[int, float]) -> None:
+def test_when_a_node_is_killed_the_other_leaves_and_the_job_resumes(
+    job: Job, expected: dict[int, float]
+) -> None:
     """First the far one; then, in the resumed run, the one with the store, from which the job was launched."""
     first, far = job.cluster.nodes
     process = job.launch()

@@ -1,0 +1,272 @@
+"""A fixed rate against AdaLRS, on one and two data-parallel ranks at ZeRO 0 to 3.
+
+The same ranks take steps at a fixed rate, watched in paper mode and recorded in robust mode in turn; then captures,
+restores, bare copies of as many bytes and steps. Sides change places from turn to turn; a side's time is the slowest
+rank's; ratios are taken turn by turn and their median is quoted, with its standard error for what is near zero.
+
+What a whole search costs in snapshots is what a search of default settings asks for whose trials are all lost, which
+takes the most of them, over a run of `RUN_STEPS` steps. Windows and races are shares of a run, so that their number
+hardly depends on its length, and a run twice as long pays half the share.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from megatron_adalrs.adalrs.controller import Controller, FixedRate, build_controller
+from megatron_adalrs.adalrs.settings import AdaLRSSettings
+from megatron_adalrs.benchmarks.ranks import THREADS, Cell
+
+VOCABULARY = 512
+RANKS, STAGES, MODES = (1, 2), (0, 1, 2, 3), ("paper", "robust")
+RUN_STEPS = 10_000
+
+
+def measure_overhead(shape: dict[str, Any], pairs: int, folder: Path) -> dict[str, Any]:
+    """Every cell's overhead, snapshots and memory; see `compare`.
+
+    Args:
+        shape: configuration of the model and its micro-batch; a step takes two of those, shared by the ranks.
+        pairs: turns in which snapshots are measured, and a third of those in which steps are.
+        folder: for the ranks' data and runs.
+    """
+    write_random_tokens(folder / "random", VOCABULARY, 64 * shape["seq_length"] * shape["micro_batch_size"])
+    values = shape | {
+        "vocab_size": VOCABULARY, "data_path": str(folder / "random"), "split": "1,0,0", "lr": 1e-4,
+        "train_iters": 200 * (pairs + 5), "global_batch_size": 2 * shape["micro_batch_size"], "log_interval": 10**9,
+    }  # fmt: skip
+    searches = {mode: whole_search(mode) for mode in MODES}
+    results: dict[str, Any] = {
+        "model": values,
+        "threads_of_a_rank": THREADS,
+        "turns": pairs,
+        "run_steps": RUN_STEPS,
+    }
+    for ranks in RANKS:
+        for stage in STAGES:
+            name = f"dp{ranks}_zero{stage}"
+            cell = Cell(ranks, serve, values | {"zero_stage": stage, "run_dir": str(folder / name)}, pairs)
+            try:
+                results[name] = compare(cell.ask("measure"), searches)
+            finally:
+                cell.close()
+    return results
+
+
+def write_random_tokens(prefix: Path, vocabulary: int, count: int) -> None:
+    """A data set of 16 documents of random tokens."""
+    from megatron_adalrs.data.indexed_dataset import IndexedDatasetBuilder
+
+    with IndexedDatasetBuilder(prefix, np.uint16) as builder:
+        for document in np.array_split(np.random.default_rng(0).integers(0, vocabulary, count), 16):
+            builder.add_document(document)
+        builder.finalize()
+
+
+def serve(pipe: Connection, values: dict[str, Any], pairs: int) -> None:
+    """A rank: measures when asked, then waits for the others to have ended."""
+    from megatron_adalrs.commands.arguments import config_from_values
+    from megatron_adalrs.training.build import build_trainer, end_distributed
+
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        trainer = build_trainer(config_from_values(values))
+        pipe.recv()
+        pipe.send(measure_rank(trainer, pairs))
+        with contextlib.suppress(EOFError):
+            pipe.recv()
+        trainer.close("end", "")
+        end_distributed()
+
+
+def measure_rank(trainer: Any, pairs: int) -> dict[str, Any]:
+    """This rank's seconds of every side and turn, and bytes of a snapshot: held, estimated, and grown by."""
+    import torch
+
+    from megatron_adalrs.snapshot.engine_snapshot import EngineSnapshot, estimate_snapshot_bytes
+
+    engine = trainer.engine
+    controllers: dict[str, Controller] = {"fixed": FixedRate()}
+    controllers |= {mode: observing(mode, trainer.config.training.train_iters) for mode in MODES}
+    phases = {name: controller.phase for name, controller in controllers.items()}
+
+    def step_with(controller: Controller) -> Callable[[], Any]:
+        def step() -> None:
+            trainer.controller = controller
+            trainer.step()
+
+        return step
+
+    steps = take_turns({name: step_with(controller) for name, controller in controllers.items()}, 3 * pairs)
+    if phases != {name: controller.phase for name, controller in controllers.items()}:
+        raise RuntimeError("a search took a decision during the measurement")
+    fixed = step_with(controllers["fixed"])
+    snapshot = EngineSnapshot(engine)
+    before = resident_bytes()
+    snapshot.capture()
+    grown = resident_bytes() - before
+    source, target = (torch.ones(snapshot.nbytes, dtype=torch.uint8) for _ in range(2))
+    sides = {
+        "capture": snapshot.capture, "restore": snapshot.restore, "copy": lambda: target.copy_(source), "step": fixed,
+    }  # fmt: skip
+    snapshots = take_turns(sides, pairs)
+    estimate = estimate_snapshot_bytes(
+        trainer.config.training, engine.parameters_held, trainer.mesh.replica.size
+    )
+    return {
+        "steps": steps,
+        "snapshots": snapshots,
+        "bytes": snapshot.nbytes,
+        "estimate": estimate,
+        "grown": grown,
+    }
+
+
+def resident_bytes() -> int:
+    """Main memory of this process, once what it has freed is given back: a snapshot would hide in that."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim:
+        trim(0)
+    return psutil.Process().memory_info().rss
+
+
+def observing(mode: str, train_iters: int) -> Controller:
+    """A search that looks at every step and decides nothing for a twentieth of a run: in its watch, or a control."""
+    span = train_iters // 20
+    spans = {"window": span} if mode == "paper" else {"climb": False, "trial_steps": span}
+    settings = AdaLRSSettings(enabled=True, mode=mode, search_start=0.11, search_end=1.0, **spans)
+    controller = build_controller(settings, train_iters, 0)
+    while controller.phase == "before":
+        controller.observe(9.0)
+    return controller
+
+
+def take_turns(sides: Mapping[str, Callable[[], Any]], turns: int) -> dict[str, np.ndarray]:
+    """Seconds of every side, [turns]. The order moves on by one each turn; a tenth more turns come first, uncounted.
+
+    Collective: all ranks begin each side together.
+    """
+    import torch.distributed as dist
+
+    names = list(sides)
+    seconds = {name: np.empty(turns) for name in names}
+    for turn in range(-(turns // 10 + 1), turns):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            dist.barrier()
+            started = time.perf_counter()
+            sides[name]()
+            if turn >= 0:
+                seconds[name][turn] = time.perf_counter() - started
+    return seconds
+
+
+def whole_search(mode: str) -> dict[str, Any]:
+    """What a search of default settings asks for whose trials are all lost, and mean seconds of a decision by phase."""
+    controller = build_controller(AdaLRSSettings(enabled=True, mode=mode), RUN_STEPS, 0)
+    steps = np.arange(RUN_STEPS + 1)
+    losses = 3 + 6 / np.sqrt(1 + steps / 200) + np.random.default_rng(0).normal(0, 0.02, len(steps))
+    decisions, observed = [controller.resume()], defaultdict(list)
+    while controller.step < RUN_STEPS:
+        phase = controller.phase
+        worse = {"trial": 0.01, "restart": 0.5}.get(phase, 0.0)
+        loss = float(losses[controller.step]) + worse
+        started = time.perf_counter()
+        decisions.append(controller.observe(loss))
+        observed[phase].append(time.perf_counter() - started)
+    plan = controller.plan  # type: ignore[attr-defined]
+    return {
+        "captures": sum(decision.capture is not None for decision in decisions),
+        "restores": sum(decision.restore is not None for decision in decisions),
+        "discarded_steps": sum(decision.discarded_steps for decision in decisions),
+        "snapshots_at_once": plan.live_snapshots,
+        "decision_seconds": {phase: statistics.fmean(seconds) for phase, seconds in observed.items()},
+    }
+
+
+def compare(ranks: list[dict[str, Any]], searches: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """One cell's figures out of its ranks' measurements."""
+    steps, snapshots = (
+        {name: np.max([rank[kind][name] for rank in ranks], axis=0) for name in ranks[0][kind]}
+        for kind in ("steps", "snapshots")
+    )
+    seconds = {name: float(np.median(taken)) for name, taken in snapshots.items()}
+    step = float(np.median(steps["fixed"]))
+    results: dict[str, Any] = {"step_seconds_fixed_rate": step}
+    for mode in MODES:
+        overhead, error = median_and_error(steps[mode] / steps["fixed"] - 1)
+        decision = max(searches[mode]["decision_seconds"].values()) / step
+        results |= {
+            f"overhead_{mode}": overhead,
+            f"overhead_{mode}_error": error,
+            f"decision_{mode}": decision,
+        }
+    for name in ("capture", "restore"):
+        results[f"{name}_seconds"] = seconds[name]
+        for other in ("step", "copy"):
+            results[f"{name}_against_{other}"] = float(np.median(snapshots[name] / snapshots[other]))
+    results["copy_seconds"] = seconds["copy"]
+    results["ranks"] = [
+        {
+            "bytes": rank["bytes"],
+            "bytes_estimated_before_the_run": rank["estimate"],
+            "estimate_error": rank["estimate"] / rank["bytes"] - 1,
+            "memory_grown_by_bytes": rank["grown"],
+        }
+        for rank in ranks
+    ]
+    results["searches"] = {}
+    for mode, search in searches.items():
+        spent = search["captures"] * seconds["capture"] + search["restores"] * seconds["restore"]
+        run = (RUN_STEPS + search["discarded_steps"]) * step
+        most = search["snapshots_at_once"] * max(rank["bytes"] for rank in ranks)
+        results["searches"][mode] = search | {
+            "snapshots_in_steps": spent / step, "snapshots_of_run": spent / run, "most_bytes_of_a_rank": most,
+        }  # fmt: skip
+    return results
+
+
+def median_and_error(values: np.ndarray) -> tuple[float, float]:
+    """The median and its standard error, from the median absolute deviation, as of a normal distribution."""
+    median = float(np.median(values))
+    spread = 1.4826 * float(np.median(np.abs(values - median)))
+    return median, 1.2533 * spread / len(values) ** 0.5
+
+
+def table(results: dict[str, Any]) -> str:
+    """The figures for people."""
+    lines = [
+        f"{'':11}{'fixed step':>11}{'watching':>18}{'recording':>18}{'capture':>9}{'restore':>9}{'bytes (grown)':>16}"
+        f"{'a search, paper':>17}{'robust':>8}",
+        f"{'':11}{'ms':>11}{'paper, % more':>18}{'robust, % more':>18}{'/ copy':>9}{'/ copy':>9}{'/ estimate':>16}"
+        f"{'% of the run':>17}{'':>8}",
+    ]
+    for name, cell in results.items():
+        if not name.startswith("dp"):
+            continue
+        more = [f"{cell[f'overhead_{mode}']:.2%} ± {cell[f'overhead_{mode}_error']:.2%}" for mode in MODES]
+        estimate, held, grown = (
+            sum(rank[name] for rank in cell["ranks"])
+            for name in ("bytes_estimated_before_the_run", "bytes", "memory_grown_by_bytes")
+        )
+        fit = f"{held / estimate:.4f} ({grown / estimate:.2f})"
+        shares = [cell["searches"][mode]["snapshots_of_run"] for mode in MODES]
+        lines.append(
+            f"{name:11}{1000 * cell['step_seconds_fixed_rate']:11.1f}{more[0]:>18}{more[1]:>18}"
+            f"{cell['capture_against_copy']:9.2f}{cell['restore_against_copy']:9.2f}{fit:>16}"
+            f"{shares[0]:17.3%}{shares[1]:8.3%}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,193 @@
+"""One rank in this process: its steps, snapshots and saves against what one would write by hand.
+
+Two sides take turns, step by step; the ratio is taken pair by pair and its median is quoted, so that a machine whose
+speed drifts does not favour either side.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from megatron_adalrs.adalrs.controller import FixedRate
+from megatron_adalrs.benchmarks.options import SHAPE, Arguments
+from megatron_adalrs.benchmarks.overhead import write_random_tokens
+from megatron_adalrs.checkpoint import Places, Saving
+from megatron_adalrs.commands.arguments import config_from_values
+from megatron_adalrs.model.gpt import GPT, count_parameters, initialise
+from megatron_adalrs.optim.optimizer import build_optimizer
+from megatron_adalrs.snapshot.engine_snapshot import EngineSnapshot, estimate_snapshot_bytes
+from megatron_adalrs.training.build import build_trainer, end_distributed
+from megatron_adalrs.training.trainer import Trainer
+
+VOCABULARY = 8192
+
+
+def measure_steps(arguments: Arguments, folder: Path) -> dict[str, Any]:
+    """What `arguments.what` names, or all of it."""
+    torch.set_num_threads(arguments.threads)
+    measures: dict[str, Callable[[Arguments, Trainer], dict[str, Any]]] = {
+        "step": measure_step, "watching": measure_watching, "snapshot": measure_snapshot,
+        "saving": measure_saving,
+    }  # fmt: skip
+    results: dict[str, Any] = {"model": vars(arguments), "torch": torch.__version__}
+    trainer = build(arguments, folder)
+    for name, measure in measures.items():
+        if arguments.what in ("all", name):
+            results[name] = measure(arguments, trainer)
+    trainer.close("end", "")
+    end_distributed()
+    return results
+
+
+def build(arguments: Arguments, folder: Path) -> Trainer:
+    """A real trainer, on random tokens, whose search watches for the whole run and never starts a trial."""
+    train_iters = 20 * (arguments.pairs + 100)
+    write_random_tokens(folder / "random", VOCABULARY, 4 * arguments.seq_length * arguments.micro_batch_size)
+    config = config_from_values(
+        {name: getattr(arguments, name) for name in SHAPE}
+        | {
+            "zero_stage": arguments.zero_stage,
+            "vocab_size": VOCABULARY, "data_path": str(folder / "random"), "split": "1,0,0", "train_iters": train_iters,
+            "lr": 1e-3, "run_dir": folder / "run", "log_interval": 1_000_000,
+            "adalrs": {"enabled": True, "search_start": 0.9, "search_end": 1.0, "window": round(0.05 * train_iters)},
+        }
+    )  # fmt: skip
+    return build_trainer(config)
+
+
+def measure_step(arguments: Arguments, trainer: Trainer) -> dict[str, Any]:
+    """Whole training steps of this framework against a loop that anyone would write, on the same blocks and batches."""
+    config = trainer.config
+    model = GPT(config.model, VOCABULARY)
+    initialise(model, config.model, config.training.seed)
+    optimizer = build_optimizer(model, config.optimizer)
+
+    def plain_step(fused_loss: bool = False) -> None:
+        batch = torch.from_numpy(trainer.batches.micro_batches(trainer.state.consumed_samples)[0])
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=arguments.bf16):
+            if fused_loss:
+                loss = model(batch)
+            else:
+                logits = model.logits(batch[:, :-1])
+                loss = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_grad)
+        optimizer.step()
+        loss.item()
+
+    ours, plain, ratio = paired(trainer.step, plain_step, arguments.pairs)
+    _, _, ratio_fused = paired(trainer.step, lambda: plain_step(fused_loss=True), arguments.pairs)
+    tokens = arguments.micro_batch_size * arguments.seq_length
+    return {
+        "tokens_per_second": tokens / ours,
+        "tokens_per_second_plain_loop": tokens / plain,
+        "speed_against_plain_loop": 1 / ratio,
+        "speed_against_plain_loop_with_our_loss": 1 / ratio_fused,
+    }
+
+
+def measure_watching(arguments: Arguments, trainer: Trainer) -> dict[str, Any]:
+    """Steps whose losses AdaLRS watches against steps at a fixed rate, through the same engine."""
+    watching, fixed = trainer.controller, FixedRate()
+
+    def step_with(controller: Any) -> None:
+        trainer.controller = controller
+        trainer.step()
+
+    while watching.phase != "watch":
+        watching.observe(9.0)
+    with_search, without, ratio = paired(
+        lambda: step_with(watching), lambda: step_with(fixed), 3 * arguments.pairs
+    )
+    if watching.phase != "watch":
+        raise RuntimeError("the search left its watch during the measurement: raise --pairs")
+    calls = 10_000
+    watched = type(watching)(trainer.config.adalrs, trainer.config.adalrs.resolve(100 * calls, 0))
+    started = time.perf_counter()
+    for _ in range(calls):
+        watched.observe(9.0)
+    trainer.controller = fixed
+    return {
+        "step_seconds": with_search,
+        "step_seconds_fixed_rate": without,
+        "overhead_paired": ratio - 1,
+        "overhead_of_the_decision_itself": (time.perf_counter() - started) / calls / without,
+    }
+
+
+def measure_snapshot(arguments: Arguments, trainer: Trainer) -> dict[str, Any]:
+    """Capture and restore against one copy of as many bytes between two flat buffers."""
+    trainer.step()
+    snapshot = EngineSnapshot(trainer.engine)
+    snapshot.capture()
+    source, target = (torch.ones(snapshot.nbytes, dtype=torch.uint8) for _ in range(2))
+    capture, copy, capture_ratio = paired(snapshot.capture, lambda: target.copy_(source), arguments.pairs)
+    restore, _, restore_ratio = paired(snapshot.restore, lambda: target.copy_(source), arguments.pairs)
+    config = trainer.config
+    parameters = count_parameters(config.model, VOCABULARY)
+    estimate = estimate_snapshot_bytes(config.training, parameters, trainer.mesh.replica.size)
+    return {
+        "bytes": snapshot.nbytes,
+        "bytes_estimated_before_the_run": estimate,
+        "estimate_error": estimate / snapshot.nbytes - 1,
+        "capture_seconds": capture,
+        "restore_seconds": restore,
+        "copy_seconds": copy,
+        "capture_against_copy": capture_ratio,
+        "restore_against_copy": restore_ratio,
+    }
+
+
+def measure_saving(arguments: Arguments, trainer: Trainer) -> dict[str, Any]:
+    """What a save beside the training makes it wait for, against one copy of as many bytes between two flat buffers."""
+    trainer.step()
+    places = Places(trainer.config.run.run_dir / "saving", keep_last=1)
+    files = trainer.engine.files
+    steps = count()
+
+    def begin() -> Saving:
+        return Saving(trainer.engine, trainer.mesh, places, next(steps), {}, in_background=True)
+
+    begin().publish()  # the first allocates the buffers
+    source, target = (torch.ones(files.copied_bytes, dtype=torch.uint8) for _ in range(2))
+    seconds = np.empty((max(3, arguments.pairs // 6), 2))
+    for pair in seconds:
+        started = time.perf_counter()
+        saving = begin()
+        pair[0] = time.perf_counter() - started
+        saving.publish()
+        started = time.perf_counter()
+        target.copy_(source)
+        pair[1] = time.perf_counter() - started
+    stall, copy = np.median(seconds, axis=0).tolist()
+    return {
+        "bytes": files.copied_bytes,
+        "stall_seconds": stall,
+        "copy_seconds": copy,
+        "stall_against_copy": float(np.median(seconds[:, 0] / seconds[:, 1])),
+    }
+
+
+def paired(first: Callable[[], Any], second: Callable[[], Any], pairs: int) -> tuple[float, float, float]:
+    """Median seconds of each side, and the median of the ratio first / second taken pair by pair.
+
+    Sides swap places in every other pair, so that neither always runs on the other's warm caches.
+    """
+    sides = (first, second)
+    seconds = np.empty((pairs, 2))
+    for pair in range(-(pairs // 10 + 1), pairs):
+        for side in (0, 1) if pair % 2 else (1, 0):
+            started = time.perf_counter()
+            sides[side]()
+            if pair >= 0:
+                seconds[pair, side] = time.perf_counter() - started
+    return *np.median(seconds, axis=0).tolist(), float(np.median(seconds[:, 0] / seconds[:, 1]))

@@ -1,0 +1,145 @@
+"""Whether a checkpoint is of this run's model and data, and whether it is of this run's mesh."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from megatron_adalrs.config import Config, ModelConfig
+from megatron_adalrs.config.model import RopeScaling
+from megatron_adalrs.config.parallel import ParallelConfig
+from megatron_adalrs.distributed.process_mesh import MeshShape, ProcessMesh
+from megatron_adalrs.engine.deepspeed_config import deepspeed_settings
+
+SHAPE_FREE = {"preset", "vocab_size", "seq_length", "attention_dropout", "hidden_dropout", "init_method_std"}
+DOCUMENTS = ("reset_attention_mask", "reset_position_ids", "eod_mask_loss")
+_PARALLEL = {name: field.default for name, field in ParallelConfig.model_fields.items()}
+
+
+def require_fitting(checkpoint: Path, state: dict[str, Any], config: Config, mesh: ProcessMesh) -> None:
+    """Check that a checkpoint can be loaded into the model that `config` describes.
+
+    Raises:
+        ValueError: naming the field, the checkpoint's value and this run's.
+    """
+    saved, free = state["config"], SHAPE_FREE | _without_effect(config.model)
+    for name, value in config.model.model_dump(mode="json").items():
+        default = type(config.model).model_fields[name].default
+        if name not in free and saved.get(name, default) != value:
+            raise ValueError(
+                f"--load: {checkpoint} has {name} {saved.get(name, default)!r}, this run has {value!r}"
+            )
+    for name in DOCUMENTS:
+        theirs, ours = saved.get(name, False), getattr(config.data, name)
+        if theirs != ours:
+            raise ValueError(
+                f"--load: {checkpoint} was trained with {name} {theirs!r}, this run has {ours!r}"
+            )
+    for name in ("bf16", "fp16"):
+        if saved.get(name, False) != getattr(config.training, name):
+            raise ValueError(
+                f"--load: {checkpoint} was written with {name} {saved.get(name, False)!r}, this run has "
+                f"{getattr(config.training, name)!r}; use the same"
+            )
+    if differences := mesh_differences(state, config, mesh):
+        _require_movable(checkpoint, state, config, mesh, differences[0])
+
+
+def _without_effect(model: ModelConfig) -> set[str]:
+    """Fields that say nothing about a model of this kind, and that its presets may have learned to give since."""
+    found = {"max_position_embeddings"} if model.position_embedding_type == "rope" else set()
+    return (
+        found
+        if model.use_rope_scaling
+        else found | {f"rope_scaling_{field.name}" for field in fields(RopeScaling)}
+    )
+
+
+def mesh_differences(state: dict[str, Any], config: Config, mesh: ProcessMesh) -> list[str]:
+    """What a checkpoint's mesh and ZeRO stage have that this run's have not; empty if they are the same."""
+    saved, found = state["config"], []
+    pairs = [(name, getattr(config.parallel, name)) for name in type(config.parallel).model_fields]
+    for name, value in [*pairs, ("zero_stage", config.training.zero_stage)]:
+        theirs = saved.get(name, {**_PARALLEL, "zero_stage": 0}[name])
+        if theirs != value:
+            found.append(f"{name} {theirs!r}, this run has {value!r}")
+    if state["world_size"] != mesh.world_size:
+        found.append(f"world_size {state['world_size']}, this run has {mesh.world_size}")
+    return found
+
+
+def _require_movable(
+    checkpoint: Path, state: dict[str, Any], config: Config, mesh: ProcessMesh, difference: str
+) -> None:
+    """Check that a run can go on on another mesh, which is what differs."""
+    begin = f"--load: {checkpoint} was written on another mesh ({difference}): "
+    if config.training.fp16:
+        raise ValueError(
+            f"{begin}fp16's loss scaling is not carried over; use the same mesh, or resume a bf16 run"
+        )
+    zero = deepspeed_settings(config, mesh.data.size)["zero_optimization"]
+    for name in ("offload_optimizer", "offload_param"):
+        if name in zero:
+            raise ValueError(
+                f"{begin}optimizer state is not written into {name}'s memory; leave it out of --deepspeed-config, or "
+                "use the same mesh"
+            )
+    theirs, ours = _global_batch_size(state), config.global_batch_size(mesh.data.size)
+    if theirs != ours:
+        raise ValueError(
+            f"{begin}its steps have {theirs} samples, those of this run {ours}; give --global-batch-size {theirs}"
+        )
+
+
+def _global_batch_size(state: dict[str, Any]) -> int:
+    saved = state["config"]
+    size = saved.get("global_batch_size")
+    return size or saved.get("micro_batch_size", 1) * shape_of(state).data
+
+
+def shape_of(state: dict[str, Any]) -> MeshShape:
+    """The mesh that wrote a checkpoint."""
+    sizes = ParallelConfig(
+        **{name: state["config"].get(name, value) for name, value in _PARALLEL.items()}
+    ).sizes
+    return MeshShape.of_world(state["world_size"], **sizes)
+
+
+def require_one_tokenizer(model: str, theirs: str | None, ours: str | None) -> None:
+    """Raise ValueError where the digests of a model's tokenizer and of that of a run's data are known, and differ."""
+    if theirs and ours and theirs != ours:
+        raise ValueError(
+            f"{model} was trained on tokens of another tokenizer (SHA-256 {theirs:.12}) than this data "
+            f"({ours:.12}): required the same"
+        )
+
+
+def require_identity(checkpoint: Path, state: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Check that a run has the vocabulary of a checkpoint and sees the data that it saw in the same order.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    saved = state["identity"]
+    if saved["vocab_size"] != identity["vocab_size"]:
+        raise ValueError(
+            f"--load: {checkpoint} has vocab_size {saved['vocab_size']}, this run has {identity['vocab_size']}"
+        )
+    require_one_tokenizer(
+        f"--load: {checkpoint}", saved.get("tokenizer_sha256"), identity["tokenizer_sha256"]
+    )
+    # One corpus, whatever it is called, is what checkpoints without this entry saw.
+    theirs, ours = saved.get("blend", {"data": "1"}), identity["blend"]
+    if list(theirs.values()) != list(ours.values()):
+        shown = [", ".join(f"{share} {name}" for name, share in blend.items()) for blend in (theirs, ours)]
+        raise ValueError(
+            f"--load: {checkpoint} saw a blend of {shown[0]}, this run's is {shown[1]}: corpora, their sizes and "
+            "blend_sizes must be those of the checkpoint"
+        )
+    if saved["data_order"] != identity["data_order"]:
+        raise ValueError(
+            f"--load: {checkpoint} saw its data in order {saved['data_order']}, this run's is "
+            f"{identity['data_order']}: "
+            "data_path (or train_data_path), split, seed and seq_length must be those of the checkpoint"
+        )

@@ -1,0 +1,133 @@
+"""A model in any form that one is kept in: a run's checkpoint, one of weights alone, a folder of Hugging Face's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from megatron_adalrs.checkpoint.compatibility import shape_of
+from megatron_adalrs.checkpoint.load import find_checkpoint, read_state
+from megatron_adalrs.checkpoint.manifest import ENGINE, STATE, TOKENIZER, WEIGHTS
+from megatron_adalrs.checkpoint.tokenizer_files import Tokenizer, tokenizer_of_run
+from megatron_adalrs.config import DataConfig, ModelConfig
+from megatron_adalrs.config.base import describe_validation_error
+from megatron_adalrs.engine import SavedWeights
+from megatron_adalrs.huggingface.companion_files import companions_in
+from megatron_adalrs.huggingface.config_json import is_model
+from megatron_adalrs.huggingface.reader import HuggingFaceModel, parameter_shapes
+from megatron_adalrs.huggingface.tensor_files import TensorFiles
+from megatron_adalrs.model.gpt import WeightSource
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model whose weights are read when they are asked for, one parameter at a time."""
+
+    path: Path
+    """Folder of the checkpoint, or of Hugging Face's files."""
+    model: ModelConfig
+    vocab_size: int
+    """Before padding."""
+    weights: WeightSource
+    dtype: Callable[[str], torch.dtype]
+    """What the model computes with, by GPT's names: a run's precision, or that of the file."""
+    step: int | None
+    """None: not of a run of ours."""
+    tokenizer: Callable[[], Tokenizer]
+    """Looks for it. Raises OSError: one that is there cannot be read."""
+    data: DataConfig | None = None
+    """What it was trained on; None: not of a run of ours."""
+    tokenizer_sha256: str | None = None
+    """Of the tokenizer that made its data, where its run knew it."""
+    companions: Mapping[str, Path] = field(default_factory=dict)
+    """Files that came with it, a tokenizer's among them; a run has none."""
+
+
+def locate_model(path: Path, flag: str, strict: bool = False, verify: bool = False) -> Path:
+    """What `path` means: a folder of Hugging Face's itself, or else what `find_checkpoint` finds. Absolute.
+
+    Raises:
+        ValueError: neither is there.
+    """
+    return (path if is_model(path) else find_checkpoint(path, strict, verify, flag)).resolve()
+
+
+def open_model(path: Path, flag: str) -> OpenedModel:
+    """Open what `locate_model` found.
+
+    Raises:
+        ValueError: it cannot be read; the message begins with `flag`.
+    """
+    if is_model(path):
+        try:
+            return _of_hugging_face(path)
+        except ValueError as error:
+            raise ValueError(f"{flag}: {error}") from None
+    state = read_state(path, flag)
+    saved = state["config"]
+    fields = ModelConfig.model_fields
+    try:
+        model = ModelConfig(**{name: saved[name] for name in fields if name in saved})
+        vocab_size, step = int(state["identity"]["vocab_size"]), int(state["progress"]["step"])
+        return (_of_weights_only if (path / WEIGHTS).is_dir() else _of_run)(
+            path, state, model, vocab_size, step
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{flag}: {path / STATE} is not what a run saves ({type(error).__name__}: {error})"
+        ) from None
+    except ValidationError as error:
+        raise ValueError(f"{flag}: {path}: {describe_validation_error(error)}") from None
+    except ValueError as error:
+        raise ValueError(f"{flag}: {error}") from None
+
+
+def _of_hugging_face(path: Path) -> OpenedModel:
+    found = HuggingFaceModel(path)
+    tokenizer = Tokenizer(companions_in(path), found.shape.token_ids)
+    return OpenedModel(
+        path,
+        found.model,
+        found.vocab_size,
+        found,
+        found.dtype,
+        None,
+        lambda: tokenizer,
+        companions=tokenizer.files,
+    )
+
+
+def _of_weights_only(
+    path: Path, state: dict[str, Any], model: ModelConfig, vocab_size: int, step: int
+) -> OpenedModel:
+    files, shapes = TensorFiles(path / WEIGHTS), parameter_shapes(model, vocab_size)
+    if lacking := shapes.keys() - files.names:
+        raise ValueError(f"{path / WEIGHTS} lacks {', '.join(sorted(lacking))}")
+    for name, shape in shapes.items():
+        if files.entry(name).shape != shape:
+            raise ValueError(
+                f"{path / WEIGHTS}: {name} has shape {list(files.entry(name).shape)}, not {list(shape)}"
+            )
+    tokenizer = Tokenizer(companions_in(path / TOKENIZER), state.get("token_ids", {}))
+    return OpenedModel(
+        path, model, vocab_size, lambda name, shape: files(name), lambda name: files.entry(name).dtype, step,
+        lambda: tokenizer, companions=tokenizer.files,
+    )  # fmt: skip
+
+
+def _of_run(path: Path, state: dict[str, Any], model: ModelConfig, vocab_size: int, step: int) -> OpenedModel:
+    saved, mesh = state["config"], shape_of(state)
+    weights = SavedWeights(path / ENGINE, model, vocab_size, saved["zero_stage"], mesh.pipe, mesh.tensor)
+    precision = torch.bfloat16 if saved.get("bf16") else torch.float16 if saved.get("fp16") else torch.float32
+    data = DataConfig(**{name: saved[name] for name in DataConfig.model_fields if name in saved})
+    tokenizer = partial(tokenizer_of_run, saved, data, vocab_size)
+    return OpenedModel(
+        path, model, vocab_size, weights, lambda name: precision, step, tokenizer, data,
+        state["identity"].get("tokenizer_sha256"),
+    )  # fmt: skip

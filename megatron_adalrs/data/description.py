@@ -1,0 +1,72 @@
+"""`PREFIX.json`, the description beside an indexed dataset: tokenizer, vocabulary, size."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from megatron_adalrs.data.tokenizer import Tokenizer, TokenizerOfData, files_named
+from megatron_adalrs.utils.atomic_files import atomic_write
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `PREFIX.json` says of the pair beside it."""
+
+    tokenizer_type: str
+    tokenizer_sha256: str
+    vocab_size: int
+    eod: int
+    append_eod: bool
+    dtype: str
+    documents: int
+    tokens: int
+    tokenizer_model: str | None = None
+    """Where the tokenizer's files were."""
+    vocab_file: str | None = None
+    merge_file: str | None = None
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), indent=2).encode() + b"\n"
+
+
+def description_path(prefix: Path | str) -> Path:
+    return Path(f"{prefix}.json")
+
+
+def read_description(prefix: Path | str) -> Description | None:
+    """What is known of a pair's making; None without a sidecar (data that came from elsewhere).
+
+    Raises ValueError if the sidecar is there but is not one of ours.
+    """
+    path = description_path(prefix)
+    if not path.is_file():
+        return None
+    try:
+        return Description(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} does not describe an indexed dataset: {error}") from error
+
+
+def tokenizer_noted(prefix: Path | str, note: Description) -> TokenizerOfData:
+    """What the note beside a dataset tells of its tokenizer."""
+    files = tuple(Path(named) if named else None for named in files_named(note))
+    is_known = any(files) or note.tokenizer_type == "ByteTokenizer"
+    told_by = str(description_path(prefix))
+    return TokenizerOfData(note.tokenizer_type, note.tokenizer_sha256, told_by, files if is_known else None)
+
+
+def require_what_made(prefix: Path | str, note: Description, tokenizer: Tokenizer, named: str) -> None:
+    """Raise ValueError where a dataset was made with another tokenizer than this; `named`: by a field, as a value."""
+    if tokenizer.sha256 != note.tokenizer_sha256:
+        raise ValueError(
+            f"{named} (SHA-256 {tokenizer.sha256:.12}) is not what made {prefix} ({note.tokenizer_type}, "
+            f"{note.tokenizer_sha256:.12}, says {description_path(prefix)})"
+        )
+
+
+def write_description(prefix: Path | str, description: Description) -> None:
+    """The sidecar that `read_description` reads. Raises OSError where it cannot be written."""
+    with atomic_write(description_path(prefix)) as stream:
+        stream.write(description.to_json())

@@ -1,0 +1,145 @@
+"""What is known of the tokens of a run: how many there are, which tokenizer they are of, which one ends a document."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_adalrs.config import Config, DataConfig
+from megatron_adalrs.data.blend import check_vocabularies
+from megatron_adalrs.data.description import (
+    Description,
+    description_path,
+    read_description,
+    require_what_made,
+    tokenizer_noted,
+)
+from megatron_adalrs.data.tokenizer import Tokenizer, TokenizerOfData, build_tokenizer, files_named
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Of the tokenizer that the flags name, else of the one that is noted beside the data."""
+
+    size: int
+    """Before padding."""
+    tokenizer: TokenizerOfData | None
+    """None where nothing tells."""
+    eod: int | None
+    """The token that ends a document, as the tokenizer or else the note has it; None where neither tells."""
+    made: tuple[str, Description] | None
+    """The first corpus that has a note of how it was made, and that note."""
+
+
+def resolve_vocabulary(config: Config) -> Vocabulary:
+    """What `known_vocabulary` knows, checked against the data.
+
+    Raises:
+        ValueError, OSError: see there; the data needs more tokens, or cannot be read.
+    """
+    vocabulary = known_vocabulary(config)
+    check_vocabularies(config.data, vocabulary.size)
+    return vocabulary
+
+
+def known_vocabulary(config: Config) -> Vocabulary:
+    """The vocabulary without a look at the tokens of the data.
+
+    Raises:
+        ValueError: its size is not known, the tokenizer needs more tokens than --vocab-size allows, or what made a
+            corpus is another than the flags name or than made the others.
+        FileNotFoundError: the tokenizer's file is not there.
+    """
+    data = config.data
+    made = made_with(data)
+    tokenizer = build_tokenizer(data.tokenizer_type, *files_named(data)) if data.tokenizer_type else None
+    if tokenizer and made:
+        field = "vocab_file" if data.vocab_file else "tokenizer_model"
+        require_what_made(*made, tokenizer, f"{field}: {getattr(data, field) or data.tokenizer_type}")
+    known = tokenizer or (made[1] if made else None)
+    return Vocabulary(
+        size=_size(config.model.vocab_size, tokenizer, made),
+        tokenizer=_of_data(data, tokenizer, made),
+        eod=known.eod if known else None,
+        made=made,
+    )
+
+
+def _of_data(
+    data: DataConfig, tokenizer: Tokenizer | None, made: tuple[str, Description] | None
+) -> TokenizerOfData | None:
+    if tokenizer and data.tokenizer_type:
+        named = next(filter(None, files_named(data)), data.tokenizer_type)
+        return TokenizerOfData(data.tokenizer_type, tokenizer.sha256, str(named), files_named(data))
+    if made is None:
+        return None
+    return tokenizer_noted(*made)
+
+
+def _size(asked: int | None, tokenizer: Tokenizer | None, made: tuple[str, Description] | None) -> int:
+    """The flag's, the tokenizer's, or the one noted beside the data."""
+    if tokenizer:
+        known, source = tokenizer.vocab_size, "the tokenizer"
+    elif made:
+        known, source = made[1].vocab_size, f"the tokenizer that made {made[0]}"
+    else:
+        known, source = asked or 0, "--vocab-size"
+    if not known:
+        raise ValueError("vocab_size: unknown; give --vocab-size, or --tokenizer-type and --tokenizer-model")
+    if asked and known > asked:
+        raise ValueError(f"vocab_size: {asked} is below the {known} tokens of {source}")
+    return asked or known
+
+
+def made_with(data: DataConfig) -> tuple[str, Description] | None:
+    """The first corpus that has a note of how it was made, and that note; None where none has.
+
+    Raises:
+        ValueError: others were made with another tokenizer, or a note cannot be read.
+    """
+    noted = {c.prefix: note for c in data.corpora if (note := read_description(c.prefix))}
+    first = next(iter(noted.items()), None)
+    for prefix, note in noted.items():
+        if first and note.tokenizer_sha256 != first[1].tokenizer_sha256:
+            raise ValueError(
+                f"{description_path(prefix)} names another tokenizer ({note.tokenizer_type}, SHA-256 "
+                f"{note.tokenizer_sha256:.12}) than {description_path(first[0])} ({first[1].tokenizer_type}, "
+                f"{first[1].tokenizer_sha256:.12}): required the same for all corpora"
+            )
+    return first
+
+
+def with_end_of_document(config: Config, vocabulary: Vocabulary) -> Config:
+    """The configuration with its end-of-document token, where anything depends on that.
+
+    Raises:
+        ValueError: it is not known, contradicts how the data was made, or is beyond the vocabulary.
+    """
+    data, made = config.data, vocabulary.made
+    if not data.marks_documents:
+        return config
+    flags = [
+        name
+        for name in ("reset_attention_mask", "reset_position_ids", "eod_mask_loss")
+        if getattr(data, name)
+    ]
+    eod = data.eod_token_id
+    if made and not made[1].append_eod:
+        raise ValueError(
+            f"{flags[0]}: {description_path(made[0])} says that no document has an end-of-document token"
+        )
+    if made and eod not in (None, made[1].eod):
+        raise ValueError(
+            f"eod_token_id: {eod} contradicts {description_path(made[0])}, which says {made[1].eod}"
+        )
+    if eod is None:
+        eod = vocabulary.eod
+    if eod is None:
+        raise ValueError(
+            f"{flags[0]}: the end-of-document token is unknown; give --eod-token-id, or --tokenizer-type and "
+            "--tokenizer-model"
+        )
+    if eod >= vocabulary.size:
+        raise ValueError(
+            f"eod_token_id: {eod}: required 0 to {vocabulary.size - 1}, the vocabulary of {vocabulary.size}"
+        )
+    return config.model_copy(update={"data": data.model_copy(update={"eod_token_id": eod})})

@@ -1,0 +1,167 @@
+"""DeepSpeed's checkpoint files: written at once, or from a copy while training goes on.
+
+DeepSpeed calls `save` between barriers. An exception there, on one rank, would leave the others waiting in the next
+one; so failures are kept until `finish`, which every rank calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_adalrs.engine.process_group import deepspeed, get_accelerator  # noqa: F401 (it keeps DeepSpeed quiet)
+from megatron_adalrs.utils.format import first_line
+
+from deepspeed.runtime.checkpoint_engine.checkpoint_engine import (  # isort: skip
+    CheckpointCommitInfo,
+    CheckpointEngine,
+)
+
+
+class CheckpointFiles(CheckpointEngine):
+    """What writes the files of one rank.
+
+    With a copy, `begin(copied=True)`, tensors go to host memory, which the next copy uses again: a first allocation
+    takes longer than the copy. Only `start` writes, in a thread.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copied_bytes = 0
+        """Of the last copy."""
+        self._copied = False
+        self._jobs: list[tuple[Any, Path]] = []
+        self._buffers: list[
+            Tensor
+        ] = []  # in the order in which DeepSpeed hands tensors over, which is always the same
+        self._used = 0
+        self._digests: dict[Path, str] = {}
+        self._error: OSError | None = None
+        self._thread: threading.Thread | None = None
+
+    # What DeepSpeed calls
+
+    def create(self, info: CheckpointCommitInfo) -> None:
+        return
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        try:
+            super().makedirs(path, exist_ok)
+        except OSError as error:
+            self._error = self._error or error
+
+    def save(self, state_dict: Any, path: str) -> None:
+        if self._copied:
+            self._jobs.append((self._copy(state_dict), Path(path)))
+        else:
+            self._write(state_dict, Path(path))
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        """DeepSpeed's files hold objects of its own: only those of a checkpoint that is trusted."""
+        return torch.load(path, map_location=map_location, weights_only=False)
+
+    def commit(self, info: CheckpointCommitInfo) -> bool:
+        return True
+
+    def preserves_storage_sharing(self) -> bool:
+        """False: DeepSpeed need not clone views of flat buffers, our copies are of their own."""
+        return not self._copied
+
+    def attempt(self, function: Callable[..., Any]) -> Callable[..., None]:
+        """The same, but that a failure to write is kept too."""
+
+        def attempted(*arguments: Any) -> None:
+            try:
+                function(*arguments)
+            except OSError as error:
+                self._error = self._error or error
+
+        return attempted
+
+    # What the engine calls
+
+    def begin(self, copied: bool) -> None:
+        """Before DeepSpeed's `save_checkpoint`. The last checkpoint must be finished: two never overlap."""
+        assert self._thread is None, "two saves overlap"
+        self._copied, self._jobs, self._digests, self._error = copied, [], {}, None
+        self.copied_bytes = self._used = 0
+
+    def start(self, secure: Callable[[Path], str]) -> None:
+        """Write what was copied, in a thread, which brings each file to disk by `secure` and keeps its digest."""
+        self._copied = False
+        get_accelerator().synchronize()
+        self._thread = threading.Thread(target=self._write_all, args=(secure,), name="checkpoint-writer")
+        self._thread.start()
+
+    @property
+    def is_writing(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def finish(self) -> dict[Path, str]:
+        """Wait for the files. Returns the digests of those that were secured.
+
+        Raises:
+            OSError: one could not be written.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        return self._digests
+
+    def abandon(self) -> None:
+        """Wait for the files and forget them."""
+        with contextlib.suppress(OSError):
+            self.finish()
+
+    def _write_all(self, secure: Callable[[Path], str]) -> None:
+        while self._jobs:
+            state_dict, path = self._jobs.pop(0)
+            self._write(state_dict, path, secure)
+
+    def _write(self, state_dict: Any, path: Path, secure: Callable[[Path], str] | None = None) -> None:
+        if self._error is not None:
+            return
+        try:
+            torch.save(state_dict, path)
+            if secure is not None:
+                self._digests[path] = secure(path)
+        except Exception as error:  # torch's writer has no better word than RuntimeError for a full disk
+            self._error = OSError(f"cannot write to {path}: {first_line(error)}")
+
+    def _copy(self, state: Any) -> Any:
+        """The same structure with its tensors in host memory, and nothing in it that training changes."""
+        if isinstance(state, Tensor):
+            return self._copy_tensor(state)
+        if isinstance(state, dict):
+            copied = state.__class__()
+            if hasattr(state, "_metadata"):  # of a module's weights
+                copied._metadata = state._metadata
+            copied.update((name, self._copy(value)) for name, value in state.items())
+            return copied
+        if isinstance(state, (list, tuple)):
+            values: Iterator[Any] = (self._copy(value) for value in state)
+            return state.__class__(*values) if hasattr(state, "_fields") else state.__class__(values)
+        return copy.deepcopy(state)
+
+    def _copy_tensor(self, tensor: Tensor) -> Tensor:
+        index, self._used = self._used, self._used + 1
+        if index == len(self._buffers):
+            self._buffers.append(torch.empty(0))
+        buffer = self._buffers[index]
+        if buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+            pinned = tensor.device.type != "cpu"
+            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=pinned)
+            self._buffers[index] = buffer
+        buffer.copy_(tensor.detach(), non_blocking=True)
+        self.copied_bytes += buffer.nbytes
+        return buffer

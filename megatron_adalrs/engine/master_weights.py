@@ -1,0 +1,41 @@
+"""Weights made anew from the optimizer's masters, as DeepSpeed's own update makes them.
+
+Wherever DeepSpeed's optimizer works on masters of its own, the weights of the model are those masters, rounded to the
+model's precision: at the start, when the masters are made from the weights, and after every update. So a snapshot
+holds the masters only. Sources: `step` and `update_lp_params` of each class (DeepSpeed 0.19.8).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from megatron_adalrs.engine.process_group import deepspeed  # noqa: F401 (imported first: it keeps DeepSpeed quiet)
+
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer  # isort: skip
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer  # isort: skip
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3  # isort: skip
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer  # isort: skip
+
+
+@torch.no_grad()
+def weights_from_masters(optimizer: Any, module: nn.Module) -> None:
+    """Write the weights anew from masters that were written to. Collective where weights or masters are sharded.
+
+    Without masters the optimizer is torch's, on the weights themselves, and there is nothing to do.
+    """
+    if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
+        for index in range(len(optimizer.fp32_partitioned_groups_flat)):
+            optimizer._reassign_or_swap_out_partitioned_parameters(index)
+        # The small weights that ZeRO-3 keeps whole on every rank are gathered anew from the shards.
+        resident = [p for p in module.parameters() if p.numel()]
+        if resident:
+            resident[0].partition(param_list=resident)
+            resident[0].all_gather(param_list=resident)
+    elif isinstance(optimizer, FP16_UnfusedOptimizer):
+        for masters, weights in zip(optimizer.fp32_groups, optimizer.fp16_groups, strict=True):
+            torch._foreach_copy_([weight.data for weight in weights], [master.data for master in masters])
+    elif isinstance(optimizer, (BF16_Optimizer, DeepSpeedZeroOptimizer)):
+        optimizer.update_lp_params()

@@ -1,0 +1,126 @@
+"""Training state that another mesh or ZeRO stage left, written into a live engine.
+
+DeepSpeed's `safe_set_full_optimizer_state` covers only a part of this: it knows no optimizer without ZeRO, needs the
+moments, which are born in the first step, and fails where ZeRO-3 pads a parameter. So tensors are written in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from megatron_adalrs.engine.process_group import deepspeed  # noqa: F401 (imported first: it keeps DeepSpeed quiet)
+from megatron_adalrs.model.gpt import WeightSource, part_from
+
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer  # isort: skip
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3  # isort: skip
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer  # isort: skip
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class TrainingTensors:
+    """What AdamW goes on from, as whole fp32 tensors by GPT's names."""
+
+    masters: WeightSource
+    moments: Mapping[str, WeightSource]
+    """By AdamW's names for them; empty before the first step."""
+    step: float
+    """AdamW's own counter, by which it corrects the moments' bias."""
+    counters: Mapping[str, int]
+    """DeepSpeed's `global_steps`, `global_samples` and `skipped_steps`."""
+
+
+class Place(NamedTuple):
+    """Where a parameter, or this rank's part of it, is in what the optimizer works on."""
+
+    owner: Tensor
+    """Which the optimizer has moments for, of the same shape."""
+    at: int
+    """Where the part begins in the owner, in elements."""
+    first: int
+    """Where the part begins in the parameter, the rank's tensor shard of it."""
+    length: int
+    """At most: ZeRO-3 pads the last part."""
+
+
+@torch.no_grad()
+def write_training(
+    optimizer: Any, base: torch.optim.Optimizer, weights: Mapping[str, nn.Parameter], vocab_size: int,
+    saved: TrainingTensors,
+) -> None:  # fmt: skip
+    """Write masters, moments and step. Weights that are rounded masters are for the caller to make anew.
+
+    Args:
+        optimizer, base: DeepSpeed's, and the one that it wraps, or the same.
+        weights: this rank's parameters by GPT's names.
+        vocab_size: before padding.
+    """
+    place_of = _places(optimizer)
+    for name, parameter in weights.items():
+        place = place_of(parameter)
+        if place is None:
+            continue
+        shape = getattr(parameter, "ds_shape", parameter.shape)  # under ZeRO-3 the parameter itself is empty
+        _write(place.owner, place, part_from(saved.masters, name, parameter, shape, vocab_size))
+        if not saved.moments:
+            continue
+        state = _state_of(base, place.owner)
+        for moment, source in saved.moments.items():
+            _write(state[moment], place, part_from(source, name, parameter, shape, vocab_size))
+        if torch.is_tensor(state["step"]):
+            state["step"].fill_(saved.step)
+        else:
+            state["step"] = int(saved.step)
+
+
+def _places(optimizer: Any) -> Callable[[nn.Parameter], Place | None]:
+    """Where each parameter is; None: not on this rank. Sources: the classes named (DeepSpeed 0.19.8)."""
+    if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
+
+        def in_shards(parameter: nn.Parameter) -> Place:
+            group, at, length = optimizer.grad_position[optimizer.get_param_id(parameter)]
+            first = length * optimizer._get_param_partition_rank(parameter)
+            return Place(optimizer.fp32_partitioned_groups_flat[group], at, first, length)
+
+        return in_shards
+    if isinstance(optimizer, DeepSpeedZeroOptimizer):
+
+        def in_partition(parameter: nn.Parameter) -> Place | None:
+            link = parameter._hp_mapping
+            if link is None:
+                return None
+            owner = optimizer.single_partition_of_fp32_groups[link.param_group_index]
+            there, here = link.hp_fragment_address, link.lp_fragment_address
+            return Place(owner, there.start, here.start, here.numel)
+
+        return in_partition
+    masters: dict[int, Tensor] = {}
+    if isinstance(optimizer, FP16_UnfusedOptimizer):
+        for fp16, fp32 in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
+            masters |= {id(weight): master for weight, master in zip(fp16, fp32, strict=True)}
+
+    def whole(parameter: nn.Parameter) -> Place:
+        return Place(masters.get(id(parameter), parameter), 0, 0, parameter.numel())
+
+    return whole
+
+
+def _write(tensor: Tensor, place: Place, part: Tensor) -> None:
+    values = part.flatten()[place.first : place.first + place.length]
+    tensor.data.view(-1)[place.at : place.at + values.numel()].copy_(values)
+
+
+def _state_of(base: torch.optim.Optimizer, owner: Tensor) -> dict[str, Any]:
+    """The optimizer's state of a tensor: as AdamW makes it in its first step, if it is not there yet."""
+    state = base.state[owner]
+    if "step" not in state:
+        on_device = any(group.get("fused") or group.get("capturable") for group in base.param_groups)
+        state["step"] = torch.zeros((), dtype=torch.float32, device=owner.device if on_device else "cpu")
+        state |= {moment: torch.zeros_like(owner, requires_grad=False) for moment in MOMENTS}
+    return state

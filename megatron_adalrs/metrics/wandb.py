@@ -1,0 +1,82 @@
+"""Weights & Biases, online or offline as its own WANDB_MODE says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from megatron_adalrs.metrics.scalars import SEARCH
+from megatron_adalrs.utils.format import first_line
+
+_SECONDS_TO_START = 60
+_ID = "wandb_id"
+
+
+def require_wandb(project: str | None) -> None:
+    """Raise ValueError where a project is asked for and the package is not there."""
+    if project is not None and find_spec("wandb") is None:
+        raise ValueError(
+            f"wandb_project: {project}: needs the package wandb: pip install 'megatron-adalrs[wandb]'"
+        )
+
+
+class WandbRun:
+    """A run there, gone on with when the training is resumed.
+
+    Whatever fails is told as an OSError by `add`: training goes on without it. A start that failed is not tried again.
+
+    Args:
+        run_dir: keeps the files of offline runs, under wandb/, and the run's id.
+        config: the effective configuration.
+    """
+
+    def __init__(self, project: str, name: str, run_dir: Path, config: Mapping[str, Any]) -> None:
+        self.name = f"Weights & Biases' project {project}"
+        self._project, self._run_name, self._run_dir, self._config = project, name, run_dir, dict(config)
+        self._run: Any = None
+        self._failure: str | None = None
+
+    def begin(self) -> None:
+        """Takes seconds. To be called once, on the first rank."""
+        try:
+            self._run = self._started()
+        except Exception as error:  # its own types, and those of the network
+            self._failure = first_line(error)
+
+    def add(self, values: Mapping[str, float], step: int) -> None:
+        if self._failure is None:
+            try:
+                axis = "total_steps" if next(iter(values)).startswith(SEARCH) else "step"
+                self._run.log({**values, axis: step})
+                return
+            except Exception as error:
+                self._failure = first_line(error)
+        raise OSError(self._failure)
+
+    def close(self) -> None:
+        if self._run is not None:
+            try:
+                self._run.finish()
+            except Exception as error:
+                raise OSError(first_line(error)) from error
+
+    def _started(self) -> Any:
+        import wandb
+
+        file = self._run_dir / _ID
+        if not file.exists():
+            file.write_text(uuid4().hex[:8])
+        run = wandb.init(
+            project=self._project, name=self._run_name, id=file.read_text().strip(), resume="allow",
+            dir=str(self._run_dir), config=self._config,
+            settings=wandb.Settings(console="off", init_timeout=_SECONDS_TO_START),
+        )  # fmt: skip
+        for axis in ("step", "total_steps"):
+            run.define_metric(axis, hidden=True)
+        run.define_metric("*", step_metric="step")
+        for name in ("scale", "velocity"):  # an exact name wins over the pattern
+            run.define_metric(f"{SEARCH}{name}", step_metric="total_steps")
+        return run

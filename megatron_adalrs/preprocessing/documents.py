@@ -1,0 +1,253 @@
+"""Reading a corpus: JSON lines, Parquet, or a folder of such files or of texts, in batches that workers decode."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from megatron_adalrs.preprocessing.parquet import package, read_rows
+
+_JSON_SUFFIXES = tuple(f".{kind}{archive}" for archive in ("", ".gz", ".zst") for kind in ("jsonl", "json"))
+_PARQUET = ".parquet"
+_SUFFIXES = (*_JSON_SUFFIXES, _PARQUET)
+BATCH_BYTES = 1 << 18  # some 0.1 s of tokenizing: what is lost or waited for when a worker is stopped
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place between two batches of a corpus.
+
+    `file`: number of the file in `find_files`. In it, `lines` and `content_bytes` (uncompressed) of a JSON-lines file
+    or whole `row_groups` and `lines` (rows) of a Parquet file lie before; `stored_bytes` of it, as they are on disk.
+    `checksum`: CRC-32 of that content of a JSON-lines file.
+    """
+
+    file: int = 0
+    content_bytes: int = 0
+    row_groups: int = 0
+    lines: int = 0
+    stored_bytes: int = 0
+    checksum: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Neighbouring documents, not yet decoded: lines of a JSON-lines file, rows of a Parquet file, or texts.
+
+    `first_line`: number of the first line or row. `end`: the position after it. `input_bytes`: how far this batch
+    advances in the input, whose size is `documents_size`.
+    """
+
+    source: Path
+    end: Position
+    input_bytes: int
+    lines: bytes = b""
+    first_line: int = 1
+    files: tuple[Path, ...] = ()
+    rows: tuple[bytes | None, ...] = ()
+
+    def read(self, json_key: str) -> Iterator[str]:
+        """The text of each document; blank lines are none.
+
+        Raises ValueError naming FILE:LINE, FILE:ROW or FILE, for text that is not UTF-8, malformed JSON, a line that
+        is not an object, a key that is missing or not a string, and a row that is null.
+        """
+        for number, line in enumerate(self.lines.split(b"\n"), start=self.first_line):
+            if line.strip():
+                yield _text_of_line(f"{self.source}:{number}", line, json_key)
+        for path in self.files:
+            yield _decode(str(path), path.read_bytes())
+        for number, row in enumerate(self.rows, start=self.first_line):
+            if row is None:
+                raise ValueError(f"{self.source}:{number}: column {json_key!r} is null: required a string")
+            yield _decode(f"{self.source}:{number}", row)
+
+
+def find_files(source: Path, file_glob: str) -> list[Path]:
+    """The file itself, or the files of a folder that match, in the order of reading: by relative POSIX path.
+
+    Raises FileNotFoundError if the source is missing or nothing matches, ValueError if it is of another kind.
+    """
+    if source.is_dir():
+        return _matching_files(source, file_glob)
+    if not source.exists():
+        raise FileNotFoundError(f"input {source}: there is no such file or folder")
+    if not source.name.endswith(_SUFFIXES):
+        raise ValueError(f"input {source}: required a folder or a file named *{', *'.join(_SUFFIXES)}")
+    return [source]
+
+
+def documents_size(files: Sequence[Path]) -> int:
+    """Bytes of the files as stored (compressed, if they are)."""
+    return sum(path.stat().st_size for path in files)
+
+
+def read_batches(
+    source: Path, files: Sequence[Path], json_key: str, start: Position | None = None
+) -> Iterator[Batch]:
+    """The batches of a corpus from `start` on, in a fixed order; where it starts changes none of those that follow.
+
+    `files` are those that `find_files` finds. Each is read by its name: as .jsonl or .json (one object a line; .gz and
+    .zst too), as .parquet (its column `json_key`), or else as a text that is one document.
+
+    Raises ValueError if there are no bytes in them, one is a damaged archive, lacks the column, or has no strings in
+    it, or needs a package that is not there.
+    """
+    if documents_size(files) == 0:
+        raise ValueError(f"input {source} is empty: required at least one document")
+    return _batches_from(source, files, json_key, start or Position())
+
+
+def still_begins_with(source: Path, position: Position) -> bool:
+    """Whether what lies before `position` in a file is still there; not so of a Parquet file, which has no checksum.
+
+    Raises ValueError for a damaged archive, OSError for what cannot be read.
+    """
+    if source.name.endswith(_PARQUET):
+        return False
+    left, checksum, block = position.content_bytes, 0, b""
+    with _content(source) as (_, stream):
+        while left and (block := stream.read(min(left, BATCH_BYTES))):
+            left -= len(block)
+            checksum = zlib.crc32(block, checksum)
+        # A last line without an end may have grown.
+        return not left and checksum == position.checksum and (block.endswith(b"\n") or not stream.read(1))
+
+
+def read_documents(source: Path, json_key: str, file_glob: str) -> Iterator[str]:
+    """The text of every document of a source; errors as in `find_files`, `read_batches` and `Batch.read`."""
+    for batch in read_batches(source, find_files(source, file_glob), json_key):
+        yield from batch.read(json_key)
+
+
+def _matching_files(folder: Path, file_glob: str) -> list[Path]:
+    try:
+        files = [path for path in folder.glob(file_glob) if path.is_file()]
+    except (NotImplementedError, ValueError) as error:
+        raise ValueError(f"file glob {file_glob!r}: required a relative pattern: {error}") from error
+    if not files:
+        raise FileNotFoundError(f"input {folder}: no file matches {file_glob!r}")
+    return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _batches_from(source: Path, files: Sequence[Path], json_key: str, start: Position) -> Iterator[Batch]:
+    texts: list[Path] = []
+    size = 0
+    for number, path in enumerate(files[start.file :], start=start.file):
+        is_text = not path.name.endswith(_SUFFIXES)
+        if is_text:
+            texts.append(path)
+            size += path.stat().st_size
+        if texts and (not is_text or size >= BATCH_BYTES):
+            yield Batch(source, Position(number + is_text), size, files=tuple(texts))
+            texts, size = [], 0
+        if not is_text:
+            first = start if number == start.file else Position(number)
+            if path.name.endswith(_PARQUET):
+                yield from _row_batches(path, json_key, first)
+            else:
+                yield from _line_batches(path, first)
+    if texts:
+        yield Batch(source, Position(len(files)), size, files=tuple(texts))
+
+
+def _line_batches(source: Path, start: Position) -> Iterator[Batch]:
+    with _content(source) as (raw, stream):
+        position = start
+        _skip(stream, start.content_bytes)
+        while content := stream.read(BATCH_BYTES) + stream.readline():
+            end = replace(
+                position,
+                content_bytes=position.content_bytes + len(content),
+                lines=position.lines + content.count(b"\n") + (not content.endswith(b"\n")),
+                # Decompression reads ahead, by how much may depend on where it started.
+                stored_bytes=max(position.stored_bytes, raw.tell()),
+                checksum=zlib.crc32(content, position.checksum),
+            )
+            yield Batch(source, end, end.stored_bytes - position.stored_bytes, content, position.lines + 1)
+            position = end
+
+
+@contextmanager
+def _content(source: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """A JSON-lines file as it is stored, and as it reads. Raises ValueError for a damaged archive."""
+    with source.open("rb") as raw:
+        try:
+            yield raw, _decompressed(source, raw)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"input {source} is not a whole gzip file: {error}") from error
+        except OSError as error:
+            if source.suffix != ".zst" or error.errno:  # pyarrow's own have no number
+                raise
+            raise ValueError(f"input {source} is not a whole zstd file: {error}") from error
+
+
+def _skip(stream: BinaryIO, content_bytes: int) -> None:
+    """Archives have to be read up to there."""
+    if stream.seekable():
+        stream.seek(content_bytes)
+        return
+    while content_bytes > 0 and (passed := stream.read(min(content_bytes, BATCH_BYTES))):
+        content_bytes -= len(passed)
+
+
+def _decompressed(source: Path, raw: BinaryIO) -> BinaryIO:
+    if source.suffix == ".gz":
+        return io.BufferedReader(gzip.GzipFile(fileobj=raw), BATCH_BYTES)
+    if source.suffix == ".zst":
+        pyarrow = package(source)
+        return io.BufferedReader(
+            pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), "zstd"), BATCH_BYTES
+        )
+    return raw
+
+
+def _row_batches(source: Path, column: str, start: Position) -> Iterator[Batch]:
+    position = start
+    for rows in read_rows(source, column, BATCH_BYTES, start.row_groups, start.lines):
+        end = replace(position, row_groups=rows.row_groups, lines=rows.end, stored_bytes=rows.stored_bytes)
+        advance = end.stored_bytes - position.stored_bytes
+        yield Batch(source, end, advance, first_line=position.lines + 1, rows=rows.values)
+        position = end
+
+
+def _text_of_line(origin: str, line: bytes, json_key: str) -> str:
+    text = _decode(origin, line)
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also a number with too many digits
+        raise ValueError(f"{origin}: malformed JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{origin}: required a JSON object, found {type(record).__name__}")
+    if json_key not in record:
+        keys = ", ".join(map(repr, record)) or "none"
+        raise ValueError(f"{origin}: there is no key {json_key!r}; keys found: {keys}")
+    value = record[json_key]
+    if not isinstance(value, str):
+        raise ValueError(f"{origin}: key {json_key!r} is {type(value).__name__}: required a string")
+    return _require_encodable(origin, value)
+
+
+def _decode(origin: str, data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{origin}: not UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def _require_encodable(origin: str, text: str) -> str:
+    """JSON can spell half a surrogate pair, which is no character and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{origin}: unpaired surrogate at character {error.start}: required valid text"
+        ) from error
+    return text

@@ -1,0 +1,158 @@
+"""The same experiments on a cluster: configurations and a launch script, and the results of what they left."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megatron_adalrs.commands.arguments import config_from_values
+from megatron_adalrs.data.indexed_dataset import idx_path
+from megatron_adalrs.utils.atomic_files import atomic_write
+
+from . import results
+from .plan import SCHEDULES, Run, run_name
+from .results import Result
+
+ROOT = Path(__file__).resolve().parents[2]
+METHODS = ("fixed", "paper", "robust")
+
+
+@dataclass(frozen=True)
+class ClusterScale:
+    """A published model on a corpus of the user's. `rates`: initial ones, too small, about right, too large."""
+
+    name: str
+    preset: str
+    micro_batch_size: int
+    zero_stage: int = 1
+    recompute_granularity: str | None = None
+    train_iters: int = 50_000
+    """The default window is 1250 steps then, within the 1000 to 2500 of the paper."""
+    global_batch_size: int = 512
+    seq_length: int = 4096
+    rates: tuple[float, ...] = (2e-5, 2e-4, 2e-3)
+    schedules: tuple[str, ...] = SCHEDULES
+
+
+CLUSTER_SCALES = {
+    "1.5b": ClusterScale("1.5b", "qwen2.5-1.5b", 4),
+    "7b": ClusterScale("7b", "qwen2.5-7b", 1, recompute_granularity="full"),
+}
+
+
+def cluster_runs(scale: ClusterScale, seeds: Sequence[int]) -> list[Run]:
+    """Every method from every rate."""
+    places = [
+        (schedule, method, lr) for schedule in scale.schedules for method in METHODS for lr in scale.rates
+    ]
+    return [
+        Run(scale.preset, schedule, method, lr, seed) for schedule, method, lr in places for seed in seeds
+    ]
+
+
+def cluster_values(run: Run, scale: ClusterScale, data_path: str) -> dict[str, Any]:
+    """The configuration of a run, but for its directory.
+
+    Raises:
+        ValueError: it is not possible.
+    """
+    values = {
+        "preset": scale.preset, "seq_length": scale.seq_length, "data_path": data_path, "bf16": True,
+        "train_iters": scale.train_iters, "micro_batch_size": scale.micro_batch_size,
+        "global_batch_size": scale.global_batch_size, "zero_stage": scale.zero_stage, "seed": run.seed,
+        "recompute_granularity": scale.recompute_granularity, "lr": run.lr, "min_lr": 0.1 * run.lr,
+        "lr_decay_style": run.schedule, "lr_warmup_iters": round(0.03 * scale.train_iters),
+        "eval_interval": scale.train_iters // 20, "save_interval": scale.train_iters // 50,
+        "adalrs": {"enabled": False} if run.method == "fixed" else {"enabled": True, "mode": run.method},
+    }  # fmt: skip
+    values = {name: value for name, value in values.items() if value is not None}
+    config_from_values(values)
+    return values
+
+
+def write_launch(output: Path, scale: ClusterScale, seeds: Sequence[int], data_path: str) -> Path:
+    """Write configs/NAME.yaml for each run, runs.json for `collect_cluster`, and launch.sh; the path of the script.
+
+    Raises:
+        ValueError, OSError: there is no such corpus, a configuration is not possible, or a file cannot be written.
+    """
+    prefix = Path(data_path).resolve()
+    if not idx_path(prefix).exists():
+        raise ValueError(
+            f"--data-path: {data_path}: there is no {idx_path(prefix)}; tools/preprocess_data.py makes it"
+        )
+    output = output.resolve()
+    planned, lines = [], []
+    for run in cluster_runs(scale, seeds):
+        values = cluster_values(run, scale, str(prefix))
+        name = run_name(run, values)
+        with atomic_write(output / "configs" / f"{name}.yaml") as stream:
+            stream.write(yaml.safe_dump(values, sort_keys=False).encode())
+        command = ["deepspeed", "pretrain_gpt.py", "--config", str(output / "configs" / f"{name}.yaml")]
+        command += ["--run-dir", str(output / "runs" / name)]
+        planned.append({"name": name, "run": asdict(run), "command": shlex.join(command)})
+        lines.append(f"train {shlex.quote(name)}")
+    with atomic_write(output / "runs.json") as stream:
+        stream.write(json.dumps(planned, indent=1).encode())
+    script = output / "launch.sh"
+    with atomic_write(script) as stream:
+        stream.write(_SCRIPT.format(output=shlex.quote(str(output)), root=shlex.quote(str(ROOT))).encode())
+        stream.write("\n".join([*lines, ""]).encode())
+    script.chmod(0o755)
+    return script
+
+
+def collect_cluster(output: Path) -> tuple[list[Result], list[str]]:
+    """Results of the complete runs, and the names of those that are not complete.
+
+    Raises:
+        ValueError, OSError: nothing was planned in this folder, or a run's records cannot be read.
+    """
+    file = output / "runs.json"
+    if not file.exists():
+        raise ValueError(
+            f"--output: {output} has no runs.json: first write the launch script, without --collect"
+        )
+    complete, missing = [], []
+    for planned in json.loads(file.read_bytes()):
+        folder = output / "runs" / planned["name"]
+        if results.is_complete(folder):
+            settings = tuple((name, value) for name, value in planned["run"]["settings"])
+            run = Run(**planned["run"] | {"settings": settings})
+            complete.append(results.collect(run, folder, planned["command"]))
+        else:
+            missing.append(planned["name"])
+    return complete, missing
+
+
+_SCRIPT = """\
+#!/usr/bin/env bash
+# Train every run that is not complete, one after the other; run it again after an interruption.
+#   HOSTFILE=hosts ./launch.sh     # on many nodes: one line a node, `worker-1 slots=8`
+# The lines at the end may be shared out over several machines that see this folder.
+set -uo pipefail
+cd {root}
+output={output}
+
+train() {{
+    local run="$output/runs/$1" resume=()
+    if grep -qs '"event": "end"' "$run/metrics.jsonl"; then
+        echo "$1 is complete"
+        return
+    fi
+    if [ -e "$run/checkpoints/latest" ]; then
+        resume=(--load "$run")
+    elif [ -e "$run" ]; then
+        rm -r "$run"
+    fi
+    deepspeed ${{HOSTFILE:+--hostfile "$HOSTFILE"}} pretrain_gpt.py \\
+        --config "$output/configs/$1.yaml" --run-dir "$run" "${{resume[@]}}" || echo "$1 failed" >&2
+}}
+
+"""

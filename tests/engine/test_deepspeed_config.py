@@ -1,0 +1,86 @@
+"""The user's DeepSpeed settings are laid over ours; what contradicts a flag is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_adalrs.engine.deepspeed_config import deepspeed_settings
+from tests.helpers.runs import tiny_config
+
+
+def overlaid(tmp_path: Path, overlay: Any, **values: Any) -> dict[str, Any]:
+    file = tmp_path / "ds.json"
+    file.write_text(overlay if isinstance(overlay, str) else json.dumps(overlay))
+    return deepspeed_settings(tiny_config(deepspeed_config=file, **values), 2)
+
+
+def test_flags_alone() -> None:
+    settings = deepspeed_settings(tiny_config(zero_stage=2, bf16=True, clip_grad=0.5), 2)
+    assert settings["train_batch_size"] == 8
+    assert settings["gradient_accumulation_steps"] == 2
+    assert settings["zero_optimization"] == {"stage": 2}
+    assert (settings["bf16"], settings["gradient_clipping"]) == ({"enabled": True}, 0.5)
+
+
+def test_an_overlay_adds_and_agrees(tmp_path: Path) -> None:
+    zero = {"stage": 1, "overlap_comm": True}
+    overlay = {"zero_optimization": zero, "train_batch_size": "auto", "comms_logger": {"enabled": True}}
+    settings = overlaid(tmp_path, overlay, zero_stage=1)
+    assert settings["zero_optimization"] == {"stage": 1, "overlap_comm": True}
+    assert settings["train_batch_size"] == 8
+    assert settings["comms_logger"] == {"enabled": True}
+
+
+@pytest.mark.parametrize(
+    ("overlay", "message"),
+    [
+        (
+            {"zero_optimization": {"stage": 3}},
+            "zero_optimization.stage = 3 contradicts --zero-stage, which makes it 0",
+        ),
+        ({"train_batch_size": 7}, "train_batch_size = 7 contradicts --global-batch-size, which makes it 8"),
+        (
+            {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
+            "zero_optimization.offload_optimizer.device = 'cpu' needs --zero-stage 1 or higher, not 0",
+        ),
+        (
+            {"zero_optimization": {"offload_param": {"device": "cpu"}}},
+            "zero_optimization.offload_param.device = 'cpu' needs --zero-stage 3 or higher, not 0",
+        ),
+        ({"fp16": {"enabled": True}}, "fp16.enabled = True contradicts --fp16, which makes it False"),
+        ({"bf16": {"enabled": True}}, "bf16.enabled = True contradicts --bf16, which makes it False"),
+        ({"optimizer": {"type": "Adam"}}, "'optimizer' is set by flags here (--lr"),
+        ({"scheduler": {}}, "'scheduler' is set by flags here (--lr-decay-style)"),
+        ([1], "must hold a JSON object, not a list"),
+        ("{", "cannot read"),
+    ],
+)
+def test_contradictions_name_both_sides(tmp_path: Path, overlay: Any, message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        overlaid(tmp_path, overlay)
+    assert message in str(error.value)
+    assert "ds.json" in str(error.value)
+
+
+def test_a_search_needs_the_optimizer_in_memory(tmp_path: Path) -> None:
+    overlay = {"zero_optimization": {"offload_optimizer": {"device": "nvme", "nvme_path": "/scratch"}}}
+    with pytest.raises(ValueError, match=r"device = 'nvme': a snapshot copies .*--adalrs.no-enabled"):
+        overlaid(tmp_path, overlay, zero_stage=3, adalrs={"enabled": True, "window": 3})
+    settings = overlaid(tmp_path, overlay, zero_stage=3)
+    assert settings["zero_optimization"] == {"stage": 3} | overlay["zero_optimization"]
+
+
+def test_a_policy_for_bad_numbers_needs_the_gradient_norm(tmp_path: Path) -> None:
+    overlay = {"zero_optimization": {"compute_grad_norm": False}}
+    with pytest.raises(ValueError, match=r"compute_grad_norm = False .* loss_guard.policy 'skip' needs it"):
+        overlaid(tmp_path, overlay, loss_guard={"policy": "skip"})
+    assert not overlaid(tmp_path, overlay)["zero_optimization"]["compute_grad_norm"]
+
+
+def test_offloading_to_nowhere_is_no_offloading(tmp_path: Path) -> None:
+    overlay = {"zero_optimization": {"offload_optimizer": {"device": "none"}}}
+    assert overlaid(tmp_path, overlay)["zero_optimization"] == {"stage": 0}

@@ -1,0 +1,76 @@
+"""A process that was killed while it loaded an operator must not make every later run hang."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from megatron_adalrs.engine.extension_locks import remove_abandoned_locks
+
+HOLDER = "import os, sys, time; os.open(sys.argv[1], os.O_CREAT | os.O_EXCL); print('held', flush=True); time.sleep(60)"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "py311_cpu" / "operator").mkdir(parents=True)
+    return tmp_path
+
+
+def held_by_a_process(lock: Path) -> subprocess.Popen:
+    """As torch holds it: made by the process, which keeps it open."""
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(lock)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_lock_whose_process_was_killed_is_removed_once_it_is_old(folder: Path) -> None:
+    lock, told = folder / "py311_cpu" / "operator" / "lock", []
+    process = held_by_a_process(lock)
+    process.kill()
+    process.communicate()
+    started = time.monotonic()
+    remove_abandoned_locks(folder, 1.0, told.append)
+    assert not lock.exists() and 0.4 < time.monotonic() - started < 10
+    assert told[0].startswith(f"waiting up to 1 s for {lock}") and told[-1].startswith(
+        f"removed {lock}: a process"
+    )
+
+
+def test_an_old_one_is_removed_at_once(folder: Path) -> None:
+    lock = folder / "py311_cpu" / "lock"
+    lock.touch()
+    os.utime(lock, (time.time() - 300, time.time() - 300))
+    told: list[str] = []
+    remove_abandoned_locks(folder, 120.0, told.append)
+    assert not lock.exists() and len(told) == 1 and "300 s ago" in told[0]
+
+
+def test_a_lock_that_a_living_process_holds_stays(folder: Path) -> None:
+    lock, told = folder / "py311_cpu" / "operator" / "lock", []
+    process = held_by_a_process(lock)
+    try:
+        os.utime(lock, (1.0, 1.0))
+        remove_abandoned_locks(folder, 1.0, told.append)
+        assert lock.exists() and told == []
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_one_that_its_host_removes_is_waited_for(folder: Path) -> None:
+    """By another host, whose processes are not seen here."""
+    lock, told = folder / "py311_cpu" / "operator" / "lock", []
+    lock.touch()
+    threading.Timer(0.7, lock.unlink).start()
+    remove_abandoned_locks(folder, 60.0, told.append)
+    assert not lock.exists() and len(told) == 1
+
+
+def test_where_nothing_was_ever_compiled_there_is_nothing_to_do(tmp_path: Path) -> None:
+    remove_abandoned_locks(tmp_path / "nowhere", 1.0, pytest.fail)

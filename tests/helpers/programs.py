@@ -1,0 +1,34 @@
+"""Programs of tools/, called within the test's process."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+class Done(NamedTuple):
+    """What a call of a program left, as of a process."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def called(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Done]:
+    """Return `megatron-adalrs NAME` as a function of its arguments, run in this process."""
+    monkeypatch.setattr(sys, "argv", [f"megatron-adalrs {name}"])
+    program = importlib.import_module(f"megatron_adalrs.commands.{name}")
+
+    def run(*arguments: str | Path) -> Done:
+        return Done(program.main([*map(str, arguments)]), *capsys.readouterr())
+
+    return run

@@ -1,0 +1,22 @@
+"""Scales, best rates and results to make tables of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron_adalrs.reproduction.plan import MAIN, SCALES, Run
+from megatron_adalrs.reproduction.results import Result
+
+TINY, SMOKE = SCALES["tiny"], SCALES["smoke"]
+BEST = {("code", "cosine"): 3e-3, ("code", "WSD"): 5e-3, ("prose", "cosine"): 3e-3, ("wide", "cosine"): 3e-3}
+BEST |= {("continual", "cosine"): 1e-3}
+
+
+def result(method: str, lr: float, seed: int, valid: float, **changes: Any) -> Result:
+    run = Run(MAIN.name, "cosine", method, lr, seed, changes.pop("settings", ()))
+    values: dict[str, Any] = {
+        "name": f"{method}-{lr:g}-{seed}", "command": "python pretrain_gpt.py", "train_iters": 1000, "scale": 1.0,
+        "discarded_steps": 0, "snapshot_seconds": 0.0, "wall_seconds": 10.0, "curve": ((1000, valid),),
+        "velocity": 1e-3, "velocity_error": 1e-5, "window_loss": 3.0, "step_seconds": 0.01,
+    }  # fmt: skip
+    return Result(run=run, valid=valid, **values | changes)

@@ -1,0 +1,114 @@
+"""Runs on blends: the same on any mesh, exact through searches and resumes, with a curve for each corpus."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from megatron_adalrs.commands.arguments import config_from_values
+from megatron_adalrs.data.indexed_dataset import IndexedDatasetBuilder
+from megatron_adalrs.metrics.run_log import RunLog, read_run
+from megatron_adalrs.training.build import build_trainer
+from tests.helpers.ranks import Ranks
+from tests.helpers.runs import refusal
+
+STEPS = 60
+LOST = {
+    "enabled": True, "mode": "robust", "alpha": 2.0, "search_start": 0.3, "search_end": 0.9, "trial_steps": 4,
+    "return_steps": 10, "restart_steps": 12, "confidence": 1e9, "min_scale": 1.0,
+}  # fmt: skip
+"""A search whose races are all lost: whatever a trial consumed is given back."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three corpora that count by 1, 2 and 3 from random starts, modulo 50."""
+    folder = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(0)
+    for step, name in enumerate(("ones", "twos", "threes"), start=1):
+        with IndexedDatasetBuilder(folder / name, np.uint16) as builder:
+            for _ in range(20):
+                builder.add_document((random.integers(0, 50) + step * np.arange(100 + step)) % 50)
+            builder.finalize()
+    return folder
+
+
+def values(data: Path, run: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "preset": "llama-tiny", "num_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "seq_length": 16,
+        "vocab_size": 50, "micro_batch_size": 1, "global_batch_size": 4, "train_iters": STEPS, "lr": 1e-2,
+        "train_data_path": [3, f"{data}/ones", 1, f"even={data}/twos"], "eval_iters": 2, "eval_interval": 20,
+        "valid_data_path": [3, f"{data}/ones", 1, f"{data}/threes"], "run_dir": str(run), "log_interval": 1,
+    } | changes  # fmt: skip
+
+
+def trained(config: dict[str, Any], ends_in_a_trial: bool = False) -> int:
+    trainer = build_trainer(config_from_values(config))
+    observe = trainer.controller.observe
+
+    def observed(loss: float, applied: bool) -> Any:
+        if ends_in_a_trial and trainer.controller.phase == "trial" and trainer.state.step % 5 == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return observe(loss, applied)
+
+    trainer.controller.observe = observed
+    return trainer.train()
+
+
+def kept(run: RunLog) -> list[float]:
+    return run.train.loss[run.train.kept].tolist()
+
+
+def consumed(run: RunLog) -> dict[str, tuple[int, int, float]]:
+    return {use.name: (use.samples, use.tokens, use.epochs) for use in run.corpora.corpora}
+
+
+def test_one_and_two_ranks_see_the_same_blend(
+    one_rank: Ranks, two_ranks: Ranks, data: Path, tmp_path: Path
+) -> None:
+    assert one_rank.run(trained, values(data, tmp_path / "one")) == [0]
+    assert two_ranks.run(trained, values(data, tmp_path / "two")) == [0, 0]
+    one, two = read_run(tmp_path / "one"), read_run(tmp_path / "two")
+    assert kept(two) == pytest.approx(kept(one), abs=1e-5)
+    assert consumed(one) == consumed(two) == {"ones": (180, 2880, 2880 / 2020), "even": (60, 960, 960 / 2040)}
+
+    splits = [evaluation.split for evaluation in one.evaluations]
+    assert splits == ["valid/ones", "valid/threes", "valid"] * 3
+    for first in (0, 3):
+        ones, threes, mean = (evaluation.loss for evaluation in one.evaluations[first : first + 3])
+        assert mean == pytest.approx(0.75 * ones + 0.25 * threes)
+        assert threes > ones  # which is what was trained on
+    board = EventAccumulator(str(tmp_path / "one" / "tensorboard")).Reload()
+    assert [point.step for point in board.Scalars("valid/threes/loss")] == [20, 40, 60]
+    assert [point.value for point in board.Scalars("corpora/even/tokens")] == [320, 640, 960]
+
+
+def test_a_search_and_a_resume_leave_no_trace_in_what_was_consumed(
+    two_ranks: Ranks, data: Path, tmp_path: Path
+) -> None:
+    search = {"adalrs": LOST, "zero_stage": 1}
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert two_ranks.run(trained, values(data, whole, **search)) == [0, 0]
+    assert two_ranks.run(trained, values(data, run, **search), True) == [143, 143]
+    stopped = read_run(run)
+    assert stopped.events[-1].step < STEPS
+    assert two_ranks.run(trained, values(data, run, load=str(run), **search)) == [0, 0]
+    assert kept(read_run(run)) == kept(read_run(whole))
+    assert read_run(whole).totals.discarded_steps > 0
+    assert consumed(read_run(run)) == consumed(read_run(whole))
+    assert consumed(read_run(run))["ones"][0] == 3 * STEPS
+    resumed = [line for line in (run / "metrics.jsonl").read_text().splitlines() if '"corpora"' in line]
+    assert any(f'"step": {stopped.events[-1].step},' in line for line in resumed)
+
+    other = [1, f"{data}/ones", 1, f"even={data}/twos"]
+    (message, _) = two_ranks.run(refusal, values(data, run, load=str(run), train_data_path=other, **search))
+    assert "saw a blend of 3/4 ones, 1/4 even, this run's is 1/2 ones, 1/2 even" in message
+    other = [3, f"{data}/ones", 1, f"even={data}/threes"]
+    (message, _) = two_ranks.run(refusal, values(data, run, load=str(run), train_data_path=other, **search))
+    assert "saw its data in order" in message

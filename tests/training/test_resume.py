@@ -1,0 +1,85 @@
+"""A run that is ended in the middle of its search and resumed has the losses of one that never stopped, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_adalrs.commands.arguments import config_from_values
+from megatron_adalrs.metrics.run_log import RunLog, read_run
+from megatron_adalrs.training.build import build_trainer
+from tests.data.corpora import counting_corpus
+from tests.helpers.ranks import Ranks
+
+STEPS = 60
+PAPER = {"enabled": True, "window": 5, "search_start": 0.25, "search_end": 0.8, "decay_threshold": 9.0}
+ROBUST = {
+    "enabled": True, "mode": "robust", "alpha": 2.0, "search_start": 0.3, "search_end": 0.9, "trial_steps": 4,
+    "return_steps": 10, "restart_steps": 12,
+}  # fmt: skip
+PIPE = {"pipeline_model_parallel_size": 2, "num_layers": 2}
+CELLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "zero0": ({}, PAPER), "zero1-bf16": ({"zero_stage": 1, "bf16": True}, ROBUST), "zero2": ({"zero_stage": 2}, PAPER),
+    "zero3": ({"zero_stage": 3}, ROBUST), "pipe": (PIPE, ROBUST),
+    "pipe-zero1-bf16": (PIPE | {"zero_stage": 1, "bf16": True}, PAPER),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return counting_corpus(tmp_path_factory.mktemp("data") / "counting")
+
+
+def values(data: Path, run: Path, search: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {
+        "preset": "llama-tiny", "num_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "seq_length": 16,
+        "vocab_size": 50, "data_path": str(data), "split": "1,0,0", "micro_batch_size": 2, "global_batch_size": 8,
+        "train_iters": STEPS, "lr": 1e-3, "hidden_dropout": 0.1, "run_dir": str(run), "adalrs": search,
+    } | changes  # fmt: skip
+
+
+def trained(config: dict[str, Any], ends_after: int | None = None) -> int:
+    """Exit code of a run, which a signal to the second rank ends in the first trial after so many steps."""
+    trainer = build_trainer(config_from_values(config))
+    observe = trainer.controller.observe
+
+    def observed(loss: float, applied: bool) -> Any:
+        in_trial = trainer.controller.phase in ("trial", "restart")
+        if (
+            ends_after is not None
+            and trainer.state.total_steps >= ends_after
+            and in_trial
+            and trainer.mesh.rank == 1
+        ):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return observe(loss, applied)
+
+    trainer.controller.observe = observed
+    return trainer.train()
+
+
+def kept(run: RunLog) -> list[tuple[int, float, float]]:
+    """Step, loss and rate of what the run consists of."""
+    train = run.train
+    return list(
+        zip(*(column[train.kept].tolist() for column in (train.step, train.loss, train.lr)), strict=True)
+    )
+
+
+@pytest.mark.parametrize("cell", CELLS, ids=str)
+def test_a_search_that_was_ended_on_one_rank_goes_on_as_if_not(
+    two_ranks: Ranks, data: Path, tmp_path: Path, cell: str
+) -> None:
+    layout, search = CELLS[cell]
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert two_ranks.run(trained, values(data, whole, search, **layout)) == [0, 0]
+    assert two_ranks.run(trained, values(data, run, search, **layout), 25) == [143, 143]
+    assert read_run(run).events[-1].step < STEPS
+    assert two_ranks.run(trained, values(data, run, search, **layout, load=str(run))) == [0, 0]
+    assert len(kept(read_run(whole))) == STEPS
+    assert kept(read_run(run)) == kept(read_run(whole))
+    assert read_run(run).scale == read_run(whole).scale

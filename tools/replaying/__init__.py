@@ -1,1 +1,0 @@
-"""What tools/replay.py tells of a record."""
