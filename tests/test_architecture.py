@@ -13,10 +13,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [  # a package imports from itself and from the lines below it
     {"commands"},
     {"benchmarks", "fault_injection", "reproduction"},
+    {"cli"},
     {"training"},
     {"planning", "inference"},
     {"checkpoint"},
     {"integrations"},
+    {"analysis"},
     {"snapshot"},
     {"engine"},
     {"huggingface"},
@@ -24,7 +26,6 @@ LAYERS = [  # a package imports from itself and from the lines below it
     {"optim", "parallel"},
     {"distributed"},
     {"report", "preprocessing"},
-    {"analysis"},
     {"data", "metrics"},
     {"config"},
     {"adalrs"},
@@ -56,7 +57,9 @@ def test_no_module_lies_beside_the_packages() -> None:
     assert {path.name for path in PACKAGE.glob("*.py")} <= {"__init__.py", "__main__.py"}
 
 
-@pytest.mark.parametrize("path", [f for f in FILES if f.parent != PACKAGE], ids=lambda f: f"{f.parent.name}/{f.name}")
+@pytest.mark.parametrize(
+    "path", [f for f in FILES if f.parent != PACKAGE], ids=lambda f: f"{f.parent.name}/{f.name}"
+)
 def test_imports_point_one_way(path: Path) -> None:
     level = {name: index for index, names in enumerate(LAYERS) for name in names}
     here = package_of(path)
@@ -71,7 +74,12 @@ def test_only_the_engine_imports_deepspeed() -> None:
 
 
 def test_the_algorithm_does_not_import_torch() -> None:
-    users = [f.name for f in FILES if package_of(f) == "adalrs" if any(n.split(".")[0] == "torch" for n in imports(f))]
+    users = [
+        f.name
+        for f in FILES
+        if package_of(f) == "adalrs"
+        if any(n.split(".")[0] == "torch" for n in imports(f))
+    ]
     assert users == []
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_adalrs.commands.arguments import parse_arguments
+from megatron_adalrs.cli.arguments import parse_arguments
 from megatron_adalrs.distributed.process_mesh import MeshShape
 from megatron_adalrs.planning import plan_run
 

@@ -103,7 +103,7 @@ def serve(pipe: Connection, values: dict[str, Any]) -> None:
     """A rank: build, count memory, then take a step whenever asked."""
     import torch
 
-    from megatron_adalrs.commands.arguments import config_from_values
+    from megatron_adalrs.cli.arguments import config_from_values
     from megatron_adalrs.distributed.process_mesh import ProcessMesh
     from megatron_adalrs.engine import build_engine, end_distributed, init_distributed
     from megatron_adalrs.planning.tensor_memory import LiveMemory

@@ -20,7 +20,7 @@ from megatron_adalrs.adalrs.controller import FixedRate
 from megatron_adalrs.benchmarks.options import SHAPE, Arguments
 from megatron_adalrs.benchmarks.overhead import write_random_tokens
 from megatron_adalrs.checkpoint import Places, Saving
-from megatron_adalrs.commands.arguments import config_from_values
+from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.model.gpt import GPT, count_parameters, initialise
 from megatron_adalrs.optim.optimizer import build_optimizer
 from megatron_adalrs.snapshot.engine_snapshot import EngineSnapshot, estimate_snapshot_bytes

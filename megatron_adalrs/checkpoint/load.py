@@ -19,12 +19,12 @@ from megatron_adalrs.checkpoint.manifest import (
     read_json,
     step_of,
 )
+from megatron_adalrs.checkpoint.train_state import TrainState
 from megatron_adalrs.config import RunConfig
 from megatron_adalrs.distributed.collectives import on_every_rank
 from megatron_adalrs.distributed.process_mesh import ProcessMesh
 from megatron_adalrs.engine import Engine
 from megatron_adalrs.snapshot.rng_state import check_random_state, set_random_state
-from megatron_adalrs.training.train_state import TrainState
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-from megatron_adalrs.commands.arguments import parse_arguments
+from megatron_adalrs.cli.arguments import parse_arguments
 from megatron_adalrs.distributed.launcher import adopt_launch_environment
 
 SECONDS_FOR_THE_FIRST_RANK = 20.0

@@ -21,7 +21,7 @@ import tyro
 from pydantic.fields import FieldInfo
 
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
-from megatron_adalrs.commands.arguments import adalrs_flags
+from megatron_adalrs.cli.arguments import adalrs_flags
 
 _TEXTS = {
     "train_iters": "Steps of a run.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import socket
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 RANKS = 2
+PROGRAM = "megatron_adalrs.commands.pretrain"
 
 
 class Life:
@@ -74,8 +76,6 @@ def _live(rank: int, port: int, arguments: list[str], said: str) -> None:
     import torch
 
     torch.set_num_threads(1)
-    from megatron_adalrs.commands.pretrain import main
-
-    code = main(arguments)
+    code = importlib.import_module(PROGRAM).main(arguments)
     sys.stdout.flush()
     os._exit(code)  # an interpreter that has imported torch takes a second to leave in good order

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from megatron_adalrs.commands.arguments import config_from_values
+from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.data.indexed_dataset import idx_path
 from megatron_adalrs.utils.atomic_files import atomic_write
 

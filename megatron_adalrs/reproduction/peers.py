@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from megatron_adalrs.commands.arguments import config_from_values, load_yaml
+from megatron_adalrs.cli.arguments import config_from_values, load_yaml
 from megatron_adalrs.config import Config
 from megatron_adalrs.data.loader import BatchLoader
 from megatron_adalrs.data.vocabulary import resolve_vocabulary
@@ -128,12 +128,12 @@ def range_test(
     DeepSpeed's schedule raises the rate by equal amounts (arXiv 1803.09820), which would pass the lower five decades
     in one step: its position is moved so that each step raises it by the same factor, as in fastai's `lr_find`.
     """
-    from deepspeed.runtime.lr_schedules import LRRangeTest
+    from megatron_adalrs.engine.lr_range_test import lr_range_test
 
     steps = min(config.training.train_iters, max(50, config.training.train_iters // 10))
     optimizer = build_optimizer(model, config.optimizer)
     lowest = RANGE * config.optimizer.lr
-    ramp = LRRangeTest(optimizer, lr_range_test_min_lr=lowest, lr_range_test_step_size=1)
+    ramp = lr_range_test(optimizer, lowest)
     rates, losses = [], []
     for step in range(steps):
         ramp.step(RANGE ** (-step / (steps - 1)) - 2)  # lowest x (1 + position), the position counted from -1

@@ -17,6 +17,7 @@ import yaml
 from megatron_adalrs import checkpoint
 from megatron_adalrs.adalrs.controller import build_controller
 from megatron_adalrs.adalrs.race_state import INITIAL
+from megatron_adalrs.checkpoint.train_state import TrainState, samples_in
 from megatron_adalrs.config import Config
 from megatron_adalrs.config.run import RUN_CONFIG
 from megatron_adalrs.data.blend import Blend, Datasets, Part
@@ -44,7 +45,6 @@ from megatron_adalrs.snapshot.rng_state import seed_everything
 from megatron_adalrs.training.evaluation import Evaluation
 from megatron_adalrs.training.loss_guard import LossGuard, LossMemory
 from megatron_adalrs.training.rollback import RollbackStore
-from megatron_adalrs.training.train_state import TrainState, samples_in
 from megatron_adalrs.training.trainer import Trainer
 from megatron_adalrs.utils.format import quantity
 

@@ -19,8 +19,8 @@ from enum import Enum
 from typing import Any
 
 from megatron_adalrs.adalrs.decision import Decision
+from megatron_adalrs.checkpoint.train_state import TrainState, joined, samples_in
 from megatron_adalrs.config.loss_guard import LossGuardConfig
-from megatron_adalrs.training.train_state import TrainState, joined, samples_in
 
 REWIND = "rewind"
 """Name of the snapshot to rewind to."""

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from megatron_adalrs.checkpoint.train_state import TrainState
 from megatron_adalrs.engine import Engine
 from megatron_adalrs.snapshot.engine_snapshot import EngineSnapshot
 from megatron_adalrs.training.loss_guard import LossMemory
-from megatron_adalrs.training.train_state import TrainState
 
 
 @dataclass(frozen=True)

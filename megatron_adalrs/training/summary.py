@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from megatron_adalrs.checkpoint.train_state import TrainState, samples_in
 from megatron_adalrs.config import Config
-from megatron_adalrs.training.train_state import TrainState, samples_in
 from megatron_adalrs.utils.format import quantity
 
 

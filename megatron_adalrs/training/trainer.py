@@ -10,6 +10,7 @@ from typing import Any
 
 from megatron_adalrs.adalrs.controller import Controller, Decision, Event, schedule_step
 from megatron_adalrs.adalrs.race_state import INITIAL
+from megatron_adalrs.checkpoint.train_state import TrainState, is_due
 from megatron_adalrs.checkpoint.writer import CheckpointWriteError, CheckpointWriter
 from megatron_adalrs.config import Config
 from megatron_adalrs.data.blend import Blend
@@ -24,7 +25,6 @@ from megatron_adalrs.training.loss_guard import REWIND, GuardEvent, LossGuard
 from megatron_adalrs.training.rollback import RollbackPoint, RollbackStore
 from megatron_adalrs.training.stop_signal import StopSignal
 from megatron_adalrs.training.summary import summary
-from megatron_adalrs.training.train_state import TrainState, is_due
 from megatron_adalrs.utils.format import perplexity
 
 INTERRUPTED = 143

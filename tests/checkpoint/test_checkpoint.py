@@ -16,7 +16,7 @@ from megatron_adalrs.checkpoint import Places, find_checkpoint, find_damage, sav
 from megatron_adalrs.checkpoint.load import checkpoints_in, step_of
 from megatron_adalrs.checkpoint.manifest import sha256, write_manifest
 from megatron_adalrs.checkpoint.save import remove_old
-from megatron_adalrs.commands.arguments import config_from_values
+from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.metrics.run_log import read_run
 from megatron_adalrs.training.build import build_trainer
 from tests.data.corpora import counting_corpus

@@ -18,8 +18,8 @@ from megatron_adalrs.checkpoint import find_checkpoint, find_damage, read_state,
 from megatron_adalrs.checkpoint.load import _read_random, checkpoints_in
 from megatron_adalrs.checkpoint.manifest import sha256, write_manifest
 from megatron_adalrs.checkpoint.save import _begin, _publish
+from megatron_adalrs.checkpoint.train_state import TrainState
 from megatron_adalrs.snapshot.rng_state import random_state, seed_everything
-from megatron_adalrs.training.train_state import TrainState
 from tests.checkpoint.test_checkpoint import fake, files_of, rewrite_manifest
 from tests.mutations import bytes_like, mutated
 

@@ -19,7 +19,7 @@ import psutil
 import pytest
 import yaml
 
-from megatron_adalrs.commands.arguments import config_from_values
+from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.metrics.run_log import read_run
 from megatron_adalrs.training.build import build_trainer
 from tests.data.corpora import counting_corpus

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_adalrs.commands.arguments import config_from_values, parse_arguments
+from megatron_adalrs.cli.arguments import config_from_values, parse_arguments
 from megatron_adalrs.config import DataConfig
 from megatron_adalrs.config.corpora import Corpus
 

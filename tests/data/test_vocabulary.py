@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from megatron_adalrs.commands.arguments import config_from_values
+from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.data.vocabulary import known_vocabulary, with_end_of_document
 from megatron_adalrs.preprocessing.preprocess import Recipe, preprocess
 from megatron_adalrs.preprocessing.tokenizer_training import train_sentencepiece

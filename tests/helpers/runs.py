@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_adalrs.commands.arguments import config_from_values
+from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.config import Config
 from megatron_adalrs.distributed.process_mesh import ProcessMesh
 from megatron_adalrs.engine import Engine, build_engine

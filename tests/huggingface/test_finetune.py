@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from megatron_adalrs.commands.arguments import config_from_values, parse_arguments
+from megatron_adalrs.cli.arguments import config_from_values, parse_arguments
 from megatron_adalrs.huggingface.config_json import Shape
 from megatron_adalrs.metrics.run_log import read_run
 from megatron_adalrs.training.build import batches_in_one_pass, build_datasets

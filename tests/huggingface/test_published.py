@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from megatron_adalrs.commands.arguments import config_from_values
+from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.config import ModelConfig
 from megatron_adalrs.huggingface.config_json import Shape
 from megatron_adalrs.model.gpt import count_parameters

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megatron_adalrs.commands.arguments import config_from_values
+from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.config import Config
 from megatron_adalrs.model.document_mask import IGNORE_INDEX, DocumentMasking
 from megatron_adalrs.model.gpt import GPT, initialise

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megatron_adalrs.commands.arguments import config_from_values
+from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.config import ModelConfig
 from megatron_adalrs.model.gpt import GPT, count_parameters, flops_per_token, initialise
 

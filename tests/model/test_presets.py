@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_adalrs.commands.arguments import config_from_values
+from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.config.model import PresetName
 from megatron_adalrs.model.gpt import count_parameters
 from megatron_adalrs.model.presets import PRESETS

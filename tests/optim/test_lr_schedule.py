@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from megatron_adalrs.commands.arguments import config_from_values
+from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.optim.lr_schedule import Schedule, build_schedule, decayed
 
 

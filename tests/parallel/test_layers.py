@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from megatron_adalrs.commands.arguments import config_from_values
+from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.distributed.process_mesh import MeshAxis
 from megatron_adalrs.model.gpt import GPT, count_parameters, initialise
 from megatron_adalrs.parallel.cross_entropy import linear_cross_entropy

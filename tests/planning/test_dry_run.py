@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import pretrain_gpt
-from megatron_adalrs.commands.arguments import config_from_values
+from megatron_adalrs.cli.arguments import config_from_values
 
 FLAGS = "--preset gpt2-tiny --seq-length 32 --train-iters 100 --lr 1e-3 --data-path nowhere --dry-run"
 

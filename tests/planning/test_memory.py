@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from megatron_adalrs.commands.arguments import config_from_values
+from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.config import Config
 from megatron_adalrs.distributed.process_mesh import MeshShape
 from megatron_adalrs.model.gpt import count_parameters

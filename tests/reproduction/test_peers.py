@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_adalrs.commands.arguments import config_from_values
+from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.reproduction import corpus, plan
 from megatron_adalrs.reproduction.plan import Run
 from megatron_adalrs.training.build import build_trainer

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from megatron_adalrs.commands.arguments import config_from_values
+from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.model.gpt import count_parameters
 from megatron_adalrs.reproduction import plan
 from megatron_adalrs.reproduction.options import chosen_scale, parse

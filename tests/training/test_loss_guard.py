@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from megatron_adalrs.adalrs.decision import Decision, Event
+from megatron_adalrs.checkpoint.train_state import TrainState
 from megatron_adalrs.config import LossGuardConfig
 from megatron_adalrs.training.loss_guard import REWIND, LossGuard, LossMemory
-from megatron_adalrs.training.train_state import TrainState
 
 BATCH = 8
 NAN, INF = math.nan, math.inf

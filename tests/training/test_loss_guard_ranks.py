@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from megatron_adalrs import checkpoint
-from megatron_adalrs.commands.arguments import config_from_values
+from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.metrics.run_log import RunLog, read_run
 from megatron_adalrs.training.build import build_trainer
 from megatron_adalrs.training.trainer import INTERRUPTED, STOPPED

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
-from megatron_adalrs.commands.arguments import config_from_values
+from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.metrics.run_log import RunLog, read_run
 from megatron_adalrs.optim.lr_schedule import build_schedule
 from megatron_adalrs.training.build import build_trainer

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_adalrs.commands.arguments import config_from_values, parse_arguments
+from megatron_adalrs.cli.arguments import config_from_values, parse_arguments
 from megatron_adalrs.config import Config
 from megatron_adalrs.config.run import RUN_CONFIG
 

@@ -1,0 +1,1 @@
+"""The command line: argument parser and the wrapper that every command shares."""
