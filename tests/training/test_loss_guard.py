@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_adalrs.adalrs.decision import Decision, Event
+from megatron_adalrs.adalrs.decision import Decision
 from megatron_adalrs.checkpoint.train_state import TrainState
 from megatron_adalrs.config import LossGuardConfig
-from megatron_adalrs.training.loss_guard import REWIND, LossGuard, LossMemory
+from megatron_adalrs.training.loss_guard import REWIND, GuardEvent, LossGuard, LossMemory
 
 BATCH = 8
 NAN, INF = math.nan, math.inf
@@ -60,7 +60,7 @@ def test_what_is_not_finite_is_found_from_the_first_step_on(numbers: tuple[float
     run = Run(policy="skip")
     assert not run.machine.accepts(*numbers)
     decision = run.step(*numbers, applied=False)
-    assert decision and decision.event is Event.SKIPPED and what in decision.reason
+    assert decision and decision.event is GuardEvent.SKIPPED and what in decision.reason
 
 
 def test_a_spike_is_a_loss_beyond_sigma_once_there_is_a_history() -> None:
@@ -118,7 +118,7 @@ def test_rewind_goes_back_and_passes_over_everything_since_the_snapshot() -> Non
     for _ in range(5):
         run.step()
     decision = run.step(NAN)
-    assert decision and decision.event is Event.REWOUND and decision.restore == REWIND
+    assert decision and decision.event is GuardEvent.REWOUND and decision.restore == REWIND
     assert (decision.step, decision.discarded_steps, decision.skipped_samples) == (2, 4, (16, 48))
     assert (run.state.step, run.state.next_sample, run.state.total_steps) == (2, 48, 6)
     run.step(NAN)  # at once again, from the same snapshot: one longer gap
@@ -142,7 +142,7 @@ def test_stop_ends_where_the_batch_is_still_to_come() -> None:
     run = Run(policy="stop")
     run.step()
     decision = run.step(NAN, applied=False)
-    assert decision and decision.event is Event.STOPPED and decision.skipped_samples is None
+    assert decision and decision.event is GuardEvent.STOPPED and decision.skipped_samples is None
     assert (run.state.step, run.state.next_sample) == (1, 8)
 
 
@@ -155,20 +155,20 @@ def test_too_many_in_a_row_stop_the_run(policy: str) -> None:
             run.past = TrainState(step=run.state.step, consumed_samples=run.state.consumed_samples)
             run.step()
             events.append(run.step(NAN, applied=policy == "rewind"))
-        assert all(decision.event is not Event.STOPPED for decision in events)
+        assert all(decision.event is not GuardEvent.STOPPED for decision in events)
         for _ in range(3):
             assert run.step() is None  # gets beyond
     events = [run.step(NAN, applied=policy == "rewind") for _ in range(3)]
-    assert [decision.event is Event.STOPPED for decision in events] == [False, False, True]
+    assert [decision.event is GuardEvent.STOPPED for decision in events] == [False, False, True]
     assert "max_consecutive is 2" in events[-1].reason
-    assert run.step(NAN, applied=policy == "rewind").event is not Event.STOPPED  # resumed: chances anew
+    assert run.step(NAN, applied=policy == "rewind").event is not GuardEvent.STOPPED  # resumed: chances anew
 
 
 def test_passing_over_too_much_stops_the_run() -> None:
     run = Run(train_iters=20, policy="skip", max_skipped=0.1)
     events = []
     for _ in range(3):
-        events.append(run.step(NAN, applied=False).event is Event.STOPPED)
+        events.append(run.step(NAN, applied=False).event is GuardEvent.STOPPED)
         run.step()
     assert events == [False, False, True]
 
