@@ -9,8 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from megatron_adalrs.analysis.loss_log import LossLog
-
-from .report import Lengths, Report, Row, Scenario
+from megatron_adalrs.analysis.replay_report import Lengths, Report, Row, Scenario
 
 _UNREMARKABLE = ("initial_kept", "control_started", "caught_up")
 _COLOURS = {"accepted": "green", "failed": "red", "aborted": "red", "scaled_down": "red"}

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from .study import Cell, Study
+from megatron_adalrs.analysis.simulation_study import Cell, Study
 
 
 def print_study(study: Study, cells: Sequence[Cell], runs: int, seconds: float) -> None:

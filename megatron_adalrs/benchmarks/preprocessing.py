@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from collect_sources import collect
 
 from megatron_adalrs.preprocessing.documents import BATCH_BYTES
 from megatron_adalrs.preprocessing.preprocess import Recipe, preprocess
+from megatron_adalrs.preprocessing.python_sources import collect
 from megatron_adalrs.preprocessing.tokenizer_training import train_sentencepiece
 
 PIECES = 2048

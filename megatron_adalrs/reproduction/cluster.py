@@ -13,11 +13,10 @@ import yaml
 
 from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.data.indexed_dataset import idx_path
+from megatron_adalrs.reproduction import results
+from megatron_adalrs.reproduction.plan import SCHEDULES, Run, run_name
+from megatron_adalrs.reproduction.results import Result
 from megatron_adalrs.utils.atomic_files import atomic_write
-
-from . import results
-from .plan import SCHEDULES, Run, run_name
-from .results import Result
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = ("fixed", "paper", "robust")

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
-from .plan import Settings
-from .results import Result
+from megatron_adalrs.reproduction.plan import Settings
+from megatron_adalrs.reproduction.results import Result
 
 
 class Results:

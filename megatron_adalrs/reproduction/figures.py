@@ -8,9 +8,8 @@ from statistics import fmean
 import plotly.graph_objects as go
 
 from megatron_adalrs.report.drawing import RUN_COLORS, new_figure
-
-from .comparison import Results, differences
-from .plan import Study, scaled
+from megatron_adalrs.reproduction.comparison import Results, differences
+from megatron_adalrs.reproduction.plan import Study, scaled
 
 _COLORS = {"fixed": RUN_COLORS[0], "paper": RUN_COLORS[1], "robust": RUN_COLORS[2]}
 

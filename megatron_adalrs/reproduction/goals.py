@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
-from .comparison import Results, differences, ratio_name
-from .plan import CONTINUAL, Study, scaled
+from megatron_adalrs.reproduction.comparison import Results, differences, ratio_name
+from megatron_adalrs.reproduction.plan import CONTINUAL, Study, scaled
 
 STEPS_TO_REACH = "steps to the fixed rate's loss"
 GOALS = {

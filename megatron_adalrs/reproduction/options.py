@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from .cluster import CLUSTER_SCALES
-from .plan import EXPERIMENTS, METHODS, SCALES, SCHEDULES, Scale
+from megatron_adalrs.reproduction.cluster import CLUSTER_SCALES
+from megatron_adalrs.reproduction.plan import EXPERIMENTS, METHODS, SCALES, SCHEDULES, Scale
 
 
 def parse(arguments: Sequence[str], description: str) -> argparse.Namespace:

@@ -17,10 +17,9 @@ import plotly.offline
 from markupsafe import Markup
 
 from megatron_adalrs import __version__
+from megatron_adalrs.reproduction.results import Result
+from megatron_adalrs.reproduction.tables import Table
 from megatron_adalrs.utils.atomic_files import atomic_write
-
-from .results import Result
-from .tables import Table
 
 _LIMITS = {
     "local": (

@@ -10,9 +10,8 @@ from typing import Any
 
 from megatron_adalrs.adalrs.slope import RunningSlope
 from megatron_adalrs.metrics.run_log import RunLog, read_run
+from megatron_adalrs.reproduction.plan import Run
 from megatron_adalrs.utils.atomic_files import atomic_write
-
-from .plan import Run
 
 SEARCH_WINDOW = (0.1, 0.4)
 """Part of a run in which a search takes place by default."""

@@ -16,9 +16,9 @@ from typing import IO
 
 import yaml
 
-from . import results
-from .plan import PEERS, Run, Scale, run_name, run_values
-from .results import Result
+from megatron_adalrs.reproduction import results
+from megatron_adalrs.reproduction.plan import PEERS, Run, Scale, run_name, run_values
+from megatron_adalrs.reproduction.results import Result
 
 ROOT = Path(__file__).resolve().parents[2]
 _POLL_SECONDS = 0.2

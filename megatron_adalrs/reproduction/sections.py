@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from . import plan
-from .comparison import Results
-from .figures import grid_figure, search_figure
-from .page import Section
-from .plan import CONTINUAL, MAIN, STUDIES, Scale, Study, scaled
-from .tables import cost_table, grid_table, peers_table, search_table, variants_table
+from megatron_adalrs.reproduction import plan
+from megatron_adalrs.reproduction.comparison import Results
+from megatron_adalrs.reproduction.figures import grid_figure, search_figure
+from megatron_adalrs.reproduction.page import Section
+from megatron_adalrs.reproduction.plan import CONTINUAL, MAIN, STUDIES, Scale, Study, scaled
+from megatron_adalrs.reproduction.tables import (
+    cost_table,
+    grid_table,
+    peers_table,
+    search_table,
+    variants_table,
+)
 
 
 def sections_of(results: Results, experiments: Sequence[str], scale: Scale) -> list[Section]:

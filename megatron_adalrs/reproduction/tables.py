@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from .comparison import Results, differences, ratio_name, steps_to_reach
-from .goals import STEPS_TO_REACH, findings, goal_text
-from .plan import EQUAL_COMPUTE, PEERS, Settings, Study, scaled
-from .results import Result
+from megatron_adalrs.reproduction.comparison import Results, differences, ratio_name, steps_to_reach
+from megatron_adalrs.reproduction.goals import STEPS_TO_REACH, findings, goal_text
+from megatron_adalrs.reproduction.plan import EQUAL_COMPUTE, PEERS, Settings, Study, scaled
+from megatron_adalrs.reproduction.results import Result
 
 NOTHING = "–"
 

@@ -185,7 +185,7 @@ def test_the_corpus_of_a_part_is_the_runs_own(
     tool: Callable[[str], Callable[..., Done]], run: Path, tmp_path: Path
 ) -> None:
     tool("evaluate")
-    program = importlib.import_module("evaluate")
+    program = importlib.import_module("megatron_adalrs.commands.evaluate")
     opened = open_model(locate_model(run, "model"), "model")
 
     def corpus(part: str, **data: Any) -> tuple[str, str | None]:
