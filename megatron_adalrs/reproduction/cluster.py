@@ -150,7 +150,7 @@ train() {{
     elif [ -e "$run" ]; then
         rm -r "$run"
     fi
-    deepspeed ${{HOSTFILE:+--hostfile "$HOSTFILE"}} pretrain_gpt.py \\
+    deepspeed ${{HOSTFILE:+--hostfile "$HOSTFILE"}} --module megatron_adalrs.commands.pretrain \\
         --config "$output/configs/$1.yaml" --run-dir "$run" "${{resume[@]}}" || echo "$1 failed" >&2
 }}
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import ast
 import json
-import subprocess
-import sys
+import math
+import sysconfig
 import warnings
 from pathlib import Path
 
 from megatron_adalrs.preprocessing.preprocess import Recipe, preprocess
+from megatron_adalrs.preprocessing.python_sources import collect
 from megatron_adalrs.utils.atomic_files import atomic_write
 
-TOOLS = Path(__file__).resolve().parents[1]
 _SHORTEST_PROSE = 200  # characters: below that a file's docstrings are names rather than sentences
 
 
@@ -30,11 +30,8 @@ def prepare_corpora(folder: Path, names: set[str], limit_mb: float | None = None
         return
     code = folder / "code.jsonl"
     if not code.exists():
-        command = [sys.executable, str(TOOLS / "collect_sources.py"), "--output", str(code)]
-        command += ["--limit-mb", str(limit_mb)] if limit_mb else []
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ValueError(f"{code}: {done.stderr.strip().removeprefix('error: ')}")
+        limit_bytes = limit_mb * 1e6 if limit_mb else math.inf
+        collect(Path(sysconfig.get_path("stdlib")), code, limit_bytes)
     if "prose" in missing:
         write_prose(code, folder / "prose.jsonl")
     for name in missing:

@@ -125,7 +125,7 @@ class Runner:
             environment.pop(name, None)
         with (job.folder / "output.log").open("w") as log:
             return subprocess.Popen(
-                [sys.executable, str(ROOT / job.command[1]), *job.command[2:]],
+                [sys.executable, *job.command[1:]],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
                 pass_fds=[self._lock.fileno()],
             )  # fmt: skip

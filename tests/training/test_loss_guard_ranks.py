@@ -60,7 +60,7 @@ def trained(
 
     def served(position: int) -> Any:
         fault.kind = faults.get(position // BATCH, "")
-        held.append(len(trainer.past))
+        held.append(len(trainer.rollback))
         return serve(position)
 
     trainer.batches.micro_batches = served

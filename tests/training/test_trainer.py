@@ -52,7 +52,7 @@ def trained(config: dict[str, Any], ends_after: int | None = None) -> list[int]:
 
     def carried_out(decision: Any) -> None:
         apply_decision(decision)
-        held.append(len(trainer.past))
+        held.append(len(trainer.rollback))
 
     trainer.controller.observe, trainer.apply_decision = observed, carried_out
     trainer.train()
