@@ -93,7 +93,13 @@ def write_launch(output: Path, scale: ClusterScale, seeds: Sequence[int], data_p
         name = run_name(run, values)
         with atomic_write(output / "configs" / f"{name}.yaml") as stream:
             stream.write(yaml.safe_dump(values, sort_keys=False).encode())
-        command = ["deepspeed", "pretrain_gpt.py", "--config", str(output / "configs" / f"{name}.yaml")]
+        command = [
+            "deepspeed",
+            "--module",
+            "megatron_adalrs.commands.pretrain",
+            "--config",
+            str(output / "configs" / f"{name}.yaml"),
+        ]
         command += ["--run-dir", str(output / "runs" / name)]
         planned.append({"name": name, "run": asdict(run), "command": shlex.join(command)})
         lines.append(f"train {shlex.quote(name)}")

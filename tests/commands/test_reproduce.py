@@ -75,7 +75,7 @@ def test_smoke_killed_and_called_again_runs_only_what_is_missing(tmp_path: Path)
     ]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Searches: code, cosine, 1 seed" in page
-    assert "pretrain_gpt.py --config" in page
+    assert "megatron_adalrs.commands.pretrain --config" in page
     weights = {json.loads(file.read_text().splitlines()[0])["weights_from"] for file in
                tmp_path.glob("out/runs/continual-*/metrics.jsonl")}  # fmt: skip
     assert weights == {
