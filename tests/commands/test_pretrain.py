@@ -26,7 +26,7 @@ from tests.data.corpora import counting_corpus
 from tests.helpers.ranks import Ranks
 from tests.helpers.runs import refusal
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DEEPSPEED = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2", "--master_port"]
 TORCHRUN = [
     sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1",

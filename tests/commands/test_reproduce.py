@@ -155,7 +155,7 @@ def leave_records(folder: Path) -> None:
         (["--scale", "tiny", "--rates", "-1"], "--rates: -1: a number above 0"),
         (["--scale", "tiny", "--experiments", "nonsense"], "invalid choice: 'nonsense'"),
         (["--scale", "tiny", "--collect"], "--collect: not with --scale tiny"),
-        (["--scale", "7b", "--experiments", "mesh", "--collect"], "--experiments: not with --scale 7b"),
+        (["--scale", "7b", "--experiments", "grid", "--collect"], "--experiments: not with --scale 7b"),
         (["--scale", "7b"], "--data-path: --scale 7b needs either a corpus or --collect"),
         (["--scale", "7b", "--data-path", "nowhere"], "--data-path: nowhere: there is no "),
         (["--scale", "7b", "--collect"], "has no runs.json"),

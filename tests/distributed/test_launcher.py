@@ -12,7 +12,7 @@ import pytest
 from megatron_adalrs.distributed.launcher import adopt_launch_environment
 from tests.data.corpora import counting_corpus
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SLURM = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1"}
 
 

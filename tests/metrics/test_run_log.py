@@ -299,6 +299,6 @@ def test_a_broken_configuration_is_refused(tmp_path: Path, config: str, message:
 def test_reading_and_reporting_need_no_torch() -> None:
     code = "import sys, megatron_adalrs.report; sys.exit('torch' in sys.modules)"
     assert (
-        subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode
+        subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode
         == 0
     )
