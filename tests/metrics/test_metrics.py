@@ -113,7 +113,7 @@ def test_the_console_shows_what_a_person_asks_for(capsys: pytest.CaptureFixture[
                  "2.5 TFLOP/s", "3 GB", "48s left"):  # fmt: skip
         assert part in line
     assert "AdaLRS trial started | why trial_started" in started
-    assert rewound == "bad number rewound | why loss_guard_rewound"
+    assert rewound == "loss guard rewound | why loss_guard_rewound"
     assert "valid at step 5 | loss 1.5000 | perplexity 4.48" in evaluated
 
 
