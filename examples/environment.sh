@@ -11,7 +11,7 @@ prepare_environment() {
     venv="${VIRTUAL_ENV:-$PWD/.venv}"
     [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
     export VIRTUAL_ENV="$venv" PATH="$venv/bin:$PATH"
-    stamp="$venv/.megatron_adalrs-$(cat requirements*.txt setup.py | sha256sum | cut -c1-16)-$(basename "$requirements" .txt)"
+    stamp="$venv/.megatron_adalrs-$(cat requirements*.txt pyproject.toml | sha256sum | cut -c1-16)-$(basename "$requirements" .txt)"
     if [ ! -e "$stamp" ]; then
         echo "== installing $requirements into $venv"
         python -m pip install --quiet --disable-pip-version-check -r "$requirements"

@@ -1,4 +1,4 @@
-"""The flags of tools/benchmark.py."""
+"""Flags of `megatron-adalrs benchmark`."""
 
 from __future__ import annotations
 

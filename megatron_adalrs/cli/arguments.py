@@ -1,6 +1,7 @@
 """From the command line to a Config: defaults, then `--preset`, then the YAML file of `--config`, then flags.
 
-Where none of them gives a shape, that of the Hugging Face folder or the run directory in `--finetune-from` is taken.
+Where none of them gives a shape, that of the Hugging Face folder or the run directory in `--finetune-from` is
+taken.
 
 Nothing here imports torch, so that `--help` answers at once.
 """
@@ -75,7 +76,8 @@ def parse_arguments(arguments: Sequence[str], print_errors: bool = True) -> Conf
 
 
 def config_from_values(values: Mapping[str, Any]) -> Config:
-    """Configuration from a flat mapping, as a YAML file holds it (groups in NESTED nested); None counts as not given.
+    """Configuration from a flat mapping, as a YAML file holds it (groups in NESTED nested); None counts as
+    not given.
 
     Raises:
         ValueError: one sentence naming the field, its value and what is required.
@@ -117,7 +119,8 @@ def _with_shape_of_source(values: dict[str, Any], source: Path | str | None) -> 
 
 
 def _shape_of_run(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What the configuration of a run says of its model; the length of samples and dropout are each run's own."""
+    """What the configuration of a run says of its model; the length of samples and dropout are each run's
+    own."""
     own = {"preset", "seq_length", "attention_dropout", "hidden_dropout"}
     shape = {
         name: values[name] for name in GROUPS["model"].model_fields if name in values and name not in own
@@ -147,8 +150,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
 def _flags(values: Mapping[str, Any]) -> type:
     """A dataclass for tyro with every field as a flag, `values` as defaults and no checks but those of types.
 
-    Config itself cannot stand in: its checks between fields would already judge the defaults, which flags may still
-    change, and their messages would come in tyro's form instead of ours.
+    Config itself cannot stand in: its checks between fields would already judge the defaults, which flags may
+    still change, and their messages would come in tyro's form instead of ours.
     """
     groups = [
         (name, _flag_group(name, group.model_fields, values, group.__doc__), name, "")
@@ -164,7 +167,8 @@ def _flags(values: Mapping[str, Any]) -> type:
 
 
 def adalrs_flags(defaults: Mapping[str, Any], **others: FieldInfo) -> type:
-    """A dataclass for tyro of the settings of AdaLRS with these defaults; `others` replace those of their names."""
+    """A dataclass for tyro of the settings of AdaLRS with these defaults; `others` replace those of their
+    names."""
     return _flag_group("adalrs", NESTED_FIELDS["adalrs"] | others, defaults, "AdaLRS learning-rate search.")
 
 

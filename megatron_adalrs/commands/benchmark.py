@@ -1,15 +1,15 @@
-"""Measure what this framework costs, paired within one run, and print the figures as JSON.
+"""Measure the cost of this framework against a baseline in the same process, and print the figures as JSON.
 
-    python tools/benchmark.py --what step       # tokens/s of one rank against a hand-written PyTorch loop
-    python tools/benchmark.py --what watching   # a step with AdaLRS watching against the same step without
-    python tools/benchmark.py --what snapshot   # capture and restore against a bare copy; bytes against the estimate
-    python tools/benchmark.py --what saving     # what --async-save makes the training wait for, against a bare copy
-    python tools/benchmark.py --what parallel   # dp2, tp2 and pp2 against one rank; bytes against the plan
-    python tools/benchmark.py --what overhead   # a fixed rate against AdaLRS, both modes, at dp 1 and 2 and ZeRO 0-3
-    python tools/benchmark.py --what preprocessing    # one worker, and one a core, against a plain loop
-    python tools/benchmark.py --what index      # the order of 10^9 tokens: built, and opened from the cache
+    --what step           tokens/s of one rank, compared with a hand-written PyTorch loop
+    --what watching       a step observed by AdaLRS, compared with the same step without
+    --what snapshot       capture and restore, compared with a plain copy; bytes, compared with the estimate
+    --what saving         time for which --async-save blocks training, compared with a plain copy
+    --what parallel       dp2, tp2 and pp2, compared with one rank; bytes, compared with the plan
+    --what overhead       fixed rate and AdaLRS in both modes, with dp 1 and 2 and ZeRO 0-3
+    --what preprocessing  one worker and one per core, compared with a plain loop
+    --what index          sample order of 10^9 tokens: time to build it and to open it
 
-How each is measured is told by its file in tools/benchmarks/.
+The modules of megatron_adalrs/benchmarks/ describe how each is measured.
 """
 
 from __future__ import annotations
@@ -22,25 +22,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from megatron_adalrs.benchmarks.options import SHAPE, Arguments
+from megatron_adalrs.cli.program import parse_flags, reports_errors
 
 
+@reports_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    parsed = tyro.cli(Arguments, description=__doc__, args=arguments)
-    try:
-        with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
-            results = measure(parsed, Path(folder))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    """Run a benchmark and print its figures.
+
+    Returns:
+        0, or 2 if a flag is not valid or there is not enough space on disk.
+    """
+    flags = parse_flags(Arguments, __doc__, arguments)
+    with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as folder:
+        results = measure(flags, Path(folder))
     print(json.dumps(results, indent=2))
     return 0
 
 
 def measure(arguments: Arguments, folder: Path) -> dict[str, Any]:
-    """What was asked for. It imports no more than that needs: processes that it starts import this file, too."""
+    """Run the chosen benchmark.
+
+    Imports only what it needs, because the processes that a benchmark starts import this module too.
+    """
     if arguments.what == "parallel":
         from megatron_adalrs.benchmarks.parallel import measure_parallel
 
@@ -66,3 +70,7 @@ def measure(arguments: Arguments, folder: Path) -> dict[str, Any]:
     from megatron_adalrs.benchmarks.steps import measure_steps
 
     return measure_steps(arguments, folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,8 +1,10 @@
-"""Check an indexed dataset: its files fit each other and, if a tokenizer is named, it was made with that tokenizer.
+"""Check that the files of an indexed dataset are consistent and, optionally, which tokenizer it was made
+with.
 
-    python tools/check_dataset.py data/corpus --tokenizer-type SentencePieceTokenizer --tokenizer-model tokenizer.model
+    megatron-adalrs check-data data/corpus
+    megatron-adalrs check-data data/corpus --tokenizer-type SentencePieceTokenizer --tokenizer-model t.model
 
-Exit code 0 if all is well, 2 with one message if not.
+The exit code is 0 if the dataset is valid; otherwise it is 2 and the first problem is printed.
 """
 
 from __future__ import annotations
@@ -14,47 +16,45 @@ from pathlib import Path
 
 import tyro
 
-from megatron_adalrs.config.data import TokenizerKind
+from megatron_adalrs.cli.program import TokenizerFlags, parse_flags, reports_errors
 from megatron_adalrs.data.description import description_path, read_description, require_what_made
 from megatron_adalrs.data.indexed_dataset import IndexedDataset
 from megatron_adalrs.data.tokenizer import build_tokenizer, files_named
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(TokenizerFlags):
     data_path: tyro.conf.Positional[Path]
     """Prefix of the dataset: PREFIX.bin and PREFIX.idx."""
-    tokenizer_type: TokenizerKind | None = None
-    """Kind of tokenizer that it should have been made with."""
-    tokenizer_model: Path | None = None
-    """The tokenizer's file (or folder)."""
-    vocab_file: Path | None = None
-    """GPT2BPETokenizer's vocab.json."""
-    merge_file: Path | None = None
-    """GPT2BPETokenizer's merges.txt."""
 
 
-def main(given: Sequence[str] | None = None) -> int:
-    arguments = tyro.cli(Arguments, args=given, description=__doc__)
-    try:
-        dataset = IndexedDataset(arguments.data_path)
-        if arguments.tokenizer_type:
-            require_tokenizer(arguments)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(
-        f"{arguments.data_path}: {dataset.num_documents} documents, {dataset.num_tokens} tokens of {dataset.dtype}"
-    )
+@reports_errors
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check the dataset and print its size.
+
+    Returns:
+        0, or 2 if the dataset or the command line is not valid.
+    """
+    flags = parse_flags(Arguments, __doc__, arguments)
+    dataset = IndexedDataset(flags.data_path)
+    if flags.tokenizer_type:
+        require_tokenizer(flags)
+    size = f"{dataset.num_documents} documents, {dataset.num_tokens} tokens of {dataset.dtype}"
+    print(f"{flags.data_path}: {size}")
     return 0
 
 
-def require_tokenizer(arguments: Arguments) -> None:
-    tokenizer = build_tokenizer(arguments.tokenizer_type or "", *files_named(arguments))
-    description = read_description(arguments.data_path)
+def require_tokenizer(flags: Arguments) -> None:
+    """Raise ValueError unless the dataset was made with the tokenizer of the flags."""
+    tokenizer = build_tokenizer(flags.tokenizer_type or "", *files_named(flags))
+    description = read_description(flags.data_path)
     if description is None:
         raise ValueError(
-            f"{description_path(arguments.data_path)} is missing: nothing tells which tokenizer was used"
+            f"{description_path(flags.data_path)} is missing: it records which tokenizer was used"
         )
-    named = arguments.tokenizer_model or arguments.vocab_file or arguments.tokenizer_type
-    require_what_made(arguments.data_path, description, tokenizer, f"tokenizer_type: {named}")
+    named = flags.tokenizer_model or flags.vocab_file or flags.tokenizer_type
+    require_what_made(flags.data_path, description, tokenizer, f"tokenizer_type: {named}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,42 +1,46 @@
-"""Write the running Python's standard library, a corpus that every machine has, as one JSON-lines file.
+"""Write the sources of Python's standard library, which every machine has, as a JSON-lines corpus.
 
-    python tools/collect_sources.py --output data/python.jsonl
+    megatron-adalrs collect-sources --output data/python.jsonl
 
-One document a file, {"path": ..., "text": ...}, sorted by path: the same for one version of Python wherever
-it was installed whole. Files that an installation adds or generates, that are not UTF-8, or that are empty
-are left out.
+Each file is one document, {"path": ..., "text": ...}, sorted by path. The result depends only on the version of
+Python: files that the build or the distribution generates, empty files and files that are not UTF-8 are
+skipped.
 """
 
 from __future__ import annotations
 
 import sys
 import sysconfig
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
+from megatron_adalrs.cli.program import parse_flags, reports_errors
 from megatron_adalrs.preprocessing.python_sources import collect
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Write the running Python's standard library sources as one JSON-lines corpus."""
-
     output: Path
-    """The .jsonl file to write; an existing one is replaced."""
+    """The .jsonl file to write; an existing file is replaced."""
     limit_mb: float | None = None
-    """Stop before the sources exceed so many megabytes (10^6 bytes); default: take all."""
+    """Largest size of the sources, in megabytes (10^6 bytes). Default: no limit."""
 
 
-def main() -> int:
-    arguments = tyro.cli(Arguments, description=__doc__)
-    limit_bytes = float("inf") if arguments.limit_mb is None else arguments.limit_mb * 1e6
+@reports_errors
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the corpus and print its size.
+
+    Returns:
+        0, or 2 if the corpus cannot be written.
+    """
+    flags = parse_flags(Arguments, __doc__, arguments)
+    limit_bytes = float("inf") if flags.limit_mb is None else flags.limit_mb * 1e6
     root = Path(sysconfig.get_path("stdlib"))
-    try:
-        files, size = collect(root, arguments.output, limit_bytes)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{arguments.output}: {files} files, {size} bytes of Python {sys.version.split()[0]}")
+    files, size = collect(root, flags.output, limit_bytes)
+    print(f"{flags.output}: {files} files, {size} bytes of Python {sys.version.split()[0]}")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

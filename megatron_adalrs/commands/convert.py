@@ -1,11 +1,13 @@
-"""Turn a Hugging Face model (GPT-2, Llama, Qwen2) into a checkpoint of ours, or a run's checkpoint into such a model.
+"""Convert a Hugging Face model (GPT-2, Llama, Qwen2) to a checkpoint, or a checkpoint to a Hugging Face
+model.
 
-    python tools/convert_checkpoint.py --from-hf Qwen2.5-1.5B --to checkpoints/qwen2.5-1.5b
-    python tools/convert_checkpoint.py --from runs/mine --to-hf exported --dtype bfloat16
+    megatron-adalrs convert --from-hf Qwen2.5-1.5B --to checkpoints/qwen2.5-1.5b
+    megatron-adalrs convert --from runs/mine --to-hf exported --dtype bfloat16
 
-The first writes weights alone, for --finetune-from, which reads Hugging Face's folder as well. The second reads the
-newest checkpoint of a run, or the one that is named, of any mesh and ZeRO stage. One tensor is in memory at a time.
-Nothing is overwritten. Exit code 0 if all is well, 2 with one message if not.
+The first command writes a checkpoint of the weights only, to be used with `pretrain --finetune-from` (which
+also reads a Hugging Face folder directly). The second reads the newest checkpoint of a run, or the checkpoint
+that is named, written with any parallel layout and ZeRO stage. Only one tensor is held in memory at a time.
+Existing files are never overwritten.
 """
 
 from __future__ import annotations
@@ -19,39 +21,47 @@ from typing import Annotated, Literal
 
 import tyro
 
+from megatron_adalrs.cli.program import parse_flags, reports_errors
+
 
 @dataclass(frozen=True)
 class Arguments:
     from_hf: Path | None = None
-    """Folder of config.json and safetensors to read; goes with --to."""
+    """Hugging Face folder (config.json and safetensors) to read. Requires --to."""
     to: Path | None = None
-    """Folder to write a checkpoint to: new or empty."""
+    """Folder to write the checkpoint to; it must be new or empty."""
     from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """Run directory, folder of checkpoints or checkpoint to read; goes with --to-hf."""
+    """Run directory, folder of checkpoints or single checkpoint to read. Requires --to-hf."""
     to_hf: Path | None = None
-    """Folder to write config.json, safetensors and the tokenizer's files to: new or empty."""
+    """Folder to write config.json, safetensors and the tokenizer's files to; it must be new or empty."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Precision of the weights that --to-hf writes. Default: what the run computes with; that of an imported model."""
+    """Precision of the weights that --to-hf writes. Default: the run's, or that of the imported model."""
     max_shard_size: float = 5.0
-    """Largest file of weights, in GB; a single tensor may be larger."""
+    """Maximum size of a file of weights, in GB; a larger tensor gets a file of its own."""
 
 
+@reports_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    given = tyro.cli(Arguments, args=arguments, description=__doc__)
+    """Convert the model and print a summary.
+
+    Returns:
+        0, or 2 if the flags contradict each other or a file cannot be read or written.
+    """
+    flags = parse_flags(Arguments, __doc__, arguments)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # nothing is computed
-    try:
-        print(convert(given))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    print(convert(flags))
     return 0
 
 
 def convert(given: Arguments) -> str:
-    """What was done, in words.
+    """Convert in the direction that the flags give.
+
+    Returns:
+        A summary to print.
 
     Raises:
-        ValueError, OSError: the flags contradict each other; something cannot be read or written.
+        ValueError: The flags contradict each other, or the model cannot be converted.
+        OSError: A file cannot be read or written.
     """
     if not 0 < given.max_shard_size < float("inf"):
         raise ValueError(f"max_shard_size: {given.max_shard_size} GB: must be above 0")
@@ -69,20 +79,23 @@ def convert(given: Arguments) -> str:
 
 
 def import_model(source: Path, target: Path, max_shard_size: int) -> str:
+    """Write a Hugging Face model as a checkpoint of the weights only, and return a summary."""
     from megatron_adalrs.checkpoint import open_model, write_weights_only
     from megatron_adalrs.huggingface.config_json import CONFIG, is_model
     from megatron_adalrs.model.gpt import count_parameters
 
     if not is_model(source):
-        raise ValueError(f"--from-hf: {source} has no {CONFIG}: required a folder of Hugging Face's")
+        raise ValueError(f"--from-hf: {source} has no {CONFIG}: required a Hugging Face folder")
     opened = open_model(source, "--from-hf")
     checkpoint = write_weights_only(opened, target, max_shard_size)
-    # Padding rows of the vocabulary are none of the model's.
+    # The padding rows of the vocabulary are not counted.
     unpadded = opened.model.model_copy(update={"make_vocab_size_divisible_by": 1})
-    return f"{checkpoint}: {count_parameters(unpadded, opened.vocab_size)} parameters, for --finetune-from {target}"
+    parameters = count_parameters(unpadded, opened.vocab_size)
+    return f"{checkpoint}: {parameters} parameters, for --finetune-from {target}"
 
 
 def export_model(source: Path, target: Path, dtype: str | None, max_shard_size: int) -> str:
+    """Write a checkpoint as a Hugging Face model, and return a summary."""
     import torch
 
     from megatron_adalrs.checkpoint import locate_model, open_model
@@ -97,10 +110,20 @@ def export_model(source: Path, target: Path, dtype: str | None, max_shard_size: 
         family = family_of(opened.model)
         more, told = made_for_transformers(tokenizer.kind, tokenizer.files, family.model_type)
         write_model(
-            target, opened.model, opened.vocab_size, opened.weights, (lambda name: cast) if cast else opened.dtype,
-            tokenizer.ids, {**tokenizer.files, **more}, max_shard_size,
-        )  # fmt: skip
+            target,
+            opened.model,
+            opened.vocab_size,
+            opened.weights,
+            (lambda name: cast) if cast else opened.dtype,
+            tokenizer.ids,
+            {**tokenizer.files, **more},
+            max_shard_size,
+        )
     except ValueError as error:
         raise ValueError(f"--to-hf: {error}") from None
     step = "" if opened.step is None else f", step {opened.step}"
     return "\n".join(filter(None, (f"{target}: the model of {opened.path}{step}", tokenizer.note, told)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,13 +1,14 @@
-"""Loss, perplexity and bits per byte of a model on a corpus: of a run, a checkpoint, or a folder of Hugging Face's.
+"""Compute loss, perplexity and bits per byte of a model on a corpus.
 
-    python tools/evaluate.py runs/NAME                                 # its newest checkpoint, its own validation part
-    python tools/evaluate.py runs/NAME --data-path data/other --part all
-    python tools/evaluate.py Qwen2.5-0.5B --data-path data/corpus --part all --seq-length 2048 --json
+    megatron-adalrs evaluate runs/NAME         # newest checkpoint, validation part of the run's corpus
+    megatron-adalrs evaluate runs/NAME --data-path data/other --part all
+    megatron-adalrs evaluate Qwen2.5-0.5B --data-path data/corpus --part all --seq-length 2048 --json
 
-Every token is predicted once: the documents are read one after the other in windows of --seq-length tokens, each with
-the context of its own window. Losses are in nats. Unlike the evaluations of a run, which draw samples in random order,
-this is exhaustive, and the same for any two models with the same tokenizer. Between tokenizers, compare the bits per
-byte of text. With --documents-apart they are what lm_eval's loglikelihood_rolling finds.
+The model is that of a run, a checkpoint or a Hugging Face folder. Every token is predicted exactly once: the
+documents are concatenated and cut into windows of --seq-length tokens, and a token sees the earlier tokens of
+its window. Losses are in nats. The evaluations during training draw random samples instead. Losses of models
+with the same tokenizer can be compared; for different tokenizers, compare the bits per byte of text. With
+--documents-apart the bits per byte equal those of lm_eval's loglikelihood_rolling.
 """
 
 from __future__ import annotations
@@ -22,74 +23,70 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from megatron_adalrs.cli.program import TokenizerFlags, parse_flags, reports_errors
+
 if TYPE_CHECKING:
     from megatron_adalrs.checkpoint import OpenedModel
     from megatron_adalrs.data.indexed_dataset import IndexedDataset
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(TokenizerFlags):
     source: Annotated[Path, tyro.conf.Positional]
-    """Run, checkpoint or folder with config.json and safetensors."""
+    """Run directory, checkpoint, or folder with config.json and safetensors."""
     data_path: str | None = None
-    """Prefix of the corpus, as pretrain_gpt.py takes it. Default: the run's own."""
+    """Prefix of the corpus (PREFIX.bin and PREFIX.idx). Default: the corpus of the run."""
     split: str | None = None
-    """Weights of the train, validation and test parts. Default: the run's own, where it is the run's own corpus."""
+    """Weights of the train, validation and test parts. Default: those of the run, if the corpus is the
+    run's."""
     part: Literal["train", "valid", "test", "all"] = "valid"
-    """Which part of the corpus."""
+    """Part of the corpus to evaluate on."""
     seq_length: int | None = None
-    """Tokens in a window. Default: those of the model's training, or its most positions, at most 2048."""
+    """Tokens in a window. Default: the model's sequence length, at most 2048."""
     documents_apart: bool = False
-    """Every document by itself, as in lm_eval: after an end-of-document token, its own not predicted, windows full."""
+    """Evaluate each document separately, as lm_eval does. Its context begins with an end-of-document token,
+    its own end-of-document token is not predicted, and every window is filled with earlier tokens of the
+    document."""
     batch_size: int = 8
-    """Windows at a time."""
+    """Windows in a batch."""
     max_tokens: int | None = None
-    """Stop after about so many tokens."""
+    """Stop after about this number of tokens."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """To compute in. Default: the precision that the model was trained in, or that of its files."""
-    tokenizer_type: str | None = None
-    """SentencePieceTokenizer, HuggingFaceTokenizer, GPT2BPETokenizer or ByteTokenizer, to count bytes of text. Default:
-    the one that belongs to the model."""
-    tokenizer_model: str | None = None
-    """The tokenizer's file (or folder)."""
-    vocab_file: str | None = None
-    """GPT2BPETokenizer's vocab.json."""
-    merge_file: str | None = None
-    """GPT2BPETokenizer's merges.txt."""
+    """Precision of the computation. Default: that of the training, or of the model's files."""
     json: bool = False
-    """Print one JSON object."""
+    """Print a JSON object."""
 
 
+@reports_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 2 where it was asked for something impossible."""
-    given = tyro.cli(Arguments, args=arguments, description=__doc__)
-    try:
-        figures = evaluated(given)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if given.json:
-        print(json.dumps(figures))
-    else:
-        print(in_words(figures))
+    """Evaluate the model and print the result.
+
+    Returns:
+        0, or 2 if a flag is not valid or a file cannot be read.
+    """
+    flags = parse_flags(Arguments, __doc__, arguments)
+    figures = evaluate_model(flags)
+    print(json.dumps(figures) if flags.json else as_text(figures))
     return 0
 
 
-def in_words(figures: dict[str, Any]) -> str:
+def as_text(figures: dict[str, Any]) -> str:
+    """Return the result in two lines of text."""
     error = "" if figures["loss_error"] is None else f" ± {figures['loss_error']:.4f}"
-    bits = "" if figures["bits_per_byte"] is None else f", {figures['bits_per_byte']:.4f} bits a byte"
+    bits = "" if figures["bits_per_byte"] is None else f", {figures['bits_per_byte']:.4f} bits per byte"
     return (
         f"{figures['model']} on {figures['data']}\n"
-        f"loss {figures['loss']:.4f}{error} nats a token, perplexity {figures['perplexity']:.4g}{bits}, "
+        f"loss {figures['loss']:.4f}{error} nats per token, perplexity {figures['perplexity']:.4g}{bits}, "
         f"{figures['tokens']} tokens in windows of {figures['seq_length']}"
     )
 
 
-def evaluated(given: Arguments) -> dict[str, Any]:
-    """What is printed as JSON.
+def evaluate_model(given: Arguments) -> dict[str, Any]:
+    """Evaluate the model and return what --json prints.
 
     Raises:
-        ValueError, OSError: a flag asks for something impossible, or something cannot be read.
+        ValueError: A flag is not valid, or the corpus does not fit the model.
+        OSError: A file cannot be read.
     """
     for name in ("seq_length", "batch_size", "max_tokens"):
         if (value := getattr(given, name)) is not None and value < 1:
@@ -119,20 +116,32 @@ def evaluated(given: Arguments) -> dict[str, Any]:
     if length > max_positions(model):
         raise ValueError(f"seq_length: {length}: the model has {max_positions(model)} positions")
     last = int(indexed.document_offsets[documents.stop] - indexed.document_offsets[documents.start]) - 1
-    # disable=None: a bar only where there is a terminal to draw it on
+    # disable=None draws the bar only on a terminal
     total = min(last, given.max_tokens or last)
     with tqdm(total=total, unit="token", unit_scale=True, leave=False, disable=None) as bar:
         found = evaluate(
-            model, indexed, documents, length, given.batch_size, given.max_tokens, tokenizer,
-            eod if given.documents_apart else None, lambda tokens: bar.update(tokens - bar.n),
-        )  # fmt: skip
+            model,
+            indexed,
+            documents,
+            length,
+            given.batch_size,
+            given.max_tokens,
+            tokenizer,
+            eod if given.documents_apart else None,
+            lambda tokens: bar.update(tokens - bar.n),
+        )
     if tokenizer is None:
-        print(f"bits a byte are unknown: {reason}", file=sys.stderr)
+        print(f"bits per byte are unknown: {reason}", file=sys.stderr)
     figures = {
-        "loss": found.loss, "loss_error": found.error, "perplexity": found.perplexity,
-        "bits_per_byte": found.bits_per_byte, "tokens": found.tokens, "bytes": found.bytes, "seq_length": length,
-    }  # fmt: skip
-    # JSON has no word for what is not finite.
+        "loss": found.loss,
+        "loss_error": found.error,
+        "perplexity": found.perplexity,
+        "bits_per_byte": found.bits_per_byte,
+        "tokens": found.tokens,
+        "bytes": found.bytes,
+        "seq_length": length,
+    }
+    # JSON cannot express numbers that are not finite.
     figures = {
         name: value if value is not None and math.isfinite(value) else None for name, value in figures.items()
     }
@@ -140,10 +149,10 @@ def evaluated(given: Arguments) -> dict[str, Any]:
 
 
 def documents_of(given: Arguments, opened: OpenedModel, indexed: IndexedDataset, split: str | None) -> range:
-    """The documents of the part that is asked for.
+    """Return the documents of the chosen part of the corpus.
 
     Raises:
-        ValueError: it has none, its bounds are unknown, or it has tokens beyond the model's vocabulary.
+        ValueError: The part is empty, the split is unknown, or a token is outside the model's vocabulary.
     """
     from megatron_adalrs.data.gpt_dataset import SPLITS, check_vocabulary, split_documents
 
@@ -160,15 +169,15 @@ def documents_of(given: Arguments, opened: OpenedModel, indexed: IndexedDataset,
 
 
 def corpus_of(given: Arguments, opened: OpenedModel) -> tuple[str, str | None]:
-    """Prefix of the corpus, and the weights of its parts, as far as they are known.
+    """Return the prefix of the corpus and, if they are known, the weights of its parts.
 
     Raises:
-        ValueError: the model alone does not tell which corpus is meant.
+        ValueError: --data-path is not given, and the model does not have exactly one corpus.
     """
     from megatron_adalrs.data.gpt_dataset import SPLITS, parse_split
 
     own = opened.data.parts if opened.data else ()
-    # Of separate corpora, those that are of the part.
+    # Among separate corpora, those of the chosen part.
     of_part = [
         group for group in own if given.part == "all" or parse_split(group[0])[SPLITS.index(given.part)]
     ]
@@ -180,3 +189,7 @@ def corpus_of(given: Arguments, opened: OpenedModel) -> tuple[str, str | None]:
         raise ValueError(f"data_path: {opened.path} {several}; give --data-path")
     ((prefix, split),) = known.items()
     return prefix, given.split or split
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,13 +1,17 @@
-"""Kill small runs of two ranks at random instants, most of them during a save, and see whether anything is lost.
+"""Kill small runs of two ranks at random instants, most of them during a save, and check that nothing is
+lost.
 
-    python tools/chaos.py                                 # 200 kills
-    python tools/chaos.py --kills 20 --seed 7 --json      # the figures as one JSON object
+    megatron-adalrs fault-injection                                 # 200 kills
+    megatron-adalrs fault-injection --kills 20 --seed 7 --json      # print the figures as a JSON object
 
-After every SIGKILL each published checkpoint is compared with its hashes, none may be damaged, and the newest may not
-be older than what was seen published before. The run then goes on with --auto-resume; when it is complete, its losses
-must be, to the bit, those of a run that was never killed. ZeRO stages, --save-interval 1 to 3, --async-save, a search
-for the learning rate and who is killed (both ranks, one after the other, one alone) change from life to life or run
-to run. Exit code 0 if nothing was wrong, 1 if something was: the campaign stops there and leaves its folder.
+After every SIGKILL all published checkpoints are compared with their hashes: none may be damaged, and the
+newest may not be older than one that was published before. The run is then resumed with --auto-resume. When
+it is complete, its losses must be bit-identical to those of a run that was never killed. The ZeRO stage,
+--save-interval (1 to 3), --async-save, the learning-rate search and the choice of killed ranks (both at once,
+one after the other, only one) vary between the runs.
+
+The exit code is 0 if no check failed. At the first failed check the campaign stops, keeps its folder and
+returns 1.
 """
 
 from __future__ import annotations
@@ -17,77 +21,91 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import tyro
+from megatron_adalrs.cli.program import INTERRUPTED, parse_flags, reports_errors
+
+if TYPE_CHECKING:
+    from megatron_adalrs.fault_injection.campaign import Figures
 
 
 @dataclass(frozen=True)
 class Arguments:
     kills: int = 200
-    """SIGKILLs."""
+    """Number of SIGKILLs."""
     seed: int = 0
-    """Of what is drawn: instants depend on the machine too."""
+    """Seed of the random choices. The instants of the kills also depend on the speed of the machine."""
     output: Path | None = None
-    """Folder to work in, which must be empty or not there. Default: a temporary one."""
+    """Folder to work in; it must be new or empty. Default: a temporary folder."""
     json: bool = False
-    """Print the figures as one JSON object."""
+    """Print the figures as a JSON object."""
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0, 1 where something was lost or wrong, 2 where it was asked for something impossible, 130."""
-    flags = tyro.cli(Arguments, description=__doc__, args=arguments)
-    try:
-        output = empty_folder(flags)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+@reports_errors
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a campaign and print its figures.
+
+    Returns:
+        0; 1 if a check failed; 2 if a flag is not valid; 130 after Ctrl-C.
+    """
+    flags = parse_flags(Arguments, __doc__, arguments)
+    output = empty_folder(flags)
+    from megatron_adalrs.commands.pretrain import main as pretrain
     from megatron_adalrs.fault_injection.campaign import Campaign
 
     began = time.monotonic()
     try:
-        figures = Campaign(output, flags.kills, flags.seed).run(tell)
+        figures = Campaign(output, pretrain, flags.kills, flags.seed).run(print_progress)
     except KeyboardInterrupt:
         shutil.rmtree(output, ignore_errors=True)
-        return 130
+        return INTERRUPTED
     content = figures.as_dict() | {"seconds": round(time.monotonic() - began), "seed": flags.seed}
     if figures.wrong:
-        print(f"what was wrong is in {output}; its ranks said, at last:", file=sys.stderr)
-        print("\n".join((output / "said.txt").read_text().splitlines()[-20:]), file=sys.stderr)
+        print(f"the failed run is kept in {output}; the last output of its ranks:", file=sys.stderr)
+        print("\n".join((output / "output.txt").read_text().splitlines()[-20:]), file=sys.stderr)
     else:
         shutil.rmtree(output)
-    print(json.dumps(content)) if flags.json else print_figures(content)
+    if flags.json:
+        print(json.dumps(content))
+    else:
+        print_figures(content)
     return 1 if figures.wrong else 0
 
 
 def empty_folder(flags: Arguments) -> Path:
-    """Raises ValueError, OSError: a flag asks for something impossible."""
+    """Create the folder to work in.
+
+    Raises:
+        ValueError: A flag is not valid, or the folder is not empty.
+        OSError: The folder cannot be created.
+    """
     if flags.kills < 1:
         raise ValueError(f"--kills={flags.kills}: must be at least 1")
     if flags.output is None:
-        return Path(tempfile.mkdtemp(prefix="chaos-"))
+        return Path(tempfile.mkdtemp(prefix="fault-injection-"))
     flags.output.mkdir(parents=True, exist_ok=True)
     if any(flags.output.iterdir()):
         raise ValueError(f"--output={flags.output}: must be empty")
     return flags.output.resolve()
 
 
-def tell(figures: Any) -> None:
-    """A line after every kill."""
+def print_progress(figures: Figures) -> None:
+    """Print a status line after a kill."""
     saving = figures.interrupted.total() - figures.interrupted["nothing"]
-    print(
-        f"\r{figures.kills} kills, {saving} during a save; {figures.runs} runs completed, {len(figures.wrong)} wrong",
-        end="", file=sys.stderr, flush=True,
-    )  # fmt: skip
+    kills = f"{figures.kills} kills, {saving} during a save"
+    runs = f"{figures.runs} runs completed, {len(figures.wrong)} wrong"
+    print(f"\r{kills}; {runs}", end="", file=sys.stderr, flush=True)
 
 
 def print_figures(content: dict[str, Any]) -> None:
+    """Print the figures of a campaign as a table."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", "", title="kill campaign", show_header=False)
+    table = Table("", "", title="fault-injection campaign", show_header=False)
     for name, value in content.items():
         if isinstance(value, dict):
             value = ", ".join(f"{part} {count}" for part, count in value.items())
@@ -97,3 +115,7 @@ def print_figures(content: dict[str, Any]) -> None:
     console = Console()
     console.print()
     console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,10 +1,10 @@
-"""Let a model complete a prompt: of a run, a checkpoint, or a folder of Hugging Face's.
+"""Complete a prompt with the model of a run, a checkpoint or a Hugging Face folder.
 
-    python tools/generate.py runs/NAME --prompt "def main(" --max-new-tokens 100
-    python tools/generate.py Qwen2.5-0.5B --prompt "The learning rate" --temperature 0.8 --top-p 0.95 --samples 3
+    megatron-adalrs generate runs/NAME --prompt "def main(" --max-new-tokens 100
+    megatron-adalrs generate Qwen2.5-0.5B --prompt "The learning rate" --temperature 0.8 --samples 3
 
-The likeliest token is taken each time unless --temperature is given. Text is printed as it comes; the prompt is
-not printed again. The keys and values of what came before are kept, not computed again.
+Decoding is greedy unless --temperature is given. The completion is printed while it is generated, without the
+prompt.
 """
 
 from __future__ import annotations
@@ -18,51 +18,48 @@ from typing import Annotated
 
 import tyro
 
+from megatron_adalrs.cli.program import INTERRUPTED, TokenizerFlags, parse_flags, reports_errors
+
 
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(TokenizerFlags):
     source: Annotated[Path, tyro.conf.Positional]
-    """Run, checkpoint or folder with config.json and safetensors."""
+    """Run directory, checkpoint, or folder with config.json and safetensors."""
     prompt: str | None = None
-    """The text to complete."""
+    """Text to complete."""
     prompt_file: Path | None = None
-    """A file with it; - reads standard input."""
+    """File with the text to complete; - reads standard input."""
     max_new_tokens: int = 100
-    """Most tokens to add: fewer where the model ends the document, or has no more positions."""
+    """Maximum number of tokens to generate. Generation also stops at an end-of-document token and at the
+    model's last position."""
     temperature: float = 0.0
-    """Divides the logits; 0: always the likeliest token."""
+    """Divisor of the logits; 0 always takes the most likely token."""
     top_p: float = 1.0
-    """Only the likeliest tokens that together have this probability."""
+    """Sample from the most likely tokens that together have this probability."""
     top_k: int = 0
-    """Only so many of the likeliest tokens; 0: all."""
+    """Sample from this number of most likely tokens; 0 means all."""
     samples: int = 1
-    """Completions, all of the same prompt."""
+    """Number of completions of the prompt."""
     seed: int = 0
-    """Of what is drawn."""
-    tokenizer_type: str | None = None
-    """SentencePieceTokenizer, HuggingFaceTokenizer, GPT2BPETokenizer or ByteTokenizer. Default: the one that belongs to
-    the model."""
-    tokenizer_model: str | None = None
-    """The tokenizer's file (or folder)."""
-    vocab_file: str | None = None
-    """GPT2BPETokenizer's vocab.json."""
-    merge_file: str | None = None
-    """GPT2BPETokenizer's merges.txt."""
+    """Seed of the sampling."""
     dtype: str | None = None
-    """float32 or bfloat16. Default: the precision that the model was trained in, or that of its files."""
+    """Precision of the computation, float32 or bfloat16. Default: that of the training, or of the model's
+    files."""
 
 
+@reports_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 2 where it was asked for something impossible."""
-    given = tyro.cli(Arguments, args=arguments, description=__doc__)
+    """Generate and print completions.
+
+    Returns:
+        0; 2 if a flag is not valid or a file cannot be read; 130 after Ctrl-C.
+    """
+    flags = parse_flags(Arguments, __doc__, arguments)
     try:
-        generate(given)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        generate(flags)
     except KeyboardInterrupt:
         print()
-        return 130
+        return INTERRUPTED
     return 0
 
 
@@ -129,9 +126,14 @@ def prompt_of(given: Arguments) -> str:
 
 
 def tell_more(text: str, told: str) -> str:
-    """Print what is new of a text, up to a character of which only the first bytes are there. Returns what is told."""
+    """Print what is new of a text, up to a character of which only the first bytes are there. Returns what is
+    told."""
     whole = text.rstrip("\ufffd")
     if whole.startswith(told) and len(whole) > len(told):
         print(whole[len(told) :], end="", flush=True)
         return whole
     return told
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,9 +1,9 @@
-"""Merge indexed datasets into one: the documents of the first, then those of the second, and so on.
+"""Merge indexed datasets into one, with their documents in the order of the inputs.
 
-    python tools/merge_datasets.py --input data/part1 data/part2 --output-prefix data/corpus
+    megatron-adalrs merge --input data/part1 data/part2 --output-prefix data/corpus
 
-For parts of one corpus that were tokenized on several machines. To mix corpora in proportions, give them to
-pretrain_gpt.py as a blend instead: --data-path 0.7 data/web 0.3 data/code.
+This is meant for the parts of one corpus that was tokenized on several machines. To mix corpora in given
+proportions, pass a blend to `pretrain` instead: --data-path 0.7 data/web 0.3 data/code.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
+from megatron_adalrs.cli.program import parse_flags, reports_errors
 from megatron_adalrs.data.indexed_dataset import IndexedDataset
 from megatron_adalrs.preprocessing.merging import merge
 
@@ -22,23 +21,28 @@ from megatron_adalrs.preprocessing.merging import merge
 @dataclass(frozen=True)
 class Arguments:
     input: tuple[Path, ...]
-    """Prefixes of the datasets, at least two."""
+    """Prefixes of the datasets to merge, at least two."""
     output_prefix: Path
-    """Where to write: PREFIX.bin, PREFIX.idx and, if every input has one, PREFIX.json."""
+    """Prefix of the output: PREFIX.bin, PREFIX.idx and, if every input has one, PREFIX.json are written."""
     overwrite: bool = False
-    """Replace an output that exists."""
+    """Replace an existing output."""
 
 
+@reports_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 2 where it was asked for something impossible."""
-    given = tyro.cli(Arguments, args=arguments, description=__doc__)
-    try:
-        description = merge(given.input, given.output_prefix, given.overwrite)
-        made = IndexedDataset(given.output_prefix)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{given.output_prefix}: {made.num_documents} documents, {made.num_tokens} tokens of {made.dtype}")
+    """Merge the datasets and print the size of the result.
+
+    Returns:
+        0, or 2 if they cannot be merged.
+    """
+    flags = parse_flags(Arguments, __doc__, arguments)
+    description = merge(flags.input, flags.output_prefix, flags.overwrite)
+    made = IndexedDataset(flags.output_prefix)
+    print(f"{flags.output_prefix}: {made.num_documents} documents, {made.num_tokens} tokens of {made.dtype}")
     if description is None:
-        print("no PREFIX.json: one of the inputs has none, so that nothing tells the tokenizer")
+        print("no PREFIX.json is written, because an input has none: the tokenizer is not recorded")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

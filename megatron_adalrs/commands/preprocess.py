@@ -1,17 +1,18 @@
-"""Turn a JSON-lines file, or a folder of text files, into a Megatron indexed dataset.
+"""Tokenize JSON lines, Parquet or text files into a Megatron indexed dataset.
 
-    python tools/preprocess_data.py --input corpus.jsonl --output-prefix data/corpus \\
+    megatron-adalrs preprocess --input corpus.jsonl --output-prefix data/corpus \\
         --tokenizer-type SentencePieceTokenizer --tokenizer-model data/tokenizer.model --workers 4
 
-writes data/corpus.bin, data/corpus.idx and data/corpus.json; `--data-path data/corpus` trains on them. Interrupted or
-killed, the same command goes on from what lies in data/corpus.partial, with any number of workers; so it does once a
-bad line at which it ended is mended.
+This writes data/corpus.bin, data/corpus.idx and data/corpus.json; train on them with `--data-path
+data/corpus`. If the command is interrupted, killed, or stopped by an invalid line, run it again to continue
+from data/corpus.partial. The number of workers may then be different.
 """
 
 from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +20,7 @@ from typing import Annotated
 import tyro
 from tqdm import tqdm
 
+from megatron_adalrs.cli.program import TokenizerFiles, parse_flags, reports_errors
 from megatron_adalrs.config.data import TokenizerKind
 from megatron_adalrs.preprocessing.documents import documents_size, find_files
 from megatron_adalrs.preprocessing.partial import Progress, partial_path
@@ -26,38 +28,34 @@ from megatron_adalrs.preprocessing.preprocess import COMMIT_SECONDS, Recipe, Res
 
 
 @dataclass(frozen=True)
-class Arguments:
-    """Turn JSON lines, Parquet, or a folder of such files or of texts into a Megatron indexed dataset."""
-
+class Arguments(TokenizerFiles):
     input: Path
-    """A .jsonl or .json file with one object a line (.gz and .zst too), a .parquet file, or a folder of files."""
+    """A .jsonl or .json file with one object per line (optionally .gz or .zst), a .parquet file, or a
+    folder."""
     output_prefix: Path
-    """Where to write: PREFIX.bin, PREFIX.idx and PREFIX.json."""
+    """Prefix of the output: PREFIX.bin, PREFIX.idx and PREFIX.json are written."""
     tokenizer_type: TokenizerKind
     """Kind of tokenizer."""
-    tokenizer_model: Path | None = None
-    """The .model file of SentencePiece, or the tokenizer.json (or its folder) of Hugging Face."""
-    vocab_file: Path | None = None
-    """GPT2BPETokenizer's vocab.json."""
-    merge_file: Path | None = None
-    """GPT2BPETokenizer's merges.txt."""
     json_key: Annotated[str, tyro.conf.arg(aliases=("--json-keys",))] = "text"
-    """The key, or Parquet's column, that holds a document's text."""
+    """JSON key or Parquet column that holds the text of a document."""
     file_glob: str = "**/*.txt"
-    """Which files of a folder to read: JSON lines and Parquet by their names, any other file as one document."""
+    """Pattern of the files to read if the input is a folder. The file name's extension selects JSON lines or
+    Parquet; any other file is read as one document."""
     append_eod: bool = True
-    """End every document with the tokenizer's end-of-document token."""
+    """Append the tokenizer's end-of-document token to every document."""
     workers: int = 1
-    """Processes that tokenize; the output is the same for any number."""
+    """Number of processes that tokenize. The output does not depend on it."""
     overwrite: bool = False
-    """Replace an output that exists."""
+    """Replace an existing output."""
     restart: bool = False
-    """Throw away what an interrupted run has left in PREFIX.partial, in place of going on from there."""
+    """Start again instead of continuing an interrupted run from PREFIX.partial."""
     commit_seconds: float = COMMIT_SECONDS
-    """How often what is done is brought to disk: the most that a kill costs."""
+    """Seconds between writes of the progress to disk, and so the most work that is lost if the process is
+    killed."""
 
 
 def run(arguments: Arguments) -> Result:
+    """Preprocess with a progress bar."""
     recipe = Recipe(
         tokenizer_type=arguments.tokenizer_type,
         tokenizer_model=arguments.tokenizer_model,
@@ -68,14 +66,14 @@ def run(arguments: Arguments) -> Result:
     )
     size = documents_size(find_files(arguments.input, arguments.file_glob))
 
-    def tell(progress: Progress) -> None:
+    def print_resume(progress: Progress) -> None:
         print(
-            f"going on from {partial_path(arguments.output_prefix)}: {progress.documents} documents, {progress.tokens} "
-            f"tokens, of {progress.input_bytes} of the input's {size} bytes",
+            f"continuing from {partial_path(arguments.output_prefix)}: {progress.documents} documents, "
+            f"{progress.tokens} tokens, of {progress.input_bytes} of the input's {size} bytes",
             file=sys.stderr,
         )
 
-    # disable=None: a bar only where there is a terminal to draw it on
+    # disable=None draws the bar only on a terminal
     with tqdm(total=size, unit="B", unit_scale=True, desc="tokenizing", disable=None) as bar:
         return preprocess(
             arguments.input,
@@ -86,33 +84,40 @@ def run(arguments: Arguments) -> Result:
             overwrite=arguments.overwrite,
             restart=arguments.restart,
             commit_seconds=arguments.commit_seconds,
-            on_resume=tell,
+            on_resume=print_resume,
             on_progress=bar.update,
         )
 
 
 class Terminated(BaseException):
-    """SIGTERM has come. As with Ctrl-C, whatever was being done is left from where it stands."""
+    """Raised by SIGTERM, so that it ends the command as Ctrl-C does."""
 
 
 def _terminate(number: int, frame: object) -> None:
     raise Terminated
 
 
-def main() -> int:
-    arguments = tyro.cli(Arguments, description=__doc__)
+@reports_errors
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Preprocess the corpus and print its size.
+
+    Returns:
+        0; 2 if the input or a flag is not valid; 130 or 143 after Ctrl-C or SIGTERM.
+    """
+    flags = parse_flags(Arguments, __doc__, arguments)
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        result = run(arguments)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        result = run(flags)
     except (KeyboardInterrupt, Terminated) as stop:
-        print("interrupted: what is done is kept, the same command goes on from there", file=sys.stderr)
+        print("interrupted: run the same command again to continue", file=sys.stderr)
         return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
     made = result.description
     print(
-        f"{arguments.output_prefix}: {made.documents} documents ({result.skipped} empty ones skipped), "
+        f"{flags.output_prefix}: {made.documents} documents ({result.skipped} empty ones skipped), "
         f"{made.tokens} tokens of type {made.dtype}, {result.new_tokens / result.seconds:.0f} tokens/s"
     )
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

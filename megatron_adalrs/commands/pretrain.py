@@ -1,4 +1,11 @@
-"""Pretrain a GPT: `deepspeed pretrain_gpt.py --config FILE.yaml [flags]`. See `--help`."""
+"""Pretrain a GPT on one or more ranks.
+
+Commands to start it:
+
+    deepspeed pretrain_gpt.py --config FILE.yaml [flags]
+    deepspeed --module megatron_adalrs.commands.pretrain --config FILE.yaml [flags]
+    megatron-adalrs pretrain --config FILE.yaml [flags]  # one rank
+"""
 
 from __future__ import annotations
 
@@ -9,86 +16,121 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from megatron_adalrs.cli.arguments import parse_arguments
+from megatron_adalrs.cli.program import USAGE_ERROR
 from megatron_adalrs.distributed.launcher import adopt_launch_environment
 
-SECONDS_FOR_THE_FIRST_RANK = 20.0
+if TYPE_CHECKING:
+    from megatron_adalrs.config import Config
+
+RANKS_DIFFER = 3
+"""Exit code after --check-ranks-every found ranks that disagree."""
+FIRST_RANK_SECONDS = 20.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 the run is complete, 2 it was asked for something impossible, 143 it was interrupted and saved.
+    """Pretrain, or print the plan of --dry-run.
 
-    With --check-ranks-every also 3: ranks have come apart. 4: another rank was lost. With --loss-guard.policy also 5:
-    bad numbers ended it.
+    Args:
+        arguments: Command line without the program's name. Default: that of the process.
+
+    Returns:
+        0 if the run is complete; 2 if the configuration is not valid; 3 if --check-ranks-every found that
+        ranks disagree; 4 if another rank was lost; 5 if --loss-guard.policy stopped the run; 143 if the run
+        was interrupted and saved.
     """
     adopt_launch_environment()
     is_first_rank = os.environ.get("RANK", "0") == "0"
     try:
         config = parse_arguments(sys.argv[1:] if arguments is None else arguments, print_errors=is_first_rank)
-        if config.run.dry_run and not is_first_rank:
-            return 0
-        # Imports torch and DeepSpeed: only now, so that --help and mistakes are answered at once.
         if config.run.dry_run:
-            from megatron_adalrs.planning.dry_run import dry_run
-
-            print(dry_run(config), flush=True)
+            if is_first_rank:
+                print_plan(config)
             return 0
-        from megatron_adalrs.distributed.heartbeat import heartbeat_monitor, rendezvous_errors
-        from megatron_adalrs.training.build import build_trainer, end_distributed, join_ranks
-        from megatron_adalrs.training.consistency_check import RanksDiffer
     except (ValueError, OSError) as error:
         return refuse(error, is_first_rank)
-    except SystemExit as ended:  # --help, or flags that cannot be parsed: what there is to say is printed
+    except SystemExit as ended:  # --help or a flag that cannot be parsed; the message is already printed
         if ended.code:
-            let_the_first_rank_end(is_first_rank)
+            wait_for_first_rank(is_first_rank)
         raise
+    return pretrain(config, is_first_rank)
+
+
+def print_plan(config: Config) -> None:
+    """Print the mesh and memory of the run that --dry-run asks for."""
+    from megatron_adalrs.planning.dry_run import dry_run
+
+    print(dry_run(config), flush=True)
+
+
+def pretrain(config: Config, is_first_rank: bool) -> int:
+    """Train until the run is complete or interrupted, and return the exit code.
+
+    Raises:
+        ValueError, OSError: Training failed after it had begun.
+    """
+    # Import torch and DeepSpeed only here, so that --help and mistakes in the flags are answered quickly.
+    from megatron_adalrs.distributed.heartbeat import heartbeat_monitor, rendezvous_errors
+    from megatron_adalrs.training.build import build_trainer, end_distributed, join_ranks
+    from megatron_adalrs.training.consistency_check import RanksDiffer
+
     trainer = None
     try:
-        try:
-            with rendezvous_errors():
-                mesh, attempt = join_ranks(config)
-            timeout = config.run.heartbeat_timeout
-            with heartbeat_monitor(mesh, attempt, timeout, lambda: trainer.state.step if trainer else None):
-                trainer = build_trainer(config)
-                return trainer.train()
-        except (ValueError, OSError) as error:
-            if trainer is not None:
-                raise
-            return refuse(error, is_first_rank)
+        with rendezvous_errors():
+            mesh, attempt = join_ranks(config)
+        timeout = config.run.heartbeat_timeout
+        with heartbeat_monitor(mesh, attempt, timeout, lambda: trainer.state.step if trainer else None):
+            trainer = build_trainer(config)
+            return trainer.train()
     except RanksDiffer as error:
-        return refuse(error, is_first_rank, 3)
+        return refuse(error, is_first_rank, RANKS_DIFFER)
+    except (ValueError, OSError) as error:
+        if trainer is not None:
+            raise
+        return refuse(error, is_first_rank)
     finally:
         end_distributed()
 
 
-def refuse(error: Exception, is_first_rank: bool, exit_code: int = 2) -> int:
+def refuse(error: Exception, is_first_rank: bool, exit_code: int = USAGE_ERROR) -> int:
+    """Print the error on the first rank and return the exit code."""
     if is_first_rank:
         print(f"error: {error}", file=sys.stderr, flush=True)
-    let_the_first_rank_end(is_first_rank)
+    wait_for_first_rank(is_first_rank)
     return exit_code
 
 
-def let_the_first_rank_end(is_first_rank: bool) -> None:
-    """Launchers end all ranks when one ends, and the first, which tells why, may be later than the others."""
+def wait_for_first_rank(is_first_rank: bool) -> None:
+    """Sleep on all ranks but the first.
+
+    Launchers kill all ranks when one exits, and the rank that prints the error may be slower than the others.
+    """
     if not is_first_rank:
-        time.sleep(SECONDS_FOR_THE_FIRST_RANK)
+        time.sleep(FIRST_RANK_SECONDS)
 
 
 def leave(exit_code: int) -> NoReturn:
-    """End the process, but not through the interpreter's end, where threads of the process group may still meet
-    destructors: a rank that had done all its work has died there of SIGABRT, which the launcher takes for a failure.
+    """End the process without finalizing the interpreter.
+
+    Threads of the process group may still run destructors while the interpreter is finalized, which has
+    aborted ranks (SIGABRT) after their work was complete. A launcher takes that for a failure.
     """
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # nobody may be reading any more
+        with suppress(OSError):  # the reader of a pipe may be gone
             stream.flush()
     os._exit(exit_code)
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """Pretrain with the command line of the process, and end the process."""
     leave(main())
+
+
+if __name__ == "__main__":
+    run()

@@ -1,10 +1,11 @@
-"""Tell what either mode of AdaLRS would decide on a recorded training loss, and what noise lets it tell.
+"""Run the AdaLRS search on a recorded training loss, and estimate which differences its noise lets it detect.
 
-    python tools/replay.py runs/fixed                         # the folder of a run of this package
-    python tools/replay.py loss.csv --train-iters 50000 --adalrs.mode robust
-    python tools/replay.py tensorboard/ --tag train/loss --json
+    megatron-adalrs replay runs/fixed                         # run directory of this package
+    megatron-adalrs replay loss.csv --train-iters 50000 --adalrs.mode robust
+    megatron-adalrs replay tensorboard/ --tag train/loss --json
 
-A record has one loss a step; what a trial would have shown is not on it. See "basis" in what is printed.
+A record has one loss per step and cannot show how a trial would have ended. The field "basis" of the output
+says what each figure is based on.
 """
 
 from __future__ import annotations
@@ -14,52 +15,44 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from pydantic.fields import FieldInfo
 
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
 from megatron_adalrs.cli.arguments import adalrs_flags
+from megatron_adalrs.cli.program import parse_flags, reports_errors
+
+if TYPE_CHECKING:
+    from megatron_adalrs.analysis.loss_log import LossLog
+    from megatron_adalrs.analysis.replay_report import Report
 
 MODES = ("paper", "robust")
 _MODE = FieldInfo(
     annotation=Literal["paper", "robust"] | None,
     default=None,
-    description="Rule of the search, see pretrain_gpt.py --help. Default: both, one after the other.",
+    description="Rule of the search, see `megatron-adalrs pretrain --help`. Default: both.",
 )
 
 
+@reports_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 2 where there is nothing to replay; one sentence says why."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    flags = tyro.cli(_flags({}), args=given, description=__doc__)
+    """Replay the recorded loss and print the decisions.
+
+    Returns:
+        0, or 2 if the record cannot be read or replayed.
+    """
+    flags: Any = parse_flags(_flags({}), __doc__, arguments)
     from megatron_adalrs.analysis.loss_log import read_loss_log
-    from megatron_adalrs.analysis.replay_report import as_json, report
+    from megatron_adalrs.analysis.replay_report import as_json
     from megatron_adalrs.analysis.replay_tables import print_report
 
-    try:
-        log = read_loss_log(flags.loss_log, flags.column, flags.tag)
-        config = log.run.config if log.run else {}
-        flags = tyro.cli(_flags(_defaults(config)), args=given, description=__doc__)
-        train_iters = flags.train_iters or config.get("train_iters") or log.steps
-        warmup = (
-            flags.lr_warmup_iters if flags.lr_warmup_iters is not None else config.get("lr_warmup_iters") or 0
-        )
-        reports = {}
-        refused = []
-        for mode in [flags.adalrs.mode] if flags.adalrs.mode else MODES:
-            try:
-                settings = AdaLRSSettings(**vars(flags.adalrs) | {"mode": mode})
-                reports[mode] = report(settings, train_iters, log, warmup, flags.unpaired)
-            except ValueError as error:
-                refused.append(f"{mode} mode: {error}")
-        if not reports:
-            reasons = dict.fromkeys(reason.partition(" mode: ")[2] for reason in refused)
-            raise ValueError("; ".join(refused) if len(reasons) > 1 else refused[0].partition(" mode: ")[2])
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    log = read_loss_log(flags.loss_log, flags.column, flags.tag)
+    config = log.run.config if log.run else {}
+    # Parsed again with the settings of the recorded run as defaults.
+    flags = parse_flags(_flags(_defaults(config)), __doc__, arguments)
+    reports, refused = replay_modes(flags, log, config)
     if flags.json:
         print(json.dumps(as_json(reports, refused)))
     else:
@@ -67,8 +60,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def replay_modes(flags: Any, log: LossLog, config: dict[str, Any]) -> tuple[dict[str, Report], list[str]]:
+    """Replay the record in each chosen mode.
+
+    Args:
+        flags: Parsed command line.
+        log: The recorded loss.
+        config: Configuration of the recorded run; empty if the record is not one of this package's.
+
+    Returns:
+        Reports by mode, and for each other mode the reason why it cannot be replayed.
+
+    Raises:
+        ValueError: No mode can be replayed.
+    """
+    from megatron_adalrs.analysis.replay_report import report
+
+    train_iters = flags.train_iters or config.get("train_iters") or log.steps
+    warmup = flags.lr_warmup_iters
+    if warmup is None:
+        warmup = config.get("lr_warmup_iters") or 0
+    reports: dict[str, Report] = {}
+    reasons: dict[str, str] = {}
+    for mode in [flags.adalrs.mode] if flags.adalrs.mode else MODES:
+        try:
+            settings = AdaLRSSettings(**vars(flags.adalrs) | {"mode": mode})
+            reports[mode] = report(settings, train_iters, log, warmup, flags.unpaired)
+        except ValueError as error:
+            reasons[mode] = str(error)
+    refused = [f"{mode} mode: {reason}" for mode, reason in reasons.items()]
+    if not reports:
+        different = set(reasons.values())
+        raise ValueError("; ".join(refused) if len(different) > 1 else different.pop())
+    return reports, refused
+
+
 def _defaults(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the run on record, but for what this program has its own default for."""
+    """Return the search settings of the recorded run, except those that this command chooses itself."""
     return {
         name: value for name, value in config.get("adalrs", {}).items() if name not in ("mode", "enabled")
     }
@@ -76,19 +104,22 @@ def _defaults(config: dict[str, Any]) -> dict[str, Any]:
 
 def _flags(adalrs: dict[str, Any]) -> type:
     enabled = FieldInfo(
-        annotation=bool, default=True, description="There is nothing to replay without a search."
+        annotation=bool,
+        default=True,
+        description="Must be true: without a search there is nothing to replay.",
     )
     group = adalrs_flags(adalrs, mode=_MODE, enabled=enabled)
 
     texts = {
-        "loss_log": "CSV or JSON-lines file, TensorBoard folder, or folder of a run of this package.",
-        "train_iters": "Steps of the run. Default: the run's, or the last step on record.",
-        "lr_warmup_iters": "Steps of warm-up, within which no search begins. Default: the run's, or 0.",
-        "column": "Column or key of the loss. Default: the one that is called like a training loss.",
-        "tag": "TensorBoard tag of the loss. Default: likewise.",
-        "unpaired": "Noise of the difference of two arms on the same batches, in parts of what it is for independent "
-        "losses. Default: as in the run's own races, or 0.12 (0.05 to 0.18 was measured). 1: as on fresh batches.",
-        "json": "Print everything as one JSON object.",
+        "loss_log": "CSV or JSON-lines file, TensorBoard folder, or run directory of this package.",
+        "train_iters": "Steps of the run. Default: those of the recorded run, or the last recorded step.",
+        "lr_warmup_iters": "Warm-up steps; no search begins in them. Default: the recorded run's, or 0.",
+        "column": "Column or key of the loss. Default: the one with the name of a training loss.",
+        "tag": "TensorBoard tag of the loss. Default: the one with the name of a training loss.",
+        "unpaired": "Noise of the difference of two trials on the same batches, relative to that of trials "
+        "on different batches. Default: measured in the races of the recorded run, or 0.12 (0.05 to 0.18 was "
+        "measured). 1: different batches.",
+        "json": "Print a JSON object.",
     }
 
     def flag(name: str, kind: Any, *default: Any) -> tuple[Any, ...]:
@@ -107,3 +138,7 @@ def _flags(adalrs: dict[str, Any]) -> type:
             flag("json", bool, False),
         ],
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

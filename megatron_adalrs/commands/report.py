@@ -1,36 +1,47 @@
-"""Writes one self-contained HTML page about a training run, or about several drawn over each other.
+"""Write a self-contained HTML report on a training run, or on several runs in the same plots.
 
-python tools/report.py runs/a                               # runs/a/report.html
-python tools/report.py runs/fixed runs/a --output both.html
+megatron-adalrs report runs/a                               # writes runs/a/report.html
+megatron-adalrs report runs/fixed runs/a --output both.html
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import tyro
 
+from megatron_adalrs.cli.program import parse_flags, reports_errors
+
+
+@dataclass(frozen=True)
+class Arguments:
+    run_dirs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories, each with a metrics.jsonl."""
+    output: Path | None = None
+    """HTML file to write. Default: report.html in the first run directory."""
+    title: str | None = None
+    """Title of the page. Default: the names of the runs."""
+
+
+@reports_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "run_dirs", metavar="RUN_DIR", nargs="+", type=Path, help="folder that holds metrics.jsonl"
-    )
-    parser.add_argument(
-        "--output", metavar="FILE", type=Path, help="default: report.html in the first RUN_DIR"
-    )
-    parser.add_argument("--title", help="title of the page; default: the names of the runs")
-    options = parser.parse_args(arguments)
+    """Write the report and print its path and size.
 
+    Returns:
+        0, or 2 if a run cannot be read or the report cannot be written.
+    """
+    flags = parse_flags(Arguments, __doc__, arguments)
+    if not flags.run_dirs:
+        raise ValueError("RUN_DIR: is required, give at least one run directory")
     from megatron_adalrs.report import write_report
 
-    try:
-        output = write_report(options.run_dirs, options.output, options.title)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    output = write_report(flags.run_dirs, flags.output, flags.title)
     print(f"{output} ({output.stat().st_size / 1e6:.1f} MB)")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,10 +1,11 @@
-"""Simulate searches on a loss surface whose best rate is known: what noise, lengths and initial rates make of them.
+"""Simulate searches on a model of the loss whose best learning rate is known.
 
-    python tools/simulate.py                                     # a run like the tiny GPT of tools/reproduce_paper.py
-    python tools/simulate.py --like runs/fixed --train-iters 20000 --runs 20    # noise and descent of a recorded loss
-    python tools/simulate.py --adalrs.mode robust --noise 0.17 --initial 1 --lengths 0.5 1 2 --plot simulation.html
+    megatron-adalrs simulate                                   # a run like the tiny GPT of `reproduce`
+    megatron-adalrs simulate --like runs/fixed --train-iters 20000   # noise and descent of a recorded loss
+    megatron-adalrs simulate --adalrs.mode robust --noise 0.17 --initial 1 --plot simulation.html
 
-The model is in megatron_adalrs/adalrs/simulate.py. It is no evidence about real runs; it helps to plan them.
+The results show how noise, trial lengths and the initial rate affect the search. They help to plan a run, but
+are not evidence about real runs. The model is described in megatron_adalrs/analysis/simulate.py.
 """
 
 from __future__ import annotations
@@ -22,72 +23,74 @@ from pydantic.fields import FieldInfo
 
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
 from megatron_adalrs.cli.arguments import adalrs_flags
+from megatron_adalrs.cli.program import parse_flags, reports_errors
 
 _TEXTS = {
     "train_iters": "Steps of a run.",
-    "block": "Steps that are simulated as one, by their mean. Default: as many as leave 2000 or fewer of them.",
-    "schedule": "Warm-up over 3 % of the run, then cosine to a tenth of the rate; or WSD: level, then linearly to a "
-    "tenth over the last fifth.",
-    "like": "A recorded loss (as for tools/replay.py) to take noise and descent from.",
-    "like_ratio": "The recorded run's base rate in parts of the rate of fastest descent, which its record cannot tell.",
+    "block": "Steps that are simulated together, by their mean. Default: chosen for at most 2000 blocks.",
+    "schedule": "Shape of the schedule after a warm-up over 3 % of the run. cosine: decay to a tenth of the "
+    "rate. WSD: constant, then linear decay to a tenth over the last fifth.",
+    "like": "Recorded loss (as for `replay`) from which noise and descent are estimated.",
+    "like_ratio": "Base rate of the recorded run relative to the rate of fastest descent, which a record "
+    "cannot show.",
     "column": "Column or key of the recorded loss.",
     "tag": "TensorBoard tag of the recorded loss.",
-    "noise": "Standard deviations of a step's loss, nats. Default: 1/4, 1 and 4 times the recorded or 0.17: batches 16 "
-    "times as large, as they are, and 1/16.",
-    "lengths": "Windows, or race lengths, in parts of their defaults for this run.",
-    "initial": "Initial rates in parts of the best fixed one.",
-    "runs": "Runs of each kind, seeds first_seed and following.",
-    "first_seed": "The first seed.",
-    "json": "Print every mean as one JSON object.",
-    "plot": "Write the probability of ending within a factor of 2 into this HTML file.",
+    "noise": "Standard deviations of the loss of a step, in nats. Default: 1/4, 1 and 4 times that of the "
+    "recorded loss, or of 0.17; this corresponds to batches of 16, 1 and 1/16 times the size.",
+    "lengths": "Lengths of the windows or races, relative to their defaults for this run.",
+    "initial": "Initial rates, relative to the best fixed rate.",
+    "runs": "Runs of each combination, with consecutive seeds from first_seed on.",
+    "first_seed": "First seed.",
+    "json": "Print every mean as a JSON object.",
+    "plot": "HTML file for a plot of the probability of ending within a factor of 2 of the best rate.",
 }
 
 
+@reports_errors
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 2 where it was asked for something impossible."""
-    flags = tyro.cli(
-        _flags(), args=list(sys.argv[1:] if arguments is None else arguments), description=__doc__
-    )
+    """Simulate the searches and print a summary.
+
+    Returns:
+        0, or 2 if a flag is not valid or the recorded loss cannot be read.
+    """
+    flags: Any = parse_flags(_flags(), __doc__, arguments)
     from megatron_adalrs.analysis.simulation_study import Study, surface_of
     from megatron_adalrs.analysis.simulation_tables import plot, print_study
 
-    try:
-        check(flags)
-        modes = [flags.adalrs.mode] if flags.adalrs.mode else ["paper", "robust"]
-        settings = [AdaLRSSettings(**vars(flags.adalrs) | {"mode": mode}) for mode in modes]
-        surface = surface_of(flags.like, flags.column, flags.tag, flags.schedule, flags.like_ratio)
-        noises = flags.noise or [surface.noise / 4, surface.noise, surface.noise * 4]
-        started = time.perf_counter()
-        study = Study(
-            surface, flags.schedule, flags.train_iters, flags.block or -(-flags.train_iters // 2000)
-        )
-        seeds = range(flags.first_seed, flags.first_seed + flags.runs)
-        cells = [
-            cell for one in settings for cell in study.cells(one, noises, flags.lengths, flags.initial, seeds)
-        ]
-        seconds = time.perf_counter() - started
-        if flags.plot:
-            plot(flags.plot, cells)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    check(flags)
+    modes = [flags.adalrs.mode] if flags.adalrs.mode else ["paper", "robust"]
+    settings = [AdaLRSSettings(**vars(flags.adalrs) | {"mode": mode}) for mode in modes]
+    surface = surface_of(flags.like, flags.column, flags.tag, flags.schedule, flags.like_ratio)
+    noises = flags.noise or [surface.noise / 4, surface.noise, surface.noise * 4]
+    started = time.perf_counter()
+    study = Study(surface, flags.schedule, flags.train_iters, flags.block or -(-flags.train_iters // 2000))
+    seeds = range(flags.first_seed, flags.first_seed + flags.runs)
+    cells = [
+        cell for one in settings for cell in study.cells(one, noises, flags.lengths, flags.initial, seeds)
+    ]
+    seconds = time.perf_counter() - started
+    if flags.plot:
+        plot(flags.plot, cells)
     if flags.json:
         content = {
             "surface": dataclasses.asdict(surface),
             "cells": [dataclasses.asdict(cell) for cell in cells],
+            "train_iters": flags.train_iters,
+            "schedule": flags.schedule,
+            "seconds": seconds,
         }
-        print(
-            json.dumps(
-                content | {"train_iters": flags.train_iters, "schedule": flags.schedule, "seconds": seconds}
-            )
-        )
+        print(json.dumps(content))
     else:
         print_study(study, cells, len(seeds), seconds)
     return 0
 
 
 def check(flags: Any) -> None:
-    """Raises ValueError: names the first flag out of its range."""
+    """Check the ranges of the flags.
+
+    Raises:
+        ValueError: The first flag that is out of its range.
+    """
     for name in ("noise", "lengths", "initial"):
         for value in getattr(flags, name) or ():
             least = "at least 0" if name == "noise" else "above 0"
@@ -102,7 +105,7 @@ def check(flags: Any) -> None:
 
 def _flags() -> type:
     mode = FieldInfo(annotation=Literal["paper", "robust"] | None, default=None, description="Default: both.")
-    enabled = FieldInfo(annotation=bool, default=True, description="False: fixed rates.")
+    enabled = FieldInfo(annotation=bool, default=True, description="False: simulate fixed rates.")
     kinds: dict[str, tuple[Any, Any]] = {
         "train_iters": (int, 2000),
         "block": (int | None, None),
@@ -126,3 +129,7 @@ def _flags() -> type:
     return dataclasses.make_dataclass(
         "Flags", [("adalrs", adalrs_flags({}, mode=mode, enabled=enabled)), *fields]
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,8 +1,9 @@
-"""The configuration: frozen models that are the one source of flags, YAML keys, defaults, help texts and checks.
+"""The configuration: frozen models that are the one source of flags, YAML keys, defaults, help texts and
+checks.
 
-Every field is a command-line flag (`num_layers` -> `--num-layers`) and a YAML key of the same name; those of the groups
-in `NESTED` carry the group's name as a prefix, as in `adalrs.window`. `arguments.py` reads them; everything else only
-takes what it uses. No torch in here.
+Every field is a command-line flag (`num_layers` -> `--num-layers`) and a YAML key of the same name; those of
+the groups in `NESTED` carry the group's name as a prefix, as in `adalrs.window`. `arguments.py` reads them;
+everything else only takes what it uses. No torch in here.
 
 One file a group of flags; checks within a group are in its file, checks between groups here.
 """
@@ -25,9 +26,9 @@ from megatron_adalrs.config.training import TrainingConfig
 
 __all__ = [
     "NESTED",
-    "LossGuardConfig",
     "Config",
     "DataConfig",
+    "LossGuardConfig",
     "ModelConfig",
     "OptimizerConfig",
     "ParallelConfig",
@@ -108,7 +109,8 @@ class Config(Group):
         """Samples in one optimizer step.
 
         Raises:
-            ValueError: it is not a multiple of micro_batch_size x data-parallel ranks; the arithmetic is shown.
+            ValueError: it is not a multiple of micro_batch_size x data-parallel ranks; the arithmetic is
+                shown.
         """
         micro, size = self.training.micro_batch_size, self.training.global_batch_size
         per_pass = micro * data_parallel_size
@@ -126,7 +128,8 @@ class Config(Group):
         )
 
     def to_flat(self) -> dict[str, Any]:
-        """Flat mapping of plain values, as the YAML file holds it: groups are merged into the top but for `NESTED`."""
+        """Flat mapping of plain values, as the YAML file holds it: groups are merged into the top but for
+        `NESTED`."""
         groups = self.model_dump(mode="json")
         nested = {name: groups.pop(name) for name in NESTED}
         flat = {

@@ -10,7 +10,8 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Group(BaseModel):
-    """Frozen; unknown fields and numbers that are not finite are refused; a field's docstring is its help text."""
+    """Frozen; unknown fields and numbers that are not finite are refused; a field's docstring is its help
+    text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 

@@ -40,7 +40,8 @@ class Corpus:
 
 
 def parse_corpora(field: str, entries: Sequence[str], needs_sizes: bool) -> tuple[Corpus, ...]:
-    """The corpora of a flag: one PREFIX, SIZE PREFIX pairs or, unless sizes are needed, several PREFIX of equal size.
+    """The corpora of a flag: one PREFIX, SIZE PREFIX pairs or, unless sizes are needed, several PREFIX of
+    equal size.
 
     A prefix may be written NAME=PREFIX; without a name its last part is the name.
 

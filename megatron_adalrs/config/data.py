@@ -19,28 +19,31 @@ class DataConfig(Group):
     """Data and tokenizer."""
 
     data_path: Entries | None = None
-    """Prefix of the preprocessed corpus: PREFIX.bin and PREFIX.idx, as tools/preprocess_data.py writes them; or a blend
-    of several: SIZE PREFIX SIZE PREFIX ... A prefix may be written NAME=PREFIX; its last part is the name otherwise."""
+    """Prefix of the preprocessed corpus: PREFIX.bin and PREFIX.idx, as `megatron-adalrs preprocess` writes them;
+    or a blend of several: SIZE PREFIX SIZE PREFIX ... A prefix may be written NAME=PREFIX; its last part is
+        the name otherwise."""
     train_data_path: Entries | None = None
     """In place of data_path: the corpus or blend to train on, all of it."""
     valid_data_path: Entries | None = None
-    """With train_data_path: corpora to validate on, each with a curve of its own, beside their mean: one PREFIX,
-    several, or SIZE PREFIX SIZE PREFIX ... for a weighted mean."""
+    """With train_data_path: corpora to validate on, each with a curve of its own, beside their mean: one
+    PREFIX, several, or SIZE PREFIX SIZE PREFIX ... for a weighted mean."""
     test_data_path: Entries | None = None
     """With train_data_path: the same for the test at the end."""
     blend_sizes: Literal["weights", "tokens", "epochs"] = "weights"
-    """What the sizes of the training data's corpora are: weights of their samples, tokens to take of each, or passes
-    over each (times its tokens: that many tokens). A run that is longer or shorter than their sum keeps the
-    proportions."""
+    """What the sizes of the training data's corpora are: weights of their samples, tokens to take of each, or
+    passes over each (times its tokens: that many tokens). A run that is longer or shorter than their sum
+    keeps the proportions."""
     split: str | None = None
-    """Weights of the train, validation and test parts of data_path; whole documents, no overlap. Default: 969,30,1."""
+    """Weights of the train, validation and test parts of data_path; whole documents, no overlap. Default:
+    969,30,1."""
     reset_attention_mask: bool = False
-    """Tokens do not attend to those of earlier documents in their sample. Takes a mask of seq_length x seq_length."""
+    """Tokens do not attend to those of earlier documents in their sample. Takes a mask of seq_length x
+    seq_length."""
     reset_position_ids: bool = False
     """Positions count from the beginning of each document in a sample."""
     eod_mask_loss: bool = False
-    """What is predicted from an end-of-document token, the first token of another document, does not count in the loss:
-    its mean is over the other tokens of the whole global batch."""
+    """What is predicted from an end-of-document token, the first token of another document, does not count in
+    the loss: its mean is over the other tokens of the whole global batch."""
     eod_token_id: NonNegativeInt | None = None
     """The end-of-document token. Default: the tokenizer's, else the one noted beside the data."""
     data_cache_path: Path | None = None

@@ -13,9 +13,9 @@ class LossGuardConfig(Group):
     """Losses and gradients that are not finite, and loss spikes."""
 
     policy: Literal["off", "skip", "rewind", "stop"] = "off"
-    """skip: leave the weights as they were, and go on with the next batch. rewind: go back to the last snapshot in
-    memory, and on with the batches after the offending one. stop: save the weights from before, and end with exit code
-    5."""
+    """skip: leave the weights as they were, and go on with the next batch. rewind: go back to the last
+    snapshot in memory, and on with the batches after the offending one. stop: save the weights from before,
+    and end with exit code 5."""
     sigma: PositiveFloat = 6.0
     """Standard deviations above its running mean from which a loss is a spike."""
     window: Annotated[int, Field(ge=2)] = 100
@@ -23,7 +23,8 @@ class LossGuardConfig(Group):
     min_history: Annotated[int, Field(ge=2)] = 50
     """Losses to have seen before one can be a spike. What is not finite is found from the first step on."""
     rewind_interval: PositiveInt = 100
-    """rewind: kept steps between snapshots. There is one at every checkpoint too, so that a resume is exact."""
+    """rewind: kept steps between snapshots. There is one at every checkpoint too, so that a resume is
+    exact."""
     extra_skipped_batches: NonNegativeInt = 0
     """Further batches to pass over after an offending one."""
     max_consecutive: PositiveInt = 5

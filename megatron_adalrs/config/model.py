@@ -19,7 +19,8 @@ PresetName = Literal[
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How Llama 3.1 stretches rotary positions, by the names that its config.json has: see `model/rotary.py`."""
+    """How Llama 3.1 stretches rotary positions, by the names that its config.json has: see
+    `model/rotary.py`."""
 
     factor: float
     low_freq_factor: float
@@ -43,12 +44,13 @@ class ModelConfig(Group):
     kv_channels: PositiveInt | None = None
     """Size of one head. Default: hidden_size / num_attention_heads."""
     ffn_hidden_size: PositiveInt | None = None
-    """Width inside the MLP. Default: 4 hidden_size, with --swiglu 8/3 hidden_size rounded down to a multiple of 64."""
+    """Width inside the MLP. Default: 4 hidden_size, with --swiglu 8/3 hidden_size rounded down to a multiple
+    of 64."""
     seq_length: PositiveInt
     """Tokens in one sample."""
     max_position_embeddings: PositiveInt | None = None
-    """Longest sequence that learned positions can represent, or that exports and inference allow rotary ones, which is
-    at least seq_length. Default: seq_length."""
+    """Longest sequence that learned positions can represent, or that exports and inference allow rotary ones,
+    which is at least seq_length. Default: seq_length."""
     vocab_size: PositiveInt | None = None
     """Vocabulary size before padding. Default: the tokenizer's, else the one noted beside the data."""
     make_vocab_size_divisible_by: PositiveInt = 128
@@ -62,9 +64,11 @@ class ModelConfig(Group):
     rotary_base: PositiveFloat = 10000.0
     """Base of the rotary frequencies."""
     use_rope_scaling: bool = False
-    """Stretch rotary positions as Llama 3.1 does: of the frequencies the slow ones are divided by a factor."""
+    """Stretch rotary positions as Llama 3.1 does: of the frequencies the slow ones are divided by a
+    factor."""
     rope_scaling_factor: Annotated[float, Field(ge=1)] = 8.0
-    """Divides frequencies of fewer than rope_scaling_low_freq_factor turns in the original length. Llama 3.2 has 32."""
+    """Divides frequencies of fewer than rope_scaling_low_freq_factor turns in the original length. Llama 3.2
+    has 32."""
     rope_scaling_low_freq_factor: PositiveFloat = 1.0
     """From so many turns in the original length on a frequency is divided by less than the factor."""
     rope_scaling_high_freq_factor: PositiveFloat = 4.0
@@ -74,7 +78,8 @@ class ModelConfig(Group):
     swiglu: bool = False
     """Gated SiLU in the MLP in place of GELU."""
     add_bias_linear: bool = True
-    """Biases on the linear layers (attention output and MLP; on q, k and v too unless add_qkv_bias says otherwise)."""
+    """Biases on the linear layers (attention output and MLP; on q, k and v too unless add_qkv_bias says
+    otherwise)."""
     add_qkv_bias: bool | None = None
     """Biases on q, k and v. Default: add_bias_linear. Qwen2 has these and no others."""
     untie_embeddings_and_output_weights: bool = False
@@ -123,7 +128,8 @@ class ModelConfig(Group):
         )
 
     def padded_vocab_size(self, vocab_size: int, tensor_parallel_size: int = 1) -> int:
-        """`vocab_size` rounded up to a multiple of make_vocab_size_divisible_by x tensor ranks, as Megatron-LM does."""
+        """`vocab_size` rounded up to a multiple of make_vocab_size_divisible_by x tensor ranks, as
+        Megatron-LM does."""
         multiple = self.make_vocab_size_divisible_by * tensor_parallel_size
         return math.ceil(vocab_size / multiple) * multiple
 

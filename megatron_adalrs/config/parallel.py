@@ -17,11 +17,13 @@ class ParallelConfig(Group):
     pipeline_model_parallel_size: PositiveInt = 1
     """Stages that the layers are cut into, one rank after the other holding a part of the model."""
     pipeline_partition: Literal["parameters", "uniform"] = "parameters"
-    """Stages of about as many parameters each, or of as many layers (embedding, norm and output count as one each)."""
+    """Stages of about as many parameters each, or of as many layers (embedding, norm and output count as one
+    each)."""
     tensor_model_parallel_size: PositiveInt = 1
     """Ranks that share every layer's heads and MLP features, and the vocabulary."""
     context_parallel_size: PositiveInt = 1
-    """Ranks that share every sequence (DeepSpeed-Ulysses): each holds a part of it, and in attention of the heads."""
+    """Ranks that share every sequence (DeepSpeed-Ulysses): each holds a part of it, and in attention of the
+    heads."""
     sequence_parallel: bool = False
     """Split what lies between the tensor-parallel regions (norms, dropout, residual) along the sequence."""
 

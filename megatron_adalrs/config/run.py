@@ -16,7 +16,8 @@ class RunConfig(Group):
     """Where the run is kept and what it shows."""
 
     config: Path | None = None
-    """YAML file with any of these fields; flags win over it. A run writes its own to <run_dir>/config.yaml."""
+    """YAML file with any of these fields; flags win over it. A run writes its own to
+    <run_dir>/config.yaml."""
     run_dir: Path | None = None
     """Folder of config.yaml, metrics.jsonl, decisions.jsonl, tensorboard/. Default: runs/<date-time>."""
     save: Path | None = None
@@ -24,13 +25,14 @@ class RunConfig(Group):
     load: Path | None = None
     """Resume from the newest checkpoint in this folder (or run directory), or from this very checkpoint."""
     finetune_from: Path | None = None
-    """Begin a new run with the weights alone of the newest checkpoint in this folder (or run directory), of this very
-    checkpoint, or of this folder of Hugging Face's (config.json and safetensors: GPT-2, Llama, Qwen2). The shape of
-    such a folder, and of a run directory, is the default where neither a preset nor a file gives one. Step, optimizer,
-    schedule, data order and search are fresh. On any mesh, precision and ZeRO stage. A run that was begun so and is
-    resumed goes on from its own checkpoint."""
+    """Begin a new run with the weights alone of the newest checkpoint in this folder (or run directory), of
+    this very checkpoint, or of this folder of Hugging Face's (config.json and safetensors: GPT-2, Llama,
+    Qwen2). The shape of such a folder, and of a run directory, is the default where neither a preset nor a
+    file gives one. Step, optimizer, schedule, data order and search are fresh. On any mesh, precision and
+    ZeRO stage. A run that was begun so and is resumed goes on from its own checkpoint."""
     auto_resume: bool = False
-    """Resume from the newest complete checkpoint in save, if there is one; for jobs that are put back in a queue."""
+    """Resume from the newest complete checkpoint in save, if there is one; for jobs that are put back in a
+    queue."""
     strict_load: bool = False
     """Refuse to resume where the newest checkpoint is damaged, instead of taking the next older one."""
     verify_checkpoint: bool = False
@@ -38,8 +40,8 @@ class RunConfig(Group):
     save_interval: PositiveInt | None = None
     """Steps between checkpoints. Default: only at the end and when interrupted."""
     async_save: bool = False
-    """Go on training while the checkpoint of an interval is written from a copy in host memory. Writing that fails
-    stops the run."""
+    """Go on training while the checkpoint of an interval is written from a copy in host memory. Writing that
+    fails stops the run."""
     keep_last: PositiveInt | None = None
     """Remove complete checkpoints but the newest so many. Default: keep all."""
     save_retain_interval: PositiveInt | None = None
@@ -57,20 +59,23 @@ class RunConfig(Group):
     tensorboard_dir: Path | None = None
     """TensorBoard's folder. Default: <run_dir>/tensorboard."""
     wandb_project: str | None = None
-    """Also show what TensorBoard shows as a run in this project of Weights & Biases; its WANDB_* environment variables
-    hold, such as WANDB_MODE=offline. Default: not."""
+    """Also show what TensorBoard shows as a run in this project of Weights & Biases; its WANDB_* environment
+    variables hold, such as WANDB_MODE=offline. Default: not."""
     wandb_exp_name: str | None = None
     """The run's name there. Default: that of run_dir."""
     dry_run: bool = False
-    """Print the mesh and the memory that each rank would need, and stop: no ranks, no memory, no data needed."""
+    """Print the mesh and the memory that each rank would need, and stop: no ranks, no memory, no data
+    needed."""
     world_size: PositiveInt | None = None
     """With --dry-run: number of ranks to plan for. Default: the launcher's."""
     check_ranks_every: NonNegativeInt = 0
-    """Debugging: every so many steps, compare what all ranks must agree on and stop where they do not. 0: never."""
+    """Debugging: every so many steps, compare what all ranks must agree on and stop where they do not. 0:
+    never."""
     distributed_timeout_minutes: PositiveFloat = 10.0
     """Minutes after which a rank gives up waiting for the others in a collective."""
     heartbeat_timeout: NonNegativeFloat = 60.0
-    """Seconds of silence after which the other ranks take one for lost and leave, with exit code 4. 0: none watches."""
+    """Seconds of silence after which the other ranks take one for lost and leave, with exit code 4. 0: none
+    watches."""
     local_rank: int | None = None
     """Passed by the DeepSpeed launcher; the environment decides."""
 

@@ -26,8 +26,9 @@ class TrainingConfig(Group):
     zero_stage: Literal[0, 1, 2, 3] = 0
     """ZeRO: 1 shards the optimizer over data-parallel ranks, 2 gradients too, 3 weights too."""
     recompute_granularity: Literal["full", "selective"] | None = None
-    """Compute activations again in the backward pass instead of keeping them: of whole blocks (full), or of attention
-    between its projections (selective: rotary positions, repeated key-value heads, scores and probabilities)."""
+    """Compute activations again in the backward pass instead of keeping them: of whole blocks (full), or of
+    attention between its projections (selective: rotary positions, repeated key-value heads, scores and
+    probabilities)."""
     deepspeed_config: Path | None = None
     """JSON file with further DeepSpeed settings; a key that contradicts a flag is an error."""
     seed: NonNegativeInt = 1234

@@ -1,1 +1,1 @@
-"""The parts of tools/chaos.py."""
+"""Fault-injection campaign: kills small runs and checks that they resume without a loss."""

@@ -1,4 +1,5 @@
-"""The campaign: runs that are killed, judged and resumed until complete, then compared with one that was not killed."""
+"""A campaign of runs that are killed, checked and resumed until complete, then compared with an undisturbed
+run."""
 
 from __future__ import annotations
 
@@ -7,14 +8,15 @@ import shutil
 import statistics
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from megatron_adalrs.fault_injection.disk import glance, judge, kept_losses, progress
-from megatron_adalrs.fault_injection.lives import RANKS, Life
+from megatron_adalrs.fault_injection.attempt import RANKS, Attempt, Program
+from megatron_adalrs.fault_injection.disk import check_checkpoints, kept_losses, progress, read_folder
 
 STEPS = 60
 KINDS: dict[str, dict[str, Any]] = {
@@ -29,85 +31,105 @@ KINDS: dict[str, dict[str, Any]] = {
         "adalrs": {"enabled": True, "window": 6, "search_start": 0.25, "search_end": 0.8},
     },
 }
-SAVING = 0.85
-"""Share of the kills that wait for a save; the others come at any instant of a life, its start included."""
-BESIDE = 0.35
-"""Share of the lives with --async-save."""
-LONGEST_LIFE = 180.0
-LEAVING = 90.0
-"""Seconds within which a rank must have left when the other was killed."""
+DURING_SAVE = 0.85
+"""Probability that a kill waits for a save; the others happen at any time of an attempt, including its
+start."""
+ASYNC_SAVE = 0.35
+"""Probability that an attempt uses --async-save."""
+LONGEST_ATTEMPT = 180.0
+"""Seconds."""
+LONGEST_EXIT = 90.0
+"""Seconds within which a rank must exit after the other was killed."""
 
 
 @dataclass
 class Figures:
-    """What came of it."""
+    """Counts and findings of a campaign."""
 
     kills: int = 0
     interrupted: Counter[str] = field(default_factory=Counter)
-    """Kills by what they cut short."""
+    """Number of kills by the phase of a save that they interrupted."""
     victims: Counter[str] = field(default_factory=Counter)
-    """Kills by who was killed."""
-    beside: int = 0
-    """Kills of lives with --async-save."""
+    """Number of kills by the ranks that were killed."""
+    with_async_save: int = 0
+    """Kills of attempts with --async-save."""
     runs: int = 0
-    """Completed, and compared with one that was never killed."""
+    """Runs that were completed and had the losses of a run that was never killed."""
     resumed: int = 0
-    """Lives that were seen to go on from the newest checkpoint."""
+    """Attempts that resumed from the newest checkpoint."""
     checkpoints_read: int = 0
-    """Checkpoints that were compared with their hashes, after every kill anew."""
+    """Checkpoints that were compared with their hashes, counted after every kill."""
     steps_lost: list[int] = field(default_factory=list)
-    """By each kill."""
-    slowest_leave: float = 0.0
-    """Seconds until a rank left by itself whose peer was killed."""
+    """Steps lost by each kill."""
+    slowest_exit: float = 0.0
+    """Longest time, in seconds, until a rank exited by itself after the other was killed."""
     wrong: list[str] = field(default_factory=list)
+    """Failed checks."""
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the figures as they are printed."""
         lost = self.steps_lost or [0]
         return {
-            "kills": self.kills, "during_a_save": self.interrupted.total() - self.interrupted["nothing"],
-            "cut_short": dict(self.interrupted), "victims": dict(self.victims), "with_async_save": self.beside,
-            "runs_completed": self.runs, "lives_resumed": self.resumed, "checkpoints_read": self.checkpoints_read,
-            "steps_lost_mean": round(statistics.mean(lost), 2), "steps_lost_most": max(lost),
-            "slowest_leave_s": round(self.slowest_leave, 1), "wrong": self.wrong,
-        }  # fmt: skip
+            "kills": self.kills,
+            "during_a_save": self.interrupted.total() - self.interrupted["nothing"],
+            "interrupted": dict(self.interrupted),
+            "victims": dict(self.victims),
+            "with_async_save": self.with_async_save,
+            "runs_completed": self.runs,
+            "attempts_resumed": self.resumed,
+            "checkpoints_read": self.checkpoints_read,
+            "steps_lost_mean": round(statistics.mean(lost), 2),
+            "steps_lost_most": max(lost),
+            "slowest_exit_s": round(self.slowest_exit, 1),
+            "wrong": self.wrong,
+        }
 
 
 class Campaign:
-    """Kills runs until there were enough deaths; the last run is then completed.
+    """Start runs, kill and resume them until the number of kills is reached, and complete the last run.
 
     Args:
-        output: an empty folder; runs are removed from it once they are found to be right.
+        output: Empty folder to work in. Runs that pass their checks are removed from it.
+        program: The pretraining program that the ranks call.
+        kills: Number of kills.
+        seed: Seed of the random choices.
     """
 
-    def __init__(self, output: Path, kills: int, seed: int) -> None:
+    def __init__(self, output: Path, program: Program, kills: int, seed: int) -> None:
         self.figures = Figures()
-        self.output, self.kills = output, kills
+        self.output = output
+        self.kills = kills
+        self._program = program
         self._chance = random.Random(seed)
         self._data = corpus(output / "data")
-        self._said = output / "said.txt"
-        self._life: Life | None = None
+        self._ranks_output = output / "output.txt"
+        self._attempt: Attempt | None = None
         self._expected: dict[str, dict[int, float]] = {}
         self._seconds_of_a_save: deque[float] = deque([0.1], maxlen=15)
         self._seconds_to_save: deque[float] = deque([4.0], maxlen=15)
 
-    def run(self, tell: Any = lambda figures: None) -> Figures:
-        """`tell` is given the figures after every kill."""
+    def run(self, on_kill: Callable[[Figures], None] = lambda figures: None) -> Figures:
+        """Run the campaign until it is complete or a check fails.
+
+        Args:
+            on_kill: Called with the figures after every kill.
+        """
         kinds = list(KINDS)
         try:
             while self.figures.kills < self.kills and not self.figures.wrong:
-                self._one_run(kinds[self.figures.runs % len(kinds)], tell)
+                self._one_run(kinds[self.figures.runs % len(kinds)], on_kill)
         finally:
-            if self._life is not None:
-                self._life.end()
+            if self._attempt is not None:
+                self._attempt.end()
         return self.figures
 
-    def _one_run(self, kind: str, tell: Any) -> None:
-        """From its start, through its deaths, to its end."""
+    def _one_run(self, kind: str, on_kill: Callable[[Figures], None]) -> None:
+        """Start a run, and kill and resume it until it is complete."""
         figures, run = self.figures, self.output / f"run_{self.figures.runs:03d}"
         published = 0
         while True:
-            killed, seen = self._live(run, kind, kill=figures.kills < self.kills)
-            verdict = judge(run / "checkpoints", max(published, seen))
+            killed, seen = self._one_attempt(run, kind, kill=figures.kills < self.kills)
+            verdict = check_checkpoints(run / "checkpoints", max(published, seen))
             figures.wrong += verdict.wrong
             figures.checkpoints_read += verdict.checkpoints
             done = progress(run)
@@ -118,71 +140,84 @@ class Campaign:
             figures.kills += 1
             figures.interrupted[verdict.interrupted or "nothing"] += 1
             figures.steps_lost.append(max(0, done.last_step - published))
-            tell(figures)
+            on_kill(figures)
             if figures.wrong:
                 return
         if not figures.wrong:
             self._compare(run, kind)
 
     def _check_resume(self, run: Path, at: int | None, published: int, is_first: bool) -> None:
-        """The process that was seen to begin last must have begun with the newest checkpoint there was."""
+        """Check that the last attempt began at the newest checkpoint."""
         if at is None or is_first:
             return
         if at == published:
             self.figures.resumed += 1
         elif at > published:
             self.figures.wrong.append(
-                f"{run} went on from step {at}, and its newest checkpoint was {published}"
+                f"{run} resumed from step {at}, but its newest checkpoint was of step {published}"
             )
 
     def _compare(self, run: Path, kind: str) -> None:
+        """Check that a complete run has the losses of a run that was never killed."""
         if kind not in self._expected:
             self._expected[kind] = self._never_killed(kind)
         losses = kept_losses(run)
         if losses != self._expected[kind] or sorted(losses) != list(range(1, STEPS + 1)):
-            self.figures.wrong.append(f"{run} ({kind}) has other losses than a run that was never killed")
+            self.figures.wrong.append(
+                f"{run} ({kind}) does not have the losses of a run that was never killed"
+            )
             return
         self.figures.runs += 1
         shutil.rmtree(run)
 
     def _never_killed(self, kind: str) -> dict[int, float]:
         run = self.output / "never_killed"
-        self._live(run, kind, kill=False)
+        self._one_attempt(run, kind, kill=False)
         losses = kept_losses(run)
         shutil.rmtree(run)
         return losses
 
-    def _live(self, run: Path, kind: str, kill: bool) -> tuple[bool, int]:
-        """One life. Returns whether it was killed, and the newest step seen published before."""
-        beside = self._chance.random() < BESIDE
-        values = KINDS[kind] | {"async_save": beside, "save_interval": self._chance.randint(1, 3)}
-        life = self._life = Life(self._arguments(run, values), self._said)
-        killed, seen = self._kill_in_time(life, run / "checkpoints") if kill else (False, 0)
-        self.figures.beside += killed and beside
+    def _one_attempt(self, run: Path, kind: str, kill: bool) -> tuple[bool, int]:
+        """Start or resume a run once.
+
+        Returns:
+            Whether it was killed, and the step of the newest checkpoint seen before the kill.
+        """
+        async_save = self._chance.random() < ASYNC_SAVE
+        values = KINDS[kind] | {"async_save": async_save, "save_interval": self._chance.randint(1, 3)}
+        attempt = self._attempt = Attempt(self._program, self._arguments(run, values), self._ranks_output)
+        killed, seen = self._kill_in_time(attempt, run / "checkpoints") if kill else (False, 0)
+        self.figures.with_async_save += killed and async_save
         if not killed:
-            in_time = life.end(LONGEST_LIFE)
-            if not in_time or life.exit_codes != [0] * RANKS:
-                self.figures.wrong.append(f"{run}: ranks that were not killed ended with {life.exit_codes}")
-        self._life = None
+            in_time = attempt.end(LONGEST_ATTEMPT)
+            if not in_time or attempt.exit_codes != [0] * RANKS:
+                self.figures.wrong.append(
+                    f"{run}: ranks that were not killed ended with {attempt.exit_codes}"
+                )
+        self._attempt = None
         return killed, seen
 
-    def _kill_in_time(self, life: Life, folder: Path) -> tuple[bool, int]:
-        """Kill at the instant that was drawn; False: the run was complete before."""
-        waits_for_a_save = self._chance.random() < SAVING
+    def _kill_in_time(self, attempt: Attempt, folder: Path) -> tuple[bool, int]:
+        """Kill at a random instant.
+
+        Returns:
+            False if the run was complete before, and the step of the newest checkpoint.
+        """
+        waits_for_a_save = self._chance.random() < DURING_SAVE
         saves_to_let_pass = self._chance.randint(0, 2)
         at = (
             None
             if waits_for_a_save
             else self._chance.random() * 1.5 * statistics.median(self._seconds_to_save)
         )
-        draft, appeared = glance(folder).draft, 0.0  # one there already is of the life before
-        while not life.is_over:
-            now = glance(folder)
+        draft, appeared = read_folder(folder).draft, 0.0  # one of the previous attempt may exist already
+        while not attempt.is_over:
+            now = read_folder(folder)
             if now.draft != draft:
                 if draft is not None and appeared:
-                    self._seconds_of_a_save.append(life.age - appeared)
+                    self._seconds_of_a_save.append(attempt.age - appeared)
                 if now.draft is not None:
-                    appeared = life.age
+                    appeared = attempt.age
                     if waits_for_a_save and saves_to_let_pass == 0 and at is None:
                         at = appeared + self._chance.random() * 1.1 * statistics.median(
                             self._seconds_of_a_save
@@ -190,50 +225,63 @@ class Campaign:
                         self._seconds_to_save.append(appeared)
                     saves_to_let_pass -= 1
                 draft = now.draft
-            if life.age > LONGEST_LIFE:
-                self.figures.wrong.append(
-                    f"{folder}: a life of {LONGEST_LIFE:g} s came to no save and no end"
-                )
-                at = life.age
-            if at is not None and life.age >= at:
-                newest = glance(folder).newest
-                self._kill(life, has_begun=bool(appeared))
+            if attempt.age > LONGEST_ATTEMPT:
+                self.figures.wrong.append(f"{folder}: no save and no exit within {LONGEST_ATTEMPT:g} s")
+                at = attempt.age
+            if at is not None and attempt.age >= at:
+                newest = read_folder(folder).newest
+                self._kill(attempt, has_begun=bool(appeared))
                 return True, newest
             time.sleep(0.0005)
-        return False, glance(folder).newest
+        return False, read_folder(folder).newest
 
-    def _kill(self, life: Life, has_begun: bool) -> None:
-        """Both ranks, one soon after the other, or one alone, which the other must notice by itself."""
+    def _kill(self, attempt: Attempt, has_begun: bool) -> None:
+        """Kill both ranks, one shortly after the other, or only one, which the other must notice by
+        itself."""
         first = self._chance.randrange(RANKS)
-        # In its very first seconds a rank waits for its peers as long as collectives may last.
+        # Before the heartbeat begins, a rank waits for the other until the timeout of a collective.
         way = self._chance.choices(("both", "one after the other", "one alone"), (5, 4, int(has_begun)))[0]
         self.figures.victims[way] += 1
-        life.kill(first)
+        attempt.kill(first)
         if way == "one alone":
             began = time.monotonic()
-            if not life.end(LEAVING):
+            if not attempt.end(LONGEST_EXIT):
                 self.figures.wrong.append(
-                    f"rank {1 - first} had not left {LEAVING:g} s after rank {first} was killed"
+                    f"rank {1 - first} had not exited {LONGEST_EXIT:g} s after rank {first} was killed"
                 )
-            self.figures.slowest_leave = max(self.figures.slowest_leave, time.monotonic() - began)
+            self.figures.slowest_exit = max(self.figures.slowest_exit, time.monotonic() - began)
             return
-        life.end(self._chance.random() * 0.3 if way == "one after the other" else 0.0)
+        attempt.end(self._chance.random() * 0.3 if way == "one after the other" else 0.0)
 
     def _arguments(self, run: Path, changes: dict[str, Any]) -> list[str]:
         values = {
-            "preset": "gpt2-tiny", "num_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "seq_length": 16,
-            "vocab_size": 50, "data_path": str(self._data), "split": "8,1,1", "micro_batch_size": 2,
-            "train_iters": STEPS, "lr": 1e-3, "eval_iters": 1, "hidden_dropout": 0.1, "run_dir": str(run),
-            "auto_resume": True, "keep_last": 3, "verify_checkpoint": True, "heartbeat_timeout": 10.0,
+            "preset": "gpt2-tiny",
+            "num_layers": 2,
+            "hidden_size": 32,
+            "num_attention_heads": 2,
+            "seq_length": 16,
+            "vocab_size": 50,
+            "data_path": str(self._data),
+            "split": "8,1,1",
+            "micro_batch_size": 2,
+            "train_iters": STEPS,
+            "lr": 1e-3,
+            "eval_iters": 1,
+            "hidden_dropout": 0.1,
+            "run_dir": str(run),
+            "auto_resume": True,
+            "keep_last": 3,
+            "verify_checkpoint": True,
+            "heartbeat_timeout": 10.0,
             "distributed_timeout_minutes": 1.0,
-        } | changes  # fmt: skip
+        } | changes
         file = self.output / "config.yaml"
         file.write_text(yaml.safe_dump(values))
         return ["--config", str(file)]
 
 
 def corpus(prefix: Path) -> Path:
-    """200 documents of 100 tokens that count from random starts, modulo 50. Returns the prefix."""
+    """Write 200 documents of 100 tokens that count from random starts, modulo 50, and return the prefix."""
     import numpy as np
 
     from megatron_adalrs.data.indexed_dataset import IndexedDatasetBuilder

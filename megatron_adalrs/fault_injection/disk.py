@@ -1,4 +1,4 @@
-"""What a run has on disk: seen while it lives, cheaply, and judged once it is dead, thoroughly."""
+"""What a run has on disk: a quick look while it runs, and a thorough check after a kill."""
 
 from __future__ import annotations
 
@@ -9,39 +9,47 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Glance:
-    """The folder of checkpoints at an instant."""
+class FolderState:
+    """State of a folder of checkpoints."""
 
     draft: str | None = None
-    """Name of the checkpoint that is being written."""
+    """Name of the checkpoint that is being written, if any."""
     newest: int = 0
-    """Step of the newest published one; 0: there is none."""
+    """Step of the newest published checkpoint; 0 if there is none."""
 
 
-def glance(folder: Path) -> Glance:
+def read_folder(folder: Path) -> FolderState:
+    """List a folder of checkpoints."""
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
-        return Glance()
+        return FolderState()
     drafts = [name for name in names if name.endswith(".incomplete") and name.startswith(".iter_")]
     steps = [int(name.removeprefix("iter_")) for name in names if name.startswith("iter_")]
-    return Glance(max(drafts, default=None), max(steps, default=0))
+    return FolderState(max(drafts, default=None), max(steps, default=0))
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a death left behind."""
+    """Result of the check after a kill."""
 
     newest: int
-    """Step of the newest checkpoint whose every byte is as its manifest says; 0: there is none."""
+    """Step of the newest checkpoint that matches its hashes; 0 if there is none."""
     checkpoints: int
+    """Number of checkpoints that match their hashes."""
     interrupted: str | None
-    """What was cut short: "writing", "publishing", "removing"; None: nothing of a save."""
+    """Phase of a save that was interrupted: "writing", "publishing" or "removing"; None if none was."""
     wrong: tuple[str, ...]
+    """Failed checks."""
 
 
-def judge(folder: Path, published: int) -> Verdict:
-    """Read every byte of every checkpoint. `published`: the newest step that was seen published before the death."""
+def check_checkpoints(folder: Path, published: int) -> Verdict:
+    """Compare every checkpoint with its hashes.
+
+    Args:
+        folder: Folder of checkpoints.
+        published: Step of the newest checkpoint that was seen before the kill.
+    """
     from megatron_adalrs.checkpoint import find_damage
     from megatron_adalrs.checkpoint.load import checkpoints_in, step_of
 
@@ -73,17 +81,18 @@ def _interrupted(folder: Path, newest: int, named: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a run's own record tells of its processes so far."""
+    """Attempts of a run according to its metrics.jsonl."""
 
     last_step: int = 0
-    """That the last process had completed."""
+    """Last step that the last attempt completed."""
     resumed_at: int | None = None
-    """Step that the last process began with; 0 for one that started afresh."""
+    """Step at which the last attempt began; 0 if it did not resume."""
     processes: int = 0
+    """Number of attempts."""
 
 
 def progress(run: Path) -> Progress:
-    """Read `metrics.jsonl`; a line that was cut short by a kill is left out."""
+    """Read metrics.jsonl, skipping a line that a kill has truncated."""
     last_step, resumed_at, processes = 0, None, 0
     file = run / "metrics.jsonl"
     for line in file.read_text().splitlines() if file.exists() else ():
@@ -99,7 +108,7 @@ def progress(run: Path) -> Progress:
 
 
 def kept_losses(run: Path) -> dict[int, float]:
-    """Loss of every step that the run consists of."""
+    """Return the losses of the steps that the run has kept, by step."""
     from megatron_adalrs.metrics.run_log import read_run
 
     train = read_run(run).train

@@ -211,7 +211,7 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str
 
 def _commands(runs: Sequence[Run], output: Path) -> list[dict[str, str]]:
     paths = [str(run.log.path) for run in runs]
-    commands = [("This page:", ["python", "tools/report.py", *paths, "--output", str(output)])]
+    commands = [("This page:", ["megatron-adalrs", "report", *paths, "--output", str(output)])]
     first = runs[0].log
     if len(runs) == 1 and first.decisions:
         baseline = f"{first.path}-fixed"
@@ -222,6 +222,6 @@ def _commands(runs: Sequence[Run], output: Path) -> list[dict[str, str]]:
         train += ["--run-dir", baseline, "--save", f"{baseline}/checkpoints"]
         train += ["--tensorboard-dir", f"{baseline}/tensorboard"]
         train += ["--load", "None"] if first.config.get("load") else []
-        compare = ["python", "tools/report.py", baseline, *paths, "--output", "comparison.html"]
+        compare = ["megatron-adalrs", "report", baseline, *paths, "--output", "comparison.html"]
         commands += [("The same run without AdaLRS:", train), ("Both in one page:", compare)]
     return [{"purpose": purpose, "line": shlex.join(words)} for purpose, words in commands]

@@ -1,1 +1,1 @@
-"""The parts of tools/reproduce_paper.py: corpora, plan of runs, runner, results, tables, plots and page."""
+"""The experiments of `megatron-adalrs reproduce`: corpora, plan of runs, runner, results, tables, plots and page."""

@@ -84,7 +84,7 @@ def write_launch(output: Path, scale: ClusterScale, seeds: Sequence[int], data_p
     prefix = Path(data_path).resolve()
     if not idx_path(prefix).exists():
         raise ValueError(
-            f"--data-path: {data_path}: there is no {idx_path(prefix)}; tools/preprocess_data.py makes it"
+            f"--data-path: {data_path}: there is no {idx_path(prefix)}; `megatron-adalrs preprocess` makes it"
         )
     output = output.resolve()
     planned, lines = [], []

@@ -1,4 +1,4 @@
-"""The command line of tools/reproduce_paper.py: its flags, their checks, and the scale that they make."""
+"""Command line of `megatron-adalrs reproduce`: its flags, their checks, and the scale that they make."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def parse(arguments: Sequence[str], description: str) -> argparse.Namespace:
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time; default: the cores")
     parser.add_argument(
-        "--data-path", metavar="PREFIX", help="1.5b, 7b: the corpus, as pretrain_gpt.py takes it"
+        "--data-path", metavar="PREFIX", help="1.5b, 7b: the corpus, as for `pretrain`"
     )
     parser.add_argument(
         "--collect", action="store_true", help="1.5b, 7b: write the report on the runs that are complete"

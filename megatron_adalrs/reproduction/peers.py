@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train the configured model in a plain PyTorch loop, with an optimizer that brings its own idea of the learning rate.
 
-    python tools/reproduction/peers.py --optimizer schedulefree --config run.yaml --run-dir runs/peer
+    python -m megatron_adalrs.reproduction.peers --optimizer schedulefree --config run.yaml --run-dir runs/peer
 
 The weights, the batches and their order, warm-up, schedule, clipping and evaluation are those of pretrain_gpt.py with
 the same configuration: with `--optimizer adamw` so are the losses. One process, fp32.
@@ -45,7 +45,7 @@ def main() -> int:
     parser.add_argument(
         "--optimizer", choices=["adamw", "prodigy", "schedulefree", *RANGE_TESTS], required=True
     )
-    parser.add_argument("--config", type=Path, required=True, help="YAML file, as pretrain_gpt.py takes it")
+    parser.add_argument("--config", type=Path, required=True, help="YAML file, as for `pretrain --config`")
     parser.add_argument("--run-dir", type=Path, required=True, help="where metrics.jsonl is written")
     options = parser.parse_args()
     try:

@@ -183,7 +183,7 @@ def cost_table(results: Results, study: Study, schedule: str, ratios: Sequence[f
         ("mode", "from", "discarded steps", "snapshots", "time of a step", STEPS_TO_REACH),
         tuple(rows),
         "Snapshots: capture and restore in all, and as a share of the run's time. Time of a step: median, over the "
-        "fixed run's; runs share the machine's cores, so that it is noisy: tools/benchmark.py measures it paired.",
+        "fixed run's; runs share the machine's cores, so that it is noisy: `megatron-adalrs benchmark` measures it paired.",
     )
 
 

@@ -100,7 +100,7 @@ def test_bits_a_byte_of_the_text(
     apart = json.loads(evaluate(run, "--documents-apart", "--json").stdout)
     assert apart["tokens"] == apart["bytes"] == 4 * length
     assert (
-        f"{apart['bits_per_byte']:.4f} bits a byte, 864 tokens" in evaluate(run, "--documents-apart").stdout
+        f"{apart['bits_per_byte']:.4f} bits per byte, 864 tokens" in evaluate(run, "--documents-apart").stdout
     )
 
     assert tool("convert")("--from", run, "--to-hf", tmp_path / "hf").returncode == 0
@@ -116,12 +116,13 @@ def test_bits_a_byte_of_the_text(
     )
     exported = json.loads(evaluate(*corpus).stdout)
     assert exported["bytes"] == exported["tokens"], "its tokenizer.json was made from what made the corpus"
-    # A folder without a tokenizer, until one is named; one window has no error, which JSON cannot say as a number.
+    # A folder without a tokenizer, until one is named; one window has no error, which JSON cannot say as a
+    # number.
     (tmp_path / "hf/tokenizer.json").unlink()
     done = evaluate(*corpus)
     told = json.loads(done.stdout)
     assert (told["bits_per_byte"], told["bytes"], told["loss_error"]) == (None, None, None)
-    assert "bits a byte are unknown: tokenizer_type: " in done.stderr
+    assert "bits per byte are unknown: tokenizer_type: " in done.stderr
     assert (
         json.loads(evaluate(*corpus, "--tokenizer-type", "ByteTokenizer").stdout)["bytes"] == told["tokens"]
     )
@@ -178,7 +179,7 @@ def test_tokens_that_the_tokenizer_lacks_are_no_text(
         (model / name).write_bytes(content)
     done = tool("evaluate")(*corpus, "--json")
     assert (done.returncode, json.loads(done.stdout)["bits_per_byte"]) == (0, None)
-    assert f"bits a byte are unknown: {told}" in done.stderr
+    assert f"bits per byte are unknown: {told}" in done.stderr
 
 
 def test_the_corpus_of_a_part_is_the_runs_own(

@@ -1,4 +1,4 @@
-"""The kill campaign for real, small: that nothing is lost, and every figure is there."""
+"""A small fault-injection campaign: nothing is lost, and all figures are reported."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from megatron_adalrs.commands import fault_injection
 def test_three_kills_lose_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fault_injection.main(["--kills", "3", "--output", str(tmp_path / "campaign"), "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
-    assert figures["kills"] == sum(figures["victims"].values()) == sum(figures["cut_short"].values()) == 3
+    assert figures["kills"] == sum(figures["victims"].values()) == sum(figures["interrupted"].values()) == 3
     assert figures["wrong"] == [] and figures["runs_completed"] == 1
-    assert figures["lives_resumed"] >= 1 and figures["checkpoints_read"] >= 3
+    assert figures["attempts_resumed"] >= 1 and figures["checkpoints_read"] >= 3
     assert not (tmp_path / "campaign").exists()
 
 
-def test_what_it_would_call_wrong(tmp_path: Path) -> None:
-    from megatron_adalrs.fault_injection.disk import judge
+def test_damage_and_lost_checkpoints_are_reported(tmp_path: Path) -> None:
+    from megatron_adalrs.fault_injection.disk import check_checkpoints
     from tests.checkpoint.test_checkpoint import fake, flip_a_bit
 
     fake(tmp_path, 2)
     newest = fake(tmp_path, 4)
     (tmp_path / "latest").write_text("iter_0000004\n")
-    assert judge(tmp_path, 4).wrong == () and judge(tmp_path, 4).newest == 4
-    assert "had step 6 published, and now has none beyond 4" in judge(tmp_path, 6).wrong[0]
+    assert check_checkpoints(tmp_path, 4).wrong == () and check_checkpoints(tmp_path, 4).newest == 4
+    assert "had step 6 published, and now has none beyond 4" in check_checkpoints(tmp_path, 6).wrong[0]
     flip_a_bit(newest)
-    wrong = judge(tmp_path, 4).wrong
+    wrong = check_checkpoints(tmp_path, 4).wrong
     assert "was published damaged: engine/weights.pt has SHA-256" in wrong[0] and "none beyond 2" in wrong[1]
     (tmp_path / "latest").write_text("iter_0000008\n")
-    assert "names iter_0000008, which is not there" in judge(tmp_path, 2).wrong[-1]
+    assert "names iter_0000008, which is not there" in check_checkpoints(tmp_path, 2).wrong[-1]
 
 
 @pytest.mark.parametrize(("flags", "message"), [(["--kills", "0"], "--kills=0"), ([], "must be empty")])
-def test_what_is_impossible_is_refused(
+def test_invalid_flags_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
 ) -> None:
     (tmp_path / "something").touch()

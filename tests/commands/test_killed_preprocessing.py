@@ -1,4 +1,4 @@
-"""tools/preprocess_data.py as a real process that is killed, terminated, or runs out of room, and goes on."""
+"""`preprocess` as a real process that is killed, terminated or runs out of disk space, and then continues."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ DOCUMENTS, EMPTY = 8000, 20
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a corpus, x.jsonl, a tokenizer that takes its time, and what an uninterrupted run makes of both."""
+    """A folder with a corpus, x.jsonl, a tokenizer that takes its time, and what an uninterrupted run makes
+    of both."""
     folder = tmp_path_factory.mktemp("whole")
     with (folder / "x.jsonl").open("w") as stream:
         for number in range(DOCUMENTS):
@@ -81,12 +82,12 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(whole: Path, tmp_pat
         # The pipes end when the last process that holds them does: a worker does not outlive its parent.
         _, told = process.communicate(timeout=60)
         assert process.returncode == -signal.SIGKILL
-        assert told.startswith("going on from ") if life else told == ""
+        assert told.startswith("continuing from ") if life else told == ""
     assert lives == sorted(lives) and not (tmp_path / "out.idx").exists()
     process = begin(whole, tmp_path / "out", "--workers", "1")
     output, told = process.communicate()
     assert process.returncode == 0
-    assert told.startswith(f"going on from {tmp_path}/out.partial: ")
+    assert told.startswith(f"continuing from {tmp_path}/out.partial: ")
     assert int(told.split(": ")[1].split()[0]) >= lives[-1]
     assert same(tmp_path / "out", whole)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.bin", "out.idx", "out.json"]
@@ -103,10 +104,10 @@ def test_a_signal_commits_and_tells_how_to_go_on(
     process.send_signal(number)
     output, told = process.communicate(timeout=60)
     assert (process.returncode, output) == (code, "")
-    assert told == "interrupted: what is done is kept, the same command goes on from there\n"
+    assert told == "interrupted: run the same command again to continue\n"
     process = begin(whole, tmp_path / "out")
     _, told = process.communicate()
-    assert process.returncode == 0 and told.startswith("going on from ")
+    assert process.returncode == 0 and told.startswith("continuing from ")
     assert same(tmp_path / "out", whole)
 
 
@@ -123,7 +124,7 @@ def test_where_there_is_no_room_it_says_so_and_goes_on_once_there_is(whole: Path
     )
     process = begin(whole, tmp_path / "out")
     _, told = process.communicate()
-    assert process.returncode == 0 and told.startswith("going on from ")
+    assert process.returncode == 0 and told.startswith("continuing from ")
     assert same(tmp_path / "out", whole)
 
 

@@ -77,7 +77,7 @@ def test_a_bad_line_is_mended_and_the_same_command_goes_on(command: list[str | P
     source = tmp_path / "x.jsonl"
     good = [json.dumps({"body": f"{number} " * 500}) + "\n" for number in range(1000)]
     source.write_text("".join([*good[:899], "broken\n", *good[900:]]))
-    for told in ("", "going on from "):
+    for told in ("", "continuing from "):
         done = run(*command)
         assert done.returncode == 2 and done.stderr.startswith(told)
         assert f"error: {source}:900: malformed JSON" in done.stderr
@@ -89,7 +89,7 @@ def test_a_bad_line_is_mended_and_the_same_command_goes_on(command: list[str | P
     )
     source.write_text("".join(good))
     done = run(*command, "--workers", "2")
-    assert done.returncode == 0 and done.stderr.startswith("going on from ")
+    assert done.returncode == 0 and done.stderr.startswith("continuing from ")
     command[command.index(tmp_path / "out")] = tmp_path / "whole"
     assert run(*command).returncode == 0
     for suffix in ("bin", "idx", "json"):

@@ -1,4 +1,4 @@
-"""Programs of tools/, called within the test's process."""
+"""Commands of the program, called in the process of the test."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ def test_commands_to_compare(make_run: MakeRun) -> None:
     run = make_run("my run")
     commands = Page(write_report([run])).sections["commands"]
 
-    assert f"python tools/report.py '{run}' --output '{run}/report.html'" in commands
+    assert f"megatron-adalrs report '{run}' --output '{run}/report.html'" in commands
     assert "deepspeed --num_accelerators 2 pretrain_gpt.py" in commands
     assert f"--adalrs.no-enabled --run-dir '{run}-fixed' --save '{run}-fixed/checkpoints'" in commands
 
