@@ -35,13 +35,13 @@ def test_merged_parts_are_the_whole_to_the_byte(tmp_path: Path, merge: Callable[
         )
 
 
-def test_parts_of_which_one_tells_nothing(tmp_path: Path, merge: Callable[..., Done]) -> None:
+def test_an_input_without_description(tmp_path: Path, merge: Callable[..., Done]) -> None:
     preprocess(write_lines(tmp_path / "a.jsonl", ["one"]), tmp_path / "a", BYTES)
     with IndexedDatasetBuilder(tmp_path / "b", np.uint16) as builder:
         builder.add_document([1, 2, 3])
         builder.finalize()
     done = merge("--input", tmp_path / "b", tmp_path / "a", "--output-prefix", tmp_path / "all")
-    assert "no PREFIX.json: one of the inputs has none" in done.stdout
+    assert "no PREFIX.json is written, because an input has none" in done.stdout
     assert read_description(tmp_path / "all") is None
     assert documents(tmp_path / "all") == [[1, 2, 3], [*b"one", 256]]
 
