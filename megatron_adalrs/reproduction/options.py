@@ -49,9 +49,7 @@ def parse(arguments: Sequence[str], description: str) -> argparse.Namespace:
         "--schedules", nargs="+", choices=SCHEDULES, help="default: both; the first serves for the rest"
     )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time; default: the cores")
-    parser.add_argument(
-        "--data-path", metavar="PREFIX", help="1.5b, 7b: the corpus, as for `pretrain`"
-    )
+    parser.add_argument("--data-path", metavar="PREFIX", help="1.5b, 7b: the corpus, as for `pretrain`")
     parser.add_argument(
         "--collect", action="store_true", help="1.5b, 7b: write the report on the runs that are complete"
     )
