@@ -1,4 +1,5 @@
-"""Rules of the architecture that can be checked: imports point one way, DeepSpeed is imported in one package."""
+"""Rules of the architecture that can be checked: imports point one way, DeepSpeed is imported in one
+package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The files of examples/: launch files can be run on what they say, and lm_eval's task names what is there."""
+"""The files of examples/: launch files can be run on what they say, and lm_eval's task names what is
+there."""
 
 from __future__ import annotations
 

@@ -25,7 +25,8 @@ class Controller(Protocol):
     """Decides after every step about the factor on the learning rate and about snapshots of the run.
 
     The trainer calls `resume` once before a process's first step and `observe` after every step, and carries
-    out each decision before the next step. It saves a checkpoint after `interrupt`, or where `has_pending_rollback` is False.
+    out each decision before the next step. It saves a checkpoint after `interrupt`, or where
+    `has_pending_rollback` is False.
     """
 
     scale: float
@@ -33,13 +34,13 @@ class Controller(Protocol):
     step: int
     """Kept steps completed."""
     schedule_offset: int
-    """Steps that the schedule and the end of the run count on top of `step`: with budget `total` those that verdicts
-    have discarded, otherwise 0. Both arms of a comparison have the same, so that they are at one point of the schedule.
-    See `schedule_step`.
+    """Steps that the schedule and the end of the run count on top of `step`: with budget `total` those that
+    verdicts have discarded, otherwise 0. Both arms of a comparison have the same, so that they are at one
+    point of the schedule. See `schedule_step`.
     Steps that an interruption makes a run repeat are not counted."""
     phase: str
-    """"before", "watch", "trial", "done"; robust mode has "control", "restart-control" and "restart" too; "fixed" when
-    there is no search."""
+    """"before", "watch", "trial", "done"; robust mode has "control", "restart-control" and "restart" too;
+    "fixed" when there is no search."""
     has_pending_rollback: bool
     """Whether steps were taken that may be undone, or set aside that may come back."""
     needs_initial: bool
@@ -62,8 +63,8 @@ class Controller(Protocol):
 
 
 def schedule_step(controller: Controller, step: int, warmup_iters: int) -> int:
-    """Where the schedule is after so many kept steps. A new run from the initial weights has a warm-up of its own,
-    whatever was discarded before it."""
+    """Where the schedule is after so many kept steps. A new run from the initial weights has a warm-up of its
+    own, whatever was discarded before it."""
     return step if step < warmup_iters else step + controller.schedule_offset
 
 

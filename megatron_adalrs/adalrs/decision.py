@@ -21,7 +21,8 @@ class Event(str, Enum):
     ACCEPTED = "accepted"
     """The trial is better than its reference by more than the margin: its steps and its rate stay."""
     FAILED = "failed"
-    """The trial is worse than its reference by more than the margin (paper), or not better (robust): undone."""
+    """The trial is worse than its reference by more than the margin (paper), or not better (robust):
+    undone."""
     NEUTRAL = "neutral"
     """The trial cannot be told from its reference: undone."""
     ABORTED = "aborted"
@@ -36,15 +37,16 @@ class Event(str, Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What to do before the next step. The trainer carries out `capture`, then `restore`; what `release` names it
-    may free, or keep the memory of for the next one of that name.
+    """What to do before the next step. The trainer carries out `capture`, then `restore`; what `release`
+    names it may free, or keep the memory of for the next one of that name.
 
     After an ordinary step `event` is None: there is nothing to carry out or to record, only the two scales
     are set. Velocities and their errors are in loss per step; None where unknown.
     """
 
     scale_before: float
-    """Factor on the learning rate up to now. Robust mode, verdicts: the one tried, or the one that it replaces."""
+    """Factor on the learning rate up to now. Robust mode, verdicts: the one tried, or the one that it
+    replaces."""
     scale_after: float
     """Factor on the learning rate from the next step on."""
     event: Enum | None = None
@@ -71,8 +73,8 @@ class Decision:
     """Standard error of `gain`."""
     threshold: float | None = None
     """Window and trial start: a trial starts below this velocity. Verdict: the margin either side of
-    `reference_velocity`, or the least `gain`. Rate cut: the loss rises below this velocity. Aborted: the largest
-    earlier loss, or the `gain` below which a trial ends."""
+    `reference_velocity`, or the least `gain`. Rate cut: the loss rises below this velocity. Aborted: the
+    largest earlier loss, or the `gain` below which a trial ends."""
     discarded_steps: int = 0
     """Steps that this decision undoes."""
     skipped_samples: tuple[int, int] | None = None

@@ -278,7 +278,8 @@ class PaperController:
             restore=self._snapshot,
             release=self._snapshot,
             discarded_steps=discarded,
-            reason=f"{why}: {'back to' if self._snapshot else 'on from'} step {self.step}, scale {self.scale:.4g}",
+            reason=f"{why}: {'back to' if self._snapshot else 'on from'} step {self.step}, scale "
+            f"{self.scale:.4g}",
         )
 
     @property

@@ -1,4 +1,5 @@
-"""What a controller of races keeps from step to step, how it is saved, interrupted and resumed, and its words."""
+"""What a controller of races keeps from step to step, how it is saved, interrupted and resumed, and its
+words."""
 
 from __future__ import annotations
 
@@ -16,10 +17,27 @@ Phase = Literal["before", "control", "trial", "restart-control", "restart", "end
 INITIAL = "initial"
 """Name of the snapshot of the weights before the first step."""
 _STATE = (
-    "step", "schedule_offset", "phase", "scale", "_executed", "_spent", "_spent_at_start", "_index", "_start", "_base",
-    "_factor", "_may_climb", "_restart_may_come", "_has_fallback", "_only_fallback", "_accounted",
-    "_slots", "_opening", "_control", "_trial",
-)  # fmt: skip
+    "step",
+    "schedule_offset",
+    "phase",
+    "scale",
+    "_executed",
+    "_spent",
+    "_spent_at_start",
+    "_index",
+    "_start",
+    "_base",
+    "_factor",
+    "_may_climb",
+    "_restart_may_come",
+    "_has_fallback",
+    "_only_fallback",
+    "_accounted",
+    "_slots",
+    "_opening",
+    "_control",
+    "_trial",
+)
 
 
 class RaceState:
@@ -200,7 +218,8 @@ class RaceState:
         undone: int | None = None,
         **snapshots: str | None,
     ) -> Decision:
-        """A decision that discards steps: `undone` of them, or all that were executed, not kept and not yet told."""
+        """A decision that discards steps: `undone` of them, or all that were executed, not kept and not yet
+        told."""
         if undone is None:
             undone = self._executed - self.step - self._accounted
         self._accounted += undone

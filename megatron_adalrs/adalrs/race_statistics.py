@@ -1,7 +1,8 @@
 """What a race measures: differences of two arms' losses, step by step on the same batches.
 
-None stands for a step without a usable loss: the optimizer skipped it, or the loss was not finite. It takes no part.
-Every threshold is a multiple of the losses' own noise or descent, so that it means the same for any corpus and model.
+None stands for a step without a usable loss: the optimizer skipped it, or the loss was not finite. It takes
+no part. Every threshold is a multiple of the losses' own noise or descent, so that it means the same for any
+corpus and model.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def spread(control: Losses) -> float:
 
 
 def left_behind(control: Losses, trial: Losses, spread: float) -> Gain | None:
-    """The gain of a trial whose last losses lie above the control's by more than `spread`, which is the control's."""
+    """The gain of a trial whose last losses lie above the control's by more than `spread`, which is the
+    control's."""
     if len(trial) < NOISE_WINDOW:
         return None
     recent = slice(len(trial) - NOISE_WINDOW, len(trial))
@@ -52,10 +54,11 @@ def left_behind(control: Losses, trial: Losses, spread: float) -> Gain | None:
 
 
 def hopeless(opening: Losses, trial: Losses, warmup: int) -> Gain | None:
-    """The gain of a new run so far above the old one, whose opening it goes through, that its end need not be run.
+    """The gain of a new run so far above the old one, whose opening it goes through, that its end need not be
+    run.
 
-    Judged every `NOISE_WINDOW` steps from 0.4 of the opening on, but not before the end of the warm-up: until then a
-    rate may do good that does damage afterwards.
+    Judged every `NOISE_WINDOW` steps from 0.4 of the opening on, but not before the end of the warm-up: until
+    then a rate may do good that does damage afterwards.
     """
     step, lead = len(trial), len(opening)
     if not max(0.4 * lead, warmup + NOISE_WINDOW) <= step <= lead or step % NOISE_WINDOW:

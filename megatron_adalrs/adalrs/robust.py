@@ -1,8 +1,9 @@
 """The paired race: two futures of the same weights on the same batches, judged at the same learning rate.
 
-A pure state machine: a loss in, a decision out. The rule is this project's own. The velocity of a short window is
-mostly noise, it falls by itself as training goes on, and a lower rate looks better at first, whatever comes of it.
-All three vanish where both arms see the same batches and return to the same rate before they are judged.
+A pure state machine: a loss in, a decision out. The rule is this project's own. The velocity of a short
+window is mostly noise, it falls by itself as training goes on, and a lower rate looks better at first,
+whatever comes of it. All three vanish where both arms see the same batches and return to the same rate before
+they are judged.
 """
 
 from __future__ import annotations
@@ -21,36 +22,40 @@ _LARGEST_LOSS = 1e100  # squares of larger ones overflow
 
 
 class RobustController(RaceState):
-    """Races the current rate s against a higher one and, when the first race is lost, a restart at a lower one.
+    """Races the current rate s against a higher one and, when the first race is lost, a restart at a lower
+    one.
 
-    A rate that is far too small shows at once, and costs more the longer it stays. So from the end of the warm-up on
-    there is a *climb*: s for `climb_steps` steps against s x alpha on the same batches. The trial is kept, and the
-    next race of the climb begins, if over the last half mean(control - trial) > confidence x SE, and > `climb_gain` of
-    what the loss has fallen by since the first step: over so few steps, so early, more than the best rate may look
-    better. Above the rate that was given, which so was far too small, 0.4 of that gain will do, sure or not: what is
-    gained so soon is a small part of what a higher rate gains in the end. The first race that is lost ends the climb.
-    If it was not the run's very first, and not worse by confidence x SE, s becomes s x sqrt(alpha): two rates about as
-    good as each other lie on either side of the best one.
+    A rate that is far too small shows at once, and costs more the longer it stays. So from the end of the
+    warm-up on there is a *climb*: s for `climb_steps` steps against s x alpha on the same batches. The trial
+    is kept, and the next race of the climb begins, if over the last half mean(control - trial) > confidence x
+    SE, and > `climb_gain` of what the loss has fallen by since the first step: over so few steps, so early,
+    more than the best rate may look better. Above the rate that was given, which so was far too small, 0.4 of
+    that gain will do, sure or not: what is gained so soon is a small part of what a higher rate gains in the
+    end. The first race that is lost ends the climb. If it was not the run's very first, and not worse by
+    confidence x SE, s becomes s x sqrt(alpha): two rates about as good as each other lie on either side of
+    the best one.
 
-    A full race, from snapshot A: the *control* takes `race_steps` steps at s and ends in snapshot B; the *trial*, from
-    A on the same batches, takes `trial_steps` at s x f and the `return_steps` that remain at s. With D = control -
-    trial, step by step over the last of the return steps:
+    A full race, from snapshot A: the *control* takes `race_steps` steps at s and ends in snapshot B; the
+    *trial*, from A on the same batches, takes `trial_steps` at s x f and the `return_steps` that remain at s.
+    With D = control - trial, step by step over the last of the return steps:
 
     - mean(D) > confidence x SE(D): s becomes s x f, and the trial's steps are kept.
     - otherwise B is restored, to the bit as if there had been no trial, and f becomes sqrt(f).
-    - a trial that is not finite, or whose last 8 losses lie above the control's by more than the standard deviation of
+    - a trial that is not finite, or whose last 8 losses lie above the control's by more than the standard
+    deviation of
       those, ends at once and is lost.
 
-    When the climb's first trial was worse by confidence x SE, or else when the very first full race is lost and the
-    climb raised nothing before it, the rate may be far too large, and the weights too damaged for a lower rate to mend
-    them. Then and there the *restart race* compares, at the same low rate s / `restart_factor` and on the same batches,
-    `restart_steps` steps that go on from here, now A, with the end of a new run from the initial weights. Unless the
-    new run is worse by 2.5 SE, it is kept up to A's step, s becomes s / `restart_factor`, and the restart race is
-    repeated; the climb and the races after it go up from there, from f = alpha on. A restart race of the climb that is
-    lost, but not by far, may be run again when the first full race is lost: so early little damage is done yet.
+    When the climb's first trial was worse by confidence x SE, or else when the very first full race is lost
+    and the climb raised nothing before it, the rate may be far too large, and the weights too damaged for a
+    lower rate to mend them. Then and there the *restart race* compares, at the same low rate s /
+    `restart_factor` and on the same batches, `restart_steps` steps that go on from here, now A, with the end
+    of a new run from the initial weights. Unless the new run is worse by 2.5 SE, it is kept up to A's step, s
+    becomes s / `restart_factor`, and the restart race is repeated; the climb and the races after it go up
+    from there, from f = alpha on. A restart race of the climb that is lost, but not by far, may be run again
+    when the first full race is lost: so early little damage is done yet.
 
-    Steps that the optimizer skipped and losses that are not finite take no part in a difference. The state can be saved
-    wherever `has_pending_rollback` is False. The snapshots belong to the trainer.
+    Steps that the optimizer skipped and losses that are not finite take no part in a difference. The state
+    can be saved wherever `has_pending_rollback` is False. The snapshots belong to the trainer.
     """
 
     def observe(self, loss: float, applied: bool = True) -> Decision:
@@ -89,7 +94,8 @@ class RobustController(RaceState):
         return self._tell(Event.CONTROL_STARTED, self._what_follows(), capture=self._slots["start"])
 
     def _begin_race(self, restart_is_due: bool = False) -> None:
-        """A race from here and the current scale, if one fits in; otherwise the climb or the search is over."""
+        """A race from here and the current scale, if one fits in; otherwise the climb or the search is
+        over."""
         self.schedule_offset = self._spent - self.step if self.settings.budget == "total" else 0
         if restart_is_due and self._may_restart(self.scale):
             self._mark_start()
@@ -206,7 +212,8 @@ class RobustController(RaceState):
     def _lost_climb(self, event: Event, tried: float, why: str, gain: Gain | None, undone: int) -> Decision:
         self._may_climb = False
         self._opening += self._control
-        # There is to be a full race, but the first need not try what has just been lost (from half way it does).
+        # There is to be a full race, but the first need not try what has just been lost (from half way it
+        # does).
         if math.sqrt(self._factor) >= self.settings.finest_factor:
             self._factor = math.sqrt(self._factor)
         at_best = gain.mean + self.settings.confidence * gain.error if gain else math.nan
@@ -245,7 +252,10 @@ class RobustController(RaceState):
 
     def _start_restart(self) -> Decision:
         self._enter("restart", 0, self.scale)
-        reason = f"a new run from the initial weights at scale {self.scale:.4g}, on the batches since the first step"
+        reason = (
+            f"a new run from the initial weights at scale {self.scale:.4g}, on the batches since the "
+            f"first step"
+        )
         return self._tell(Event.TRIAL_STARTED, reason, self._base, restore=INITIAL)
 
     def _in_restart(self, finite: bool) -> Decision:

@@ -66,7 +66,8 @@ class RacePlan:
     """Length of the warm-up."""
 
     live_snapshots = 4
-    """Snapshots that are held at a time, at most: of the initial weights, a race's start, its control and a restart."""
+    """Snapshots that are held at a time, at most: of the initial weights, a race's start, its control and a
+    restart."""
 
     @property
     def race_steps(self) -> int:
@@ -90,19 +91,22 @@ class RacePlan:
 
     def __str__(self) -> str:
         most = (self.search_end - self.search_start) // self.race_steps * self.race_steps
-        # The race that is lost before it comes on top of those after it, and so does a restart race of the climb.
+        # The race that is lost before it comes on top of those after it, and so does a restart race of the
+        # climb.
         early = self.climb_start + self.climb_steps + 2 * self.restart_steps if self.most_climbs else 0
         restart = self.restart_cost + self.race_steps + early
         further = self.restart_cost - self.race_steps
         climbs = self.most_climbs * self.climb_steps
         climb = (
-            f"climbs from step {self.climb_start} on in races of {self.climb_steps} steps an arm, discarding at most "
+            f"climbs from step {self.climb_start} on in races of {self.climb_steps} steps an arm, discarding "
+            f"at most "
             f"{climbs} steps ({climbs / self.train_iters:.1%}); "
         )
         return (
             f"{climb if climbs else ''}races scales from step {self.search_start} to {self.search_end}, "
             f"{self.race_steps} steps an arm, "
-            f"discarding at most {most} steps ({most / self.train_iters:.1%}); from a rate that proves too large "
+            f"discarding at most {most} steps ({most / self.train_iters:.1%}); from a rate that proves too "
+            f"large "
             f"{restart} more ({restart / self.train_iters:.1%}) for a restart at a lower scale, and "
             f"{further} for each further one"
         )

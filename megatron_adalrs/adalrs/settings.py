@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from megatron_adalrs.adalrs.search_plan import RacePlan, SearchPlan
 
-# The fewest points for which a least-squares slope has a standard error, and for which a mean difference has one once
-# the first steps of a return or a restart are left out.
+# The fewest points for which a least-squares slope has a standard error, and for which a mean difference has
+# one once the first steps of a return or a restart are left out.
 _SHORTEST = {"window": 3, "climb_steps": 8, "trial_steps": 1, "return_steps": 10, "restart_steps": 12}
 _SHORTEST_DEFAULT_WINDOW = 20
 _SHORTEST_OPENING = 16
@@ -28,10 +28,11 @@ class AdaLRSSettings:
     enabled: bool = False
     """Search the base learning rate while training."""
     mode: Literal["paper", "robust"] = "paper"
-    """Rule of the search: `paper` compares the loss descent velocity of consecutive windows, `robust` races two
-    futures of the same weights on the same batches."""
+    """Rule of the search: `paper` compares the loss descent velocity of consecutive windows, `robust` races
+    two futures of the same weights on the same batches."""
     alpha: float = 3.0
-    """Factor by which a trial raises the learning rate, before decay. Above 1; in paper mode best coprime with beta."""
+    """Factor by which a trial raises the learning rate, before decay. Above 1; in paper mode best coprime
+    with beta."""
     beta: float = 2.0
     """Divisor of the learning rate after a failed trial or a rising loss, before decay. Above 1."""
     decay: float = 0.99
@@ -47,37 +48,40 @@ class AdaLRSSettings:
     on_fail: Literal["down", "stay"] = "down"
     """After a failed trial: `down` divides the learning rate by beta, `stay` leaves it."""
     backtrack: bool = True
-    """Paper mode: undo the steps of a trial that fails or is neutral. False, for comparison only: they are kept, and
-    only the learning rate goes back."""
+    """Paper mode: undo the steps of a trial that fails or is neutral. False, for comparison only: they are
+    kept, and only the learning rate goes back."""
     min_scale: float = 1e-4
     """Smallest factor that the search may put on the learning rate. In (0, 1]."""
     max_scale: float = 1e4
     """Largest factor that the search may put on the learning rate, trials included. At least 1."""
     max_discarded: float | None = None
-    """Steps that verdicts may discard at most, as a share of train_iters: no trial or race begins that could exceed
-    it. Default: no limit; with budget `total` 0.5."""
+    """Steps that verdicts may discard at most, as a share of train_iters: no trial or race begins that could
+    exceed it. Default: no limit; with budget `total` 0.5."""
     budget: Literal["kept", "total"] = "kept"
-    """What train_iters and the schedule count: `kept` steps, so that a run sees the same data as one without a search,
-    or `total`, discarded ones included, so that it takes the same compute."""
+    """What train_iters and the schedule count: `kept` steps, so that a run sees the same data as one without
+    a search, or `total`, discarded ones included, so that it takes the same compute."""
     snapshot_dir: str | None = None
-    """Directory on a local disk of every host to keep snapshots in, where host memory is short. They have no names
-    there and are gone when the process ends. Default: host memory."""
+    """Directory on a local disk of every host to keep snapshots in, where host memory is short. They have no
+    names there and are gone when the process ends. Default: host memory."""
     climb: bool = True
-    """Robust mode: before the first full race, from the end of the warm-up on, raise a rate that is far too small in
-    races without return steps: the first must gain `climb_gain`, those above the rate given 0.4 of that. It ends
-    half way to a rate that did about as well."""
+    """Robust mode: before the first full race, from the end of the warm-up on, raise a rate that is far too
+    small in races without return steps: the first must gain `climb_gain`, those above the rate given 0.4 of
+    that. It ends half way to a rate that did about as well."""
     climb_steps: int | None = None
-    """Robust mode: steps of each arm of the climb's races, at least 8. Default: 0.015 * train_iters, but no fewer than
-    16."""
+    """Robust mode: steps of each arm of the climb's races, at least 8. Default: 0.015 * train_iters, but no
+    fewer than 16."""
     climb_gain: float = 0.01
-    """Robust mode: what the first trial of the climb must gain, as a share of what the loss has fallen by so far."""
+    """Robust mode: what the first trial of the climb must gain, as a share of what the loss has fallen by so
+    far."""
     trial_steps: int | None = None
-    """Robust mode: steps of a trial at the raised rate. Default: 0.015 * train_iters, but no fewer than 20."""
+    """Robust mode: steps of a trial at the raised rate. Default: 0.015 * train_iters, but no fewer than
+    20."""
     return_steps: int | None = None
-    """Robust mode: steps after them at the old rate, before the verdict; at least 10. Default: as trial_steps."""
+    """Robust mode: steps after them at the old rate, before the verdict; at least 10. Default: as
+    trial_steps."""
     restart_steps: int | None = None
-    """Robust mode: steps in which a new run is compared with the old one; at least 12. Default: 0.012 * train_iters,
-    but no fewer than 24."""
+    """Robust mode: steps in which a new run is compared with the old one; at least 12. Default: 0.012 *
+    train_iters, but no fewer than 24."""
     confidence: float = 2.5
     """Robust mode: standard errors by which a trial must be better."""
     restart_factor: float = 9.0
@@ -85,7 +89,8 @@ class AdaLRSSettings:
     restart_confidence: float = -2.5
     """Robust mode: standard errors by which a new run must be better; below 0, by which it may be worse."""
     finest_factor: float = 1.6
-    """Robust mode: the factor, whose root is taken after each race that is lost, below which races end. Above 1."""
+    """Robust mode: the factor, whose root is taken after each race that is lost, below which races end. Above
+    1."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -186,7 +191,8 @@ class AdaLRSSettings:
             )
         if end - start < plan.race_steps:
             raise ValueError(
-                f"{begins}, and adalrs.search_end={self.search_end} is step {end}: {end - start} steps cannot hold "
+                f"{begins}, and adalrs.search_end={self.search_end} is step {end}: {end - start} steps "
+                f"cannot hold "
                 f"a race of adalrs.trial_steps + adalrs.return_steps = {trial_steps} + {return_steps} = "
                 f"{plan.race_steps} steps"
             )
@@ -230,11 +236,12 @@ class AdaLRSSettings:
 def check_same_search(
     saved: dict[str, Any], settings: AdaLRSSettings, plan: SearchPlan | RacePlan, entries: Iterable[str]
 ) -> None:
-    """Reject a saved search (`settings` and `plan` as dicts) that was made under other settings, or lacks an entry.
+    """Reject a saved search (`settings` and `plan` as dicts) that was made under other settings, or lacks an
+    entry.
 
     Raises:
-        ValueError: names the first field that differs, or what is missing. `adalrs.enabled` and `adalrs.snapshot_dir`
-            may differ.
+        ValueError: names the first field that differs, or what is missing. `adalrs.enabled` and
+            `adalrs.snapshot_dir` may differ.
     """
     if saved.get("mode") == "fixed":
         raise ValueError("adalrs.enabled=True, but the saved state is of a run with adalrs.enabled=False")

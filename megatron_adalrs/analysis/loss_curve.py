@@ -16,8 +16,8 @@ _EXPONENTS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 def deviation(losses: ArrayLike, stretch: int = 40) -> float:
     """Standard deviation of single losses about straight lines through stretches of so many steps, in nats.
 
-    What is left once the descent is taken out. The squares of all stretches are pooled, each with 2 degrees of freedom
-    less than it has finite losses; nan where no stretch has more than 2.
+    What is left once the descent is taken out. The squares of all stretches are pooled, each with 2 degrees
+    of freedom less than it has finite losses; nan where no stretch has more than 2.
     """
     values = np.asarray(losses, dtype=np.float64)
     squares, freedom = 0.0, 0
@@ -34,7 +34,8 @@ def deviation(losses: ArrayLike, stretch: int = 40) -> float:
 
 
 class Descent(NamedTuple):
-    """L(u) = floor + drop * (1 + u / pace)^-exponent + heat * h, in nats; u is progress in steps at the best rate."""
+    """L(u) = floor + drop * (1 + u / pace)^-exponent + heat * h, in nats; u is progress in steps at the best
+    rate."""
 
     floor: float
     drop: float
@@ -46,9 +47,9 @@ class Descent(NamedTuple):
 def fit_descent(losses: ArrayLike, progress: ArrayLike, warmth: ArrayLike) -> Descent:
     """Least squares of a loss, one a step, on `Descent`: u is `progress` and h is `warmth` before each step.
 
-    Pace and exponent are taken from a grid; for each pair the other three are linear, and heat is 0 and the floor the
-    least loss wherever they would come out negative. Losses are averaged in up to 200 blocks that grow in proportion
-    to the step, so that the start of a run counts as much as its end.
+    Pace and exponent are taken from a grid; for each pair the other three are linear, and heat is 0 and the
+    floor the least loss wherever they would come out negative. Losses are averaged in up to 200 blocks that
+    grow in proportion to the step, so that the start of a run counts as much as its end.
 
     Raises:
         ValueError: there are fewer than 8 such blocks, or the loss does not fall.

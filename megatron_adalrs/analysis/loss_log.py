@@ -1,4 +1,5 @@
-"""Reads a recorded training loss: CSV, JSON lines, a TensorBoard folder, or the folder of a run of this package."""
+"""Reads a recorded training loss: CSV, JSON lines, a TensorBoard folder, or the folder of a run of this
+package."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ class LossLog:
     source: str
     """File and column, for people."""
     losses: NDArray[np.float64]
-    """One a point, in nats; NaN where the record has NaN or lacks the point. Point i is step (i + 1) * interval."""
+    """One a point, in nats; NaN where the record has NaN or lacks the point. Point i is step (i + 1) *
+    interval."""
     interval: int
     """Steps from point to point."""
     run: RunLog | None = None
@@ -52,14 +54,15 @@ def read_loss_log(path: Path, column: str | None = None, tag: str | None = None)
     """The training loss that `path` holds.
 
     Args:
-        path: a CSV file (first line: names), a JSON-lines file (one object a line), a folder with TensorBoard event
-            files, or the folder (or `metrics.jsonl`) of a run of this package.
+        path: a CSV file (first line: names), a JSON-lines file (one object a line), a folder with TensorBoard
+            event files, or the folder (or `metrics.jsonl`) of a run of this package.
         column: the column or key of the loss; default: the one that is called like a training loss.
         tag: the TensorBoard tag of the loss; default: likewise.
 
     Raises:
         OSError: there is no such file.
-        ValueError: it holds no loss, the loss cannot be told among the columns, or a value is no number; one sentence.
+        ValueError: it holds no loss, the loss cannot be told among the columns, or a value is no number; one
+            sentence.
     """
     is_run = path.name == "metrics.jsonl" or (path / "metrics.jsonl").is_file()
     if column is not None and (is_run or path.is_dir()):

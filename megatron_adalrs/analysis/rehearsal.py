@@ -1,4 +1,5 @@
-"""What it takes to drive a controller without a model: snapshots of any value, and lengths in other proportions."""
+"""What it takes to drive a controller without a model: snapshots of any value, and lengths in other
+proportions."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ State = TypeVar("State")
 
 
 def apply_decision(decision: Decision, state: State, snapshots: dict[str, State]) -> State:
-    """The state (an immutable value) that a decision leaves behind; `snapshots` by name is brought up to date.
+    """The state (an immutable value) that a decision leaves behind; `snapshots` by name is brought up to
+    date.
 
     Raises:
         KeyError: the decision goes back to a snapshot that was never taken or was released.

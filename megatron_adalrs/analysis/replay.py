@@ -1,7 +1,8 @@
 """The decisions a controller would take on a recorded loss.
 
-A record has one loss a step. What a trial would have shown is not on it, except where it is the record of a search, and
-only for as long as the same decisions are taken. Everything beyond is an assumption, `Arms`, and is marked as such.
+A record has one loss a step. What a trial would have shown is not on it, except where it is the record of a
+search, and only for as long as the same decisions are taken. Everything beyond is an assumption, `Arms`, and
+is marked as such.
 """
 
 from __future__ import annotations
@@ -25,18 +26,21 @@ from megatron_adalrs.analysis.rehearsal import apply_decision
 
 Floats = NDArray[np.float64]
 UNPAIRED = 0.12
-"""Standard deviation of the difference of two arms on the same batches, in parts of what independent losses would give
-it. Over the last steps of 19 races in small runs of 800 to 2000 steps it was 0.05 to 0.18; more in shorter runs."""
+"""Standard deviation of the difference of two arms on the same batches, in parts of what independent losses
+would give it. Over the last steps of 19 races in small runs of 800 to 2000 steps it was 0.05 to 0.18; more in
+shorter runs."""
 _NOISE_STEPS = 80
 _VERDICTS = (Event.ACCEPTED, Event.NEUTRAL, Event.FAILED, Event.ABORTED)
 
 
 class Arms(str, Enum):
-    """What a trial, or a new run from the initial weights, is taken to show where there is no record of it."""
+    """What a trial, or a new run from the initial weights, is taken to show where there is no record of
+    it."""
 
     EQUAL = "equal"
-    """The recorded loss of its steps. In a race, give or take the noise of a pair, half of it above and half below: the
-    gain is 0, and the verdict tells what it would have had to be. A new run is run to its end and is not as good."""
+    """The recorded loss of its steps. In a race, give or take the noise of a pair, half of it above and half
+    below: the gain is 0, and the verdict tells what it would have had to be. A new run is run to its end and
+        is not as good."""
     BETTER = "better"
     """A race's trial gains as much as the loss has fallen by, which is more than any needs."""
     WORSE = "worse"
@@ -65,7 +69,8 @@ class Replayed:
     recorded: bool
     """Whether every loss that it and those before it depend on is of these weights, at this rate."""
     noise: float
-    """Standard deviation of single recorded losses about a line, in the steps up to it; nan where there are few."""
+    """Standard deviation of single recorded losses about a line, in the steps up to it; nan where there are
+    few."""
 
 
 @dataclass(frozen=True)
@@ -98,12 +103,12 @@ def replay(
     """Drive the controller that the settings ask for along a record.
 
     Args:
-        losses: one a step from the first on, not finite where there is none. A record shorter than the search is
-            replayed as far as it goes.
+        losses: one a step from the first on, not finite where there is none. A record shorter than the search
+            is replayed as far as it goes.
         arms: what trials show; see `Arms`.
         unpaired: see `UNPAIRED`.
-        executed: the steps of a run with a search, in the order of execution. They are used for as long as the
-            controller asks for the step and the scale that come next.
+        executed: the steps of a run with a search, in the order of execution. They are used for as long as
+            the controller asks for the step and the scale that come next.
         interruptions: numbers of executed steps after which that run was interrupted and resumed.
 
     Raises:
@@ -254,5 +259,8 @@ def differences(decisions: Sequence[Replayed], journal: Sequence[Any]) -> str | 
     for number, (one, other) in enumerate(zip(mine, journal, strict=False), start=1):
         event = one.event.value if one.event else ""
         if (event, one.step, one.scale_after) != (other.event, other.step, other.scale_after):
-            return f"decision {number} is {event} at step {one.step}, in the journal {other.event} at {other.step}"
+            return (
+                f"decision {number} is {event} at step {one.step}, in the journal {other.event} at "
+                f"{other.step}"
+            )
     return None

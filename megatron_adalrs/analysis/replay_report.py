@@ -32,7 +32,8 @@ ARMS = {"paper": (Arms.EQUAL,), "robust": (Arms.EQUAL, Arms.BETTER, Arms.WORSE)}
 
 @dataclass(frozen=True)
 class Row:
-    """A decision; steps and velocities are those of the run, whatever the distance of the points on record."""
+    """A decision; steps and velocities are those of the run, whatever the distance of the points on
+    record."""
 
     executed: int
     step: int
@@ -73,8 +74,8 @@ class Lengths:
     signal: float | None = None
     """Paper: median of velocity / error."""
     least: float | None = None
-    """Paper: smallest change of velocity that a trial can tell, in parts of the velocity; robust: smallest gain, in
-    nats. Medians."""
+    """Paper: smallest change of velocity that a trial can tell, in parts of the velocity; robust: smallest
+    gain, in nats. Medians."""
     discarded_steps: int | None = None
 
 
@@ -103,7 +104,8 @@ def report(
     """Everything that this program tells about one mode.
 
     Raises:
-        ValueError: the search does not fit in the run, or the record ends before it begins or is too coarse for it.
+        ValueError: the search does not fit in the run, or the record ends before it begins or is too coarse
+            for it.
     """
     if unpaired is not None and not unpaired >= 0:
         raise ValueError(f"--unpaired={unpaired}: must be at least 0")
@@ -186,12 +188,14 @@ def _basis(log: LossLog, mode: str, is_followed: bool, decisions: Sequence[Repla
             else f"{text}; after those the kept losses are taken for every arm's"
         )
     text = (
-        "one loss a step: what a trial would have seen is not on record. Decisions marked assumed rest on the recorded "
+        "one loss a step: what a trial would have seen is not on record. Decisions marked assumed rest on "
+        "the recorded "
         "loss being what every arm would see"
     )
     if log.interval > 1:
         text += (
-            f"; one loss every {log.interval} steps: each stands for a mean over them, and if it is a single step's, "
+            f"; one loss every {log.interval} steps: each stands for a mean over them, and if it is a single "
+            f"step's, "
             f"errors in a run are up to {math.sqrt(log.interval):.1f} times smaller"
         )
     return text

@@ -28,7 +28,8 @@ def print_report(log: LossLog, reports: Sequence[Report], refused: Sequence[str]
     if not console.is_terminal:
         console = Console(highlight=False, width=120)
     console.print(
-        f"{escape(log.source)}: {len(log.losses)} losses, one every {log.interval} steps, up to step {log.steps}"
+        f"{escape(log.source)}: {len(log.losses)} losses, one every {log.interval} steps, up to step "
+        f"{log.steps}"
         if log.interval > 1
         else f"{escape(log.source)}: {len(log.losses)} losses"
     )
@@ -40,9 +41,15 @@ def print_report(log: LossLog, reports: Sequence[Report], refused: Sequence[str]
 
 def _print_mode(console: Console, report: Report) -> None:
     console.print(f"\n[bold]{report.mode}[/] over {report.train_iters} steps {report.plan}")
-    noise = f"noise of one loss in the search: {'unknown' if report.noise is None else f'{report.noise:.4g} nats'}"
+    noise = (
+        f"noise of one loss in the search: "
+        f"{'unknown' if report.noise is None else f'{report.noise:.4g} nats'}"
+    )
     if report.mode == "robust":
-        noise += f"; the difference of two arms on the same batches has {report.unpaired:.2g} of sqrt(2) times that"
+        noise += (
+            f"; the difference of two arms on the same batches has "
+            f"{report.unpaired:.2g} of sqrt(2) times that"
+        )
     console.print(noise)
     console.print(f"basis: {report.basis}")
     for scenario in report.scenarios:

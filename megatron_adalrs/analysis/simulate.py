@@ -1,22 +1,24 @@
 """Training runs on a loss surface whose best rate is known: the real controllers, thousands of runs a minute.
 
-The rate enters as its ratio q = schedule x scale x initial / best to the rate of fastest descent. State: progress u (in
-steps at that rate), heat h, harm d. Before step t the loss in nats, and what the step does, are
+The rate enters as its ratio q = schedule x scale x initial / best to the rate of fastest descent. State:
+progress u (in steps at that rate), heat h, harm d. Before step t the loss in nats, and what the step does,
+are
 
     L = floor + drop (1 + u / pace)^-exponent + heat h + damage (1 - exp(-d)) + noise (z_t + unpaired y_n)
     u += g(q),  g(q) = 2 q / (1 + q^2)      -ln g = ln cosh(ln q) is convex in the log rate, 0 at q = 1
-    h += cooling (sqrt(q) - h)              a high rate holds the loss up while it lasts; lowering it pays at once
-    d += harm max(0, q / critical - 1)      what far too high a rate did stays, whatever comes after it
+    h += cooling (sqrt(q) - h)              a high rate holds the loss up while it lasts; lowering it pays at
+    once d += harm max(0, q / critical - 1)      what far too high a rate did stays, whatever comes after it
 
-z and y are standard normal. z belongs to the batch, so that both arms of a race see the same; y to the execution of the
-step (n counts them), so that no two arms agree exactly.
+z and y are standard normal. z belongs to the batch, so that both arms of a race see the same; y to the
+execution of the step (n counts them), so that no two arms agree exactly.
 
-This is a model, chosen because it has what the searches have to cope with: the U-shape in the log rate, natural
-slowdown (descent is a power law), the annealing illusion, lasting damage. It is no evidence about real runs: nothing
-else of them is in it. On a GPT of 40 thousand parameters, 2000 steps, fixed rates of 1/30 and 1/10 of the best one
-descended about 1/19 and 1/5 as fast (g: 1/15 and 1/5) and ended 0.66 and 0.43 nats above it, rates of 10 and 30 times
-0.33 and 0.56 (the defaults: 0.87, 0.30, 0.33, 0.54); differences of two arms on the same batches had 0.05 to 0.18 of
-the standard deviation that independent losses would give them. `surface_like` takes noise and descent from a record.
+This is a model, chosen because it has what the searches have to cope with: the U-shape in the log rate,
+natural slowdown (descent is a power law), the annealing illusion, lasting damage. It is no evidence about
+real runs: nothing else of them is in it. On a GPT of 40 thousand parameters, 2000 steps, fixed rates of 1/30
+and 1/10 of the best one descended about 1/19 and 1/5 as fast (g: 1/15 and 1/5) and ended 0.66 and 0.43 nats
+above it, rates of 10 and 30 times 0.33 and 0.56 (the defaults: 0.87, 0.30, 0.33, 0.54); differences of two
+arms on the same batches had 0.05 to 0.18 of the standard deviation that independent losses would give them.
+`surface_like` takes noise and descent from a record.
 """
 
 from __future__ import annotations
@@ -91,7 +93,8 @@ class Surface:
         )
 
     def in_blocks(self, steps: int) -> Surface:
-        """The same surface for blocks of so many steps: each has the mean of their losses and the rate of the first."""
+        """The same surface for blocks of so many steps: each has the mean of their losses and the rate of the
+        first."""
         return replace(
             self,
             pace=self.pace / steps,
@@ -186,15 +189,18 @@ class Simulation:
 
 
 def surface_like(losses: ArrayLike, schedule: Sequence[float], ratio: float = 1.0) -> Surface:
-    """A surface whose noise and descent are those of a recorded loss, one value a step; the rest is the default's.
+    """A surface whose noise and descent are those of a recorded loss, one value a step; the rest is the
+    default's.
 
-    The first 3 % of the record are left out: a loss falls off a cliff there, which is no part of the power law that is
-    to say what comes later. How low it can get at all is not on record; the fit says little of much longer runs.
+    The first 3 % of the record are left out: a loss falls off a cliff there, which is no part of the power
+    law that is to say what comes later. How low it can get at all is not on record; the fit says little of
+    much longer runs.
 
     Args:
         losses: the record, not finite where there is none.
         schedule: factor of the base rate at every one of those steps.
-        ratio: that run's base rate relative to the rate of fastest descent, which a single record cannot tell.
+        ratio: that run's base rate relative to the rate of fastest descent, which a single record cannot
+            tell.
 
     Raises:
         ValueError: the record is too short, or does not fall.

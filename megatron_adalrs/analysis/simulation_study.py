@@ -20,7 +20,8 @@ _WARMUP, _WSD_DECAY, _FLOOR = 0.03, 0.2, 0.1
 
 @dataclass(frozen=True)
 class Cell:
-    """Means over the runs of one kind. `within_two` and so on are None where the search does not fit in the run."""
+    """Means over the runs of one kind. `within_two` and so on are None where the search does not fit in the
+    run."""
 
     mode: str
     noise: float

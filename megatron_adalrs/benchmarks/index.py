@@ -1,8 +1,9 @@
-"""The order of a large corpus: seconds and memory to write and open its .idx, to build the order, to open it again.
+"""The order of a large corpus: seconds and memory to write and open its .idx, to build the order, to open it
+again.
 
-The corpus has documents of random lengths; its tokens are a hole in a file, which nothing here reads. Each step has a
-process of its own, whose start is left out: what it took at most, above what it had at first, is its memory. The files
-have just been written, so that opening them reads memory rather than a disk.
+The corpus has documents of random lengths; its tokens are a hole in a file, which nothing here reads. Each
+step has a process of its own, whose start is left out: what it took at most, above what it had at first, is
+its memory. The files have just been written, so that opening them reads memory rather than a disk.
 """
 
 from __future__ import annotations

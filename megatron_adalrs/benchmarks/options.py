@@ -21,11 +21,12 @@ class Arguments:
     what: Literal[
         "all", "step", "watching", "snapshot", "saving", "parallel", "overhead", "preprocessing", "index"
     ] = "all"
-    """What to measure. "all": the first four. "parallel" has a model of its own, one thread a rank, and takes about
-    three minutes. "overhead": 12 x pairs steps of two micro-batches, one thread a rank, in each of eight meshes."""
+    """What to measure. "all": the first four. "parallel" has a model of its own, one thread a rank, and takes
+    about three minutes. "overhead": 12 x pairs steps of two micro-batches, one thread a rank, in each of
+    eight meshes."""
     pairs: int = 60
-    """Pairs that count; a tenth more are run first and left out. "parallel" and "preprocessing": a fifth as many blocks
-    of all sides. "index" has none."""
+    """Pairs that count; a tenth more are run first and left out. "parallel" and "preprocessing": a fifth as
+    many blocks of all sides. "index" has none."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """ZeRO stage of the engine. "overhead": all of them."""
     bf16: bool = False

@@ -1,12 +1,13 @@
 """A fixed rate against AdaLRS, on one and two data-parallel ranks at ZeRO 0 to 3.
 
-The same ranks take steps at a fixed rate, watched in paper mode and recorded in robust mode in turn; then captures,
-restores, bare copies of as many bytes and steps. Sides change places from turn to turn; a side's time is the slowest
-rank's; ratios are taken turn by turn and their median is quoted, with its standard error for what is near zero.
+The same ranks take steps at a fixed rate, watched in paper mode and recorded in robust mode in turn; then
+captures, restores, bare copies of as many bytes and steps. Sides change places from turn to turn; a side's
+time is the slowest rank's; ratios are taken turn by turn and their median is quoted, with its standard error
+for what is near zero.
 
-What a whole search costs in snapshots is what a search of default settings asks for whose trials are all lost, which
-takes the most of them, over a run of `RUN_STEPS` steps. Windows and races are shares of a run, so that their number
-hardly depends on its length, and a run twice as long pays half the share.
+What a whole search costs in snapshots is what a search of default settings asks for whose trials are all
+lost, which takes the most of them, over a run of `RUN_STEPS` steps. Windows and races are shares of a run, so
+that their number hardly depends on its length, and a run twice as long pays half the share.
 """
 
 from __future__ import annotations
@@ -45,9 +46,14 @@ def measure_overhead(shape: dict[str, Any], pairs: int, folder: Path) -> dict[st
     """
     write_random_tokens(folder / "random", VOCABULARY, 64 * shape["seq_length"] * shape["micro_batch_size"])
     values = shape | {
-        "vocab_size": VOCABULARY, "data_path": str(folder / "random"), "split": "1,0,0", "lr": 1e-4,
-        "train_iters": 200 * (pairs + 5), "global_batch_size": 2 * shape["micro_batch_size"], "log_interval": 10**9,
-    }  # fmt: skip
+        "vocab_size": VOCABULARY,
+        "data_path": str(folder / "random"),
+        "split": "1,0,0",
+        "lr": 1e-4,
+        "train_iters": 200 * (pairs + 5),
+        "global_batch_size": 2 * shape["micro_batch_size"],
+        "log_interval": 10**9,
+    }
     searches = {mode: whole_search(mode) for mode in MODES}
     results: dict[str, Any] = {
         "model": values,
@@ -119,8 +125,11 @@ def measure_rank(trainer: Any, pairs: int) -> dict[str, Any]:
     grown = resident_bytes() - before
     source, target = (torch.ones(snapshot.nbytes, dtype=torch.uint8) for _ in range(2))
     sides = {
-        "capture": snapshot.capture, "restore": snapshot.restore, "copy": lambda: target.copy_(source), "step": fixed,
-    }  # fmt: skip
+        "capture": snapshot.capture,
+        "restore": snapshot.restore,
+        "copy": lambda: target.copy_(source),
+        "step": fixed,
+    }
     snapshots = take_turns(sides, pairs)
     estimate = estimate_snapshot_bytes(
         trainer.config.training, engine.parameters_held, trainer.mesh.replica.size
@@ -144,7 +153,8 @@ def resident_bytes() -> int:
 
 
 def observing(mode: str, train_iters: int) -> Controller:
-    """A search that looks at every step and decides nothing for a twentieth of a run: in its watch, or a control."""
+    """A search that looks at every step and decides nothing for a twentieth of a run: in its watch, or a
+    control."""
     span = train_iters // 20
     spans = {"window": span} if mode == "paper" else {"climb": False, "trial_steps": span}
     settings = AdaLRSSettings(enabled=True, mode=mode, search_start=0.11, search_end=1.0, **spans)
@@ -155,7 +165,8 @@ def observing(mode: str, train_iters: int) -> Controller:
 
 
 def take_turns(sides: Mapping[str, Callable[[], Any]], turns: int) -> dict[str, np.ndarray]:
-    """Seconds of every side, [turns]. The order moves on by one each turn; a tenth more turns come first, uncounted.
+    """Seconds of every side, [turns]. The order moves on by one each turn; a tenth more turns come first,
+    uncounted.
 
     Collective: all ranks begin each side together.
     """
@@ -175,7 +186,8 @@ def take_turns(sides: Mapping[str, Callable[[], Any]], turns: int) -> dict[str, 
 
 
 def whole_search(mode: str) -> dict[str, Any]:
-    """What a search of default settings asks for whose trials are all lost, and mean seconds of a decision by phase."""
+    """What a search of default settings asks for whose trials are all lost, and mean seconds of a decision by
+    phase."""
     controller = build_controller(AdaLRSSettings(enabled=True, mode=mode), RUN_STEPS, 0)
     steps = np.arange(RUN_STEPS + 1)
     losses = 3 + 6 / np.sqrt(1 + steps / 200) + np.random.default_rng(0).normal(0, 0.02, len(steps))
@@ -234,8 +246,10 @@ def compare(ranks: list[dict[str, Any]], searches: dict[str, dict[str, Any]]) ->
         run = (RUN_STEPS + search["discarded_steps"]) * step
         most = search["snapshots_at_once"] * max(rank["bytes"] for rank in ranks)
         results["searches"][mode] = search | {
-            "snapshots_in_steps": spent / step, "snapshots_of_run": spent / run, "most_bytes_of_a_rank": most,
-        }  # fmt: skip
+            "snapshots_in_steps": spent / step,
+            "snapshots_of_run": spent / run,
+            "most_bytes_of_a_rank": most,
+        }
     return results
 
 
@@ -249,10 +263,10 @@ def median_and_error(values: np.ndarray) -> tuple[float, float]:
 def table(results: dict[str, Any]) -> str:
     """The figures for people."""
     lines = [
-        f"{'':11}{'fixed step':>11}{'watching':>18}{'recording':>18}{'capture':>9}{'restore':>9}{'bytes (grown)':>16}"
-        f"{'a search, paper':>17}{'robust':>8}",
-        f"{'':11}{'ms':>11}{'paper, % more':>18}{'robust, % more':>18}{'/ copy':>9}{'/ copy':>9}{'/ estimate':>16}"
-        f"{'% of the run':>17}{'':>8}",
+        f"{'':11}{'fixed step':>11}{'watching':>18}{'recording':>18}{'capture':>9}{'restore':>9}"
+        f"{'bytes (grown)':>16}{'a search, paper':>17}{'robust':>8}",
+        f"{'':11}{'ms':>11}{'paper, % more':>18}{'robust, % more':>18}{'/ copy':>9}{'/ copy':>9}"
+        f"{'/ estimate':>16}{'% of the run':>17}{'':>8}",
     ]
     for name, cell in results.items():
         if not name.startswith("dp"):

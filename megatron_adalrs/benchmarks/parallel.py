@@ -1,15 +1,18 @@
 """Two ranks of one thread each, in every way of sharing the work, against one rank on the same global batch.
 
-Each mesh has processes of its own, which are started once and wait on a pipe, idle, while others run. In every block
-each takes a step; ratios are taken block by block and their median is quoted, so that a machine whose speed drifts
-favours nobody. A machine that others use makes two ranks wait for each other: how two processes do that have nothing to
-do with each other is measured beside it, and tells what the machine had to give.
+Each mesh has processes of its own, which are started once and wait on a pipe, idle, while others run. In
+every block each takes a step; ratios are taken block by block and their median is quoted, so that a machine
+whose speed drifts favours nobody. A machine that others use makes two ranks wait for each other: how two
+processes do that have nothing to do with each other is measured beside it, and tells what the machine had to
+give.
 
-Memory is counted over the building of the engine and two steps before any time is taken: all tensors alive, each
-storage once (live_memory.py), the most at once. Where there is a GPU, its allocator's own count is taken instead.
+Memory is counted over the building of the engine and two steps before any time is taken: all tensors alive,
+each storage once (live_memory.py), the most at once. Where there is a GPU, its allocator's own count is taken
+instead.
 
-What limits two ranks on two cores: every message between them takes both of them processor time, gradients are summed
-in memory that both share, and a pipeline is as fast as its slower stage, here the one with the loss.
+What limits two ranks on two cores: every message between them takes both of them processor time, gradients
+are summed in memory that both share, and a pipeline is as fast as its slower stage, here the one with the
+loss.
 """
 
 from __future__ import annotations
@@ -24,9 +27,17 @@ from megatron_adalrs.benchmarks.ranks import THREADS, Cell
 
 VOCABULARY = 512
 MODEL = {
-    "preset": "gpt2-tiny", "num_layers": 6, "hidden_size": 256, "num_attention_heads": 8, "seq_length": 256,
-    "micro_batch_size": 2, "global_batch_size": 16, "train_iters": 100_000, "lr": 1e-4, "data_path": "none",
-}  # fmt: skip
+    "preset": "gpt2-tiny",
+    "num_layers": 6,
+    "hidden_size": 256,
+    "num_attention_heads": 8,
+    "seq_length": 256,
+    "micro_batch_size": 2,
+    "global_batch_size": 16,
+    "train_iters": 100_000,
+    "lr": 1e-4,
+    "data_path": "none",
+}
 ONE = "one_rank"
 GRIDS: dict[str, dict[str, int]] = {
     ONE: {},

@@ -1,13 +1,15 @@
-"""Our preprocessing against a plain loop over the same tokenizer, in one process and in as many as there are cores.
+"""Our preprocessing against a plain loop over the same tokenizer, in one process and in as many as there are
+cores.
 
-The sides take turns, block by block; ratios are taken block by block and their median is quoted. They write the same
-tokens, which is checked. A machine that others use, or whose cores share what makes them fast, gives several processes
-less than one alone: what as many plain loops get that run at the same time, each over a part of the corpus, and have
-nothing to do with each other, is measured beside it and is the honest ceiling. Ratios of processor time tell what the
-work itself costs; they count the start of processes on both sides.
+The sides take turns, block by block; ratios are taken block by block and their median is quoted. They write
+the same tokens, which is checked. A machine that others use, or whose cores share what makes them fast, gives
+several processes less than one alone: what as many plain loops get that run at the same time, each over a
+part of the corpus, and have nothing to do with each other, is measured beside it and is the honest ceiling.
+Ratios of processor time tell what the work itself costs; they count the start of processes on both sides.
 
-Starting workers and ending them takes as long for a large corpus as for a small one: it is stated by itself, and the
-speed of many workers is taken from when each of them has ended its first batch until the dataset is there.
+Starting workers and ending them takes as long for a large corpus as for a small one: it is stated by itself,
+and the speed of many workers is taken from when each of them has ended its first batch until the dataset is
+there.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ PIECES = 2048
 
 @dataclass(frozen=True)
 class Spent:
-    """`speed`: tokens a second of the wall time that counts; `cpu`: seconds, of all processes; `start`: seconds to the
-    first batch; `end`: from when the dataset is there to the return.
+    """`speed`: tokens a second of the wall time that counts; `cpu`: seconds, of all processes; `start`:
+    seconds to the first batch; `end`: from when the dataset is there to the return.
     """
 
     speed: float
@@ -53,14 +55,16 @@ def measure_preprocessing(corpus_mb: float, blocks: int, workers: int | None, fo
         workers: how many; None: one a core.
 
     Raises:
-        ValueError: the corpus is too small for the tokenizer or for so many workers, or these are fewer than two.
+        ValueError: the corpus is too small for the tokenizer or for so many workers, or these are fewer than
+            two.
     """
     workers = workers if workers is not None else max(2, len(os.sched_getaffinity(0)))
     if workers < 2:
         raise ValueError(f"workers {workers}: required at least 2, which are set against one")
     if (batches := corpus_mb * 1e6 // BATCH_BYTES) < 2 * workers:
         raise ValueError(
-            f"corpus_mb {corpus_mb:g}: makes {batches:.0f} batches, required two for each of {workers} workers"
+            f"corpus_mb {corpus_mb:g}: makes {batches:.0f} batches, required two for each of {workers} "
+            f"workers"
         )
     corpus, model = folder / "code.jsonl", folder / "tokenizer.model"
     documents, _ = collect(Path(sysconfig.get_path("stdlib")), corpus, corpus_mb * 1e6)
@@ -91,7 +95,8 @@ def measure_preprocessing(corpus_mb: float, blocks: int, workers: int | None, fo
 
 
 def compared(blocks: list[dict[str, Spent]]) -> dict[str, Any]:
-    """Medians over blocks; `plain_loop` and `one_worker` are one process each, the others `workers` at once."""
+    """Medians over blocks; `plain_loop` and `one_worker` are one process each, the others `workers` at
+    once."""
     speed = {name: np.array([block[name].speed for block in blocks]) for name in blocks[0]}
     cpu = {name: np.array([block[name].cpu for block in blocks]) for name in blocks[0]}
 
@@ -137,7 +142,8 @@ def plain_loops(parts: list[Path], model: Path) -> Spent:
 
 
 def our_run(corpus: Path, prefix: Path, recipe: Recipe, workers: int) -> Spent:
-    """All of `preprocess`; of many workers the speed (tokens by bytes of input) once each has ended its first batch."""
+    """All of `preprocess`; of many workers the speed (tokens by bytes of input) once each has ended its first
+    batch."""
     started, cpu = time.perf_counter(), cpu_seconds()
     batches: list[tuple[float, int]] = []
     result = preprocess(

@@ -16,8 +16,8 @@ class Cell:
     """The ranks of one mesh: they do nothing but what they are asked.
 
     Args:
-        serve: a module-level function of a pipe and `arguments` that answers what comes through the pipe until it is
-            closed. It finds itself in the environment of a rank.
+        serve: a module-level function of a pipe and `arguments` that answers what comes through the pipe
+            until it is closed. It finds itself in the environment of a rank.
     """
 
     def __init__(self, ranks: int, serve: Callable[..., None], *arguments: Any) -> None:
@@ -73,9 +73,14 @@ def _enter(
     rank: int, ranks: int, port: int, serve: Callable[..., None], pipe: Connection, arguments: tuple[Any, ...]
 ) -> None:
     os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": str(THREADS),
-    }  # fmt: skip
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": str(THREADS),
+    }
     import torch
 
     torch.set_num_threads(THREADS)

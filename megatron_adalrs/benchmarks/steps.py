@@ -1,7 +1,7 @@
 """One rank in this process: its steps, snapshots and saves against what one would write by hand.
 
-Two sides take turns, step by step; the ratio is taken pair by pair and its median is quoted, so that a machine whose
-speed drifts does not favour either side.
+Two sides take turns, step by step; the ratio is taken pair by pair and its median is quoted, so that a
+machine whose speed drifts does not favour either side.
 """
 
 from __future__ import annotations
@@ -34,9 +34,11 @@ def measure_steps(arguments: Arguments, folder: Path) -> dict[str, Any]:
     """What `arguments.what` names, or all of it."""
     torch.set_num_threads(arguments.threads)
     measures: dict[str, Callable[[Arguments, Trainer], dict[str, Any]]] = {
-        "step": measure_step, "watching": measure_watching, "snapshot": measure_snapshot,
+        "step": measure_step,
+        "watching": measure_watching,
+        "snapshot": measure_snapshot,
         "saving": measure_saving,
-    }  # fmt: skip
+    }
     results: dict[str, Any] = {"model": vars(arguments), "torch": torch.__version__}
     trainer = build(arguments, folder)
     for name, measure in measures.items():
@@ -55,16 +57,27 @@ def build(arguments: Arguments, folder: Path) -> Trainer:
         {name: getattr(arguments, name) for name in SHAPE}
         | {
             "zero_stage": arguments.zero_stage,
-            "vocab_size": VOCABULARY, "data_path": str(folder / "random"), "split": "1,0,0", "train_iters": train_iters,
-            "lr": 1e-3, "run_dir": folder / "run", "log_interval": 1_000_000,
-            "adalrs": {"enabled": True, "search_start": 0.9, "search_end": 1.0, "window": round(0.05 * train_iters)},
+            "vocab_size": VOCABULARY,
+            "data_path": str(folder / "random"),
+            "split": "1,0,0",
+            "train_iters": train_iters,
+            "lr": 1e-3,
+            "run_dir": folder / "run",
+            "log_interval": 1_000_000,
+            "adalrs": {
+                "enabled": True,
+                "search_start": 0.9,
+                "search_end": 1.0,
+                "window": round(0.05 * train_iters),
+            },
         }
-    )  # fmt: skip
+    )
     return build_trainer(config)
 
 
 def measure_step(arguments: Arguments, trainer: Trainer) -> dict[str, Any]:
-    """Whole training steps of this framework against a loop that anyone would write, on the same blocks and batches."""
+    """Whole training steps of this framework against a loop that anyone would write, on the same blocks and
+    batches."""
     config = trainer.config
     model = GPT(config.model, VOCABULARY)
     initialise(model, config.model, config.training.seed)
@@ -148,7 +161,8 @@ def measure_snapshot(arguments: Arguments, trainer: Trainer) -> dict[str, Any]:
 
 
 def measure_saving(arguments: Arguments, trainer: Trainer) -> dict[str, Any]:
-    """What a save beside the training makes it wait for, against one copy of as many bytes between two flat buffers."""
+    """What a save beside the training makes it wait for, against one copy of as many bytes between two flat
+    buffers."""
     trainer.step()
     places = Places(trainer.config.run.run_dir / "saving", keep_last=1)
     files = trainer.engine.files

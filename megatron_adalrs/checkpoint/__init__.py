@@ -4,11 +4,12 @@
         engine/                   DeepSpeed's own files, every rank's
         random_00000.json ...     random streams, one file a rank
         state.json                step, data position, controller, memory of losses, configuration
-        manifest.json             written last: every file, its size and hash; a folder without it is no checkpoint
+        manifest.json             written last: every file, its size and hash; a folder without it is no
+        checkpoint
     SAVE/latest                   name of the newest one
 
-A checkpoint is written under a temporary name, brought to disk, and renamed once it is complete, so that a crash at any
-instant leaves the previous ones untouched.
+A checkpoint is written under a temporary name, brought to disk, and renamed once it is complete, so that a
+crash at any instant leaves the previous ones untouched.
 
 save.py      writing and publishing one, removing old ones
 manifest.py  what a checkpoint consists of, and what is wrong with it

@@ -47,7 +47,8 @@ def require_fitting(checkpoint: Path, state: dict[str, Any], config: Config, mes
 
 
 def _without_effect(model: ModelConfig) -> set[str]:
-    """Fields that say nothing about a model of this kind, and that its presets may have learned to give since."""
+    """Fields that say nothing about a model of this kind, and that its presets may have learned to give
+    since."""
     found = {"max_position_embeddings"} if model.position_embedding_type == "rope" else set()
     return (
         found
@@ -82,13 +83,15 @@ def _require_movable(
     for name in ("offload_optimizer", "offload_param"):
         if name in zero:
             raise ValueError(
-                f"{begin}optimizer state is not written into {name}'s memory; leave it out of --deepspeed-config, or "
+                f"{begin}optimizer state is not written into {name}'s memory; leave it out of "
+                f"--deepspeed-config, or "
                 "use the same mesh"
             )
     theirs, ours = _global_batch_size(state), config.global_batch_size(mesh.data.size)
     if theirs != ours:
         raise ValueError(
-            f"{begin}its steps have {theirs} samples, those of this run {ours}; give --global-batch-size {theirs}"
+            f"{begin}its steps have {theirs} samples, those of this run {ours}; give --global-batch-size "
+            f"{theirs}"
         )
 
 
@@ -107,7 +110,8 @@ def shape_of(state: dict[str, Any]) -> MeshShape:
 
 
 def require_one_tokenizer(model: str, theirs: str | None, ours: str | None) -> None:
-    """Raise ValueError where the digests of a model's tokenizer and of that of a run's data are known, and differ."""
+    """Raise ValueError where the digests of a model's tokenizer and of that of a run's data are known, and
+    differ."""
     if theirs and ours and theirs != ours:
         raise ValueError(
             f"{model} was trained on tokens of another tokenizer (SHA-256 {theirs:.12}) than this data "
@@ -124,7 +128,8 @@ def require_identity(checkpoint: Path, state: dict[str, Any], identity: dict[str
     saved = state["identity"]
     if saved["vocab_size"] != identity["vocab_size"]:
         raise ValueError(
-            f"--load: {checkpoint} has vocab_size {saved['vocab_size']}, this run has {identity['vocab_size']}"
+            f"--load: {checkpoint} has vocab_size {saved['vocab_size']}, this run has "
+            f"{identity['vocab_size']}"
         )
     require_one_tokenizer(
         f"--load: {checkpoint}", saved.get("tokenizer_sha256"), identity["tokenizer_sha256"]
@@ -134,7 +139,8 @@ def require_identity(checkpoint: Path, state: dict[str, Any], identity: dict[str
     if list(theirs.values()) != list(ours.values()):
         shown = [", ".join(f"{share} {name}" for name, share in blend.items()) for blend in (theirs, ours)]
         raise ValueError(
-            f"--load: {checkpoint} saw a blend of {shown[0]}, this run's is {shown[1]}: corpora, their sizes and "
+            f"--load: {checkpoint} saw a blend of {shown[0]}, this run's is {shown[1]}: corpora, their sizes "
+            f"and "
             "blend_sizes must be those of the checkpoint"
         )
     if saved["data_order"] != identity["data_order"]:

@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Folders that are named like published checkpoints, oldest first; one set aside where a kill left none instead."""
+    """Folders that are named like published checkpoints, oldest first; one set aside where a kill left none
+    instead."""
     named = [path for path in folder.glob("iter_*") if path.name.removeprefix("iter_").isdecimal()]
     aside = [path for path in folder.glob(".iter_*.replaced") if not original_of(path).exists()]
     return sorted([*named, *aside], key=step_of)
@@ -43,7 +44,8 @@ def has_checkpoint(load: Path) -> bool:
 
 
 def find_checkpoint(load: Path, strict: bool = False, verify: bool = False, flag: str = "--load") -> Path:
-    """The checkpoint that `--load` means: `load` itself, or the newest complete one in it or in its `checkpoints`.
+    """The checkpoint that `--load` means: `load` itself, or the newest complete one in it or in its
+    `checkpoints`.
 
     Args:
         strict: refuse a damaged newest one, instead of passing over it with a warning.
@@ -68,7 +70,8 @@ def find_checkpoint(load: Path, strict: bool = False, verify: bool = False, flag
         damaged.append(f"{candidate}: {damage}")
         if strict:
             raise ValueError(
-                f"{flag}: the newest checkpoint is damaged: {damaged[0]}; without --strict-load an older one is taken"
+                f"{flag}: the newest checkpoint is damaged: {damaged[0]}; without --strict-load an older one "
+                f"is taken"
             )
     found = f"; damaged: {'; '.join(damaged)}" if damaged else ""
     raise ValueError(
@@ -88,7 +91,8 @@ def checkpoint_to_resume(run: RunConfig) -> Path | None:
     found = find_checkpoint(load, run.strict_load, run.verify_checkpoint)
     if (found / WEIGHTS).is_dir():
         raise ValueError(
-            f"--load: {found} holds weights alone, which cannot be resumed: begin a new run with --finetune-from {load}"
+            f"--load: {found} holds weights alone, which cannot be resumed: begin a new run with "
+            f"--finetune-from {load}"
         )
     return found
 
@@ -150,7 +154,8 @@ def _read_random(file: Path) -> dict[str, Any]:
 
 
 def _told(checkpoint: Path) -> Path:
-    """The same; it is told where other versions wrote it, which DeepSpeed and torch read as far as they can."""
+    """The same; it is told where other versions wrote it, which DeepSpeed and torch read as far as they
+    can."""
     if told := foreign_versions(checkpoint):
         log.warning("%s", told)
     return checkpoint

@@ -58,8 +58,8 @@ def write_manifest(checkpoint: Path, hashes: dict[str, str], facts: dict[str, An
 def find_damage(checkpoint: Path, hashes: bool = False) -> str | None:
     """What is wrong with a checkpoint; None if nothing is.
 
-    Presence and size of every file are compared, and the content of those in JSON, which are small: the manifest of
-    another run does not pass. With `hashes` the content of all files is.
+    Presence and size of every file are compared, and the content of those in JSON, which are small: the
+    manifest of another run does not pass. With `hashes` the content of all files is.
     """
     try:
         manifest = read_manifest(checkpoint)
@@ -93,7 +93,8 @@ def _find_damaged_file(checkpoint: Path, files: dict[str, Any], hashes: bool) ->
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """What `write_manifest` wrote: its format alone if that is another one, else every entry of the right type.
+    """What `write_manifest` wrote: its format alone if that is another one, else every entry of the right
+    type.
 
     Raises:
         OSError: there is none.
@@ -118,7 +119,8 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
 
 
 def foreign_versions(checkpoint: Path) -> str | None:
-    """What a sound checkpoint was written by, where that is not what reads it; Python's version is no matter."""
+    """What a sound checkpoint was written by, where that is not what reads it; Python's version is no
+    matter."""
     theirs, ours = read_manifest(checkpoint)["versions"], versions_here()
     others = {
         name: theirs.get(name, "unknown")
@@ -141,7 +143,8 @@ def versions_here() -> dict[str, str]:
 
 
 def _check_file(name: str, entry: Any) -> None:
-    """Raises ValueError: it is no file of a checkpoint; a name must not lead out of the folder, or have a double."""
+    """Raises ValueError: it is no file of a checkpoint; a name must not lead out of the folder, or have a
+    double."""
     if (
         not name
         or not name.isprintable()
@@ -180,7 +183,8 @@ def secured(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Raises OSError, ValueError: it cannot be read; it is not JSON, or a name appears twice in one object."""
+    """Raises OSError, ValueError: it cannot be read; it is not JSON, or a name appears twice in one
+    object."""
     try:
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_doubles)
     except RecursionError:

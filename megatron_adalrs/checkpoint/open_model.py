@@ -1,4 +1,5 @@
-"""A model in any form that one is kept in: a run's checkpoint, one of weights alone, a folder of Hugging Face's."""
+"""A model in any form that one is kept in: a run's checkpoint, one of weights alone, a folder of Hugging
+Face's."""
 
 from __future__ import annotations
 
@@ -116,9 +117,15 @@ def _of_weights_only(
             )
     tokenizer = Tokenizer(companions_in(path / TOKENIZER), state.get("token_ids", {}))
     return OpenedModel(
-        path, model, vocab_size, lambda name, shape: files(name), lambda name: files.entry(name).dtype, step,
-        lambda: tokenizer, companions=tokenizer.files,
-    )  # fmt: skip
+        path,
+        model,
+        vocab_size,
+        lambda name, shape: files(name),
+        lambda name: files.entry(name).dtype,
+        step,
+        lambda: tokenizer,
+        companions=tokenizer.files,
+    )
 
 
 def _of_run(path: Path, state: dict[str, Any], model: ModelConfig, vocab_size: int, step: int) -> OpenedModel:
@@ -128,6 +135,13 @@ def _of_run(path: Path, state: dict[str, Any], model: ModelConfig, vocab_size: i
     data = DataConfig(**{name: saved[name] for name in DataConfig.model_fields if name in saved})
     tokenizer = partial(tokenizer_of_run, saved, data, vocab_size)
     return OpenedModel(
-        path, model, vocab_size, weights, lambda name: precision, step, tokenizer, data,
+        path,
+        model,
+        vocab_size,
+        weights,
+        lambda name: precision,
+        step,
+        tokenizer,
+        data,
         state["identity"].get("tokenizer_sha256"),
-    )  # fmt: skip
+    )

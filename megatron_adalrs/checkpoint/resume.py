@@ -1,4 +1,5 @@
-"""Resuming: exactly, on the mesh and ZeRO stage that wrote a checkpoint; on another, parameter by parameter."""
+"""Resuming: exactly, on the mesh and ZeRO stage that wrote a checkpoint; on another, parameter by
+parameter."""
 
 from __future__ import annotations
 
@@ -21,9 +22,9 @@ def resume(
 ) -> None:
     """Load a checkpoint that fits (`require_fitting`) into an engine that has not stepped yet. Collective.
 
-    On the mesh that wrote it the following steps are the same to the bit. On another the sums of floating-point numbers
-    go other ways; and as no rank's random streams are those of another mesh's, they are seeded from the run's seed and
-    the step: dropout is other dropout.
+    On the mesh that wrote it the following steps are the same to the bit. On another the sums of
+    floating-point numbers go other ways; and as no rank's random streams are those of another mesh's, they
+    are seeded from the run's seed and the step: dropout is other dropout.
 
     Raises:
         ValueError: on every rank, if it cannot be read.

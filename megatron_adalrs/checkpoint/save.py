@@ -48,7 +48,8 @@ class Places:
 
 
 class Saving:
-    """A checkpoint under way: the draft, written by `engine.files`, and then its publication. Every call is collective.
+    """A checkpoint under way: the draft, written by `engine.files`, and then its publication. Every call is
+    collective.
 
     Args:
         state: plain JSON values; `read_state` hands them back.
@@ -117,7 +118,8 @@ def save_checkpoint(
 
 
 def remove_old(save: Path, keep_last: int, retain_interval: int | None) -> None:
-    """Remove complete checkpoints but the newest `keep_last`, and those of steps that `retain_interval` divides.
+    """Remove complete checkpoints but the newest `keep_last`, and those of steps that `retain_interval`
+    divides.
 
     A damaged one is left where it is, and does not count.
     """
@@ -155,7 +157,8 @@ def _publish(draft: Path, target: Path, latest: Path, hashes: dict[str, str], fa
     for folder in {draft, *(path for path in draft.rglob("*") if path.is_dir())}:
         _sync_folder(folder)
     if target.exists():
-        # One of this step is there already, saved by an earlier process: it is found under its other name, too.
+        # One of this step is there already, saved by an earlier process: it is found under its other name,
+        # too.
         replaced = target.with_name(f".{target.name}.replaced")
         os.replace(target, replaced)
         os.replace(draft, target)

@@ -44,7 +44,8 @@ class Tokenizer:
 
 
 def tokenizer_of_run(saved: dict[str, Any], data: DataConfig, vocab_size: int) -> Tokenizer:
-    """The files of the tokenizer that made a run's data, as far as they can be found, its token ids, and what to tell.
+    """The files of the tokenizer that made a run's data, as far as they can be found, its token ids, and what
+    to tell.
 
     Args:
         saved: the run's configuration.
@@ -75,7 +76,8 @@ def _candidates(
         yield str(place), _files_named(data, kind), {}
     elif origin is not None:
         yield origin, *_tokenizer_before(Path(origin))
-    # Absolute, and compared with the data: good where a run's own path was relative to a folder that is another now.
+    # Absolute, and compared with the data: good where a run's own path was relative to a folder that is
+    # another now.
     if made_with and (noted := made_with.tokenizer_model or made_with.vocab_file):
         yield noted, _files_named(made_with, made_with.tokenizer_type), {}
 
@@ -83,9 +85,11 @@ def _candidates(
 def require_tokenizer_among(
     files: Mapping[str, Path], model: ModelConfig, tokenizer: TokenizerOfData, flag: str
 ) -> None:
-    """Check that the files beside a model are, as far as anything tells, of the tokenizer that made a run's data.
+    """Check that the files beside a model are, as far as anything tells, of the tokenizer that made a run's
+    data.
 
-    What is in other words the same, as a tokenizer.json that was saved anew, is told by the ids of a sentence.
+    What is in other words the same, as a tokenizer.json that was saved anew, is told by the ids of a
+    sentence.
 
     Args:
         model: which the files lie beside.
@@ -102,7 +106,8 @@ def require_tokenizer_among(
     if not (tokenizer.kind not in digests and not made_from(files) if asked is None else asked):
         name = "; if it is, give --tokenizer-type and its files" if asked is None else ""
         raise ValueError(
-            f"{flag}: {_first_of(files, digests)} is not the tokenizer of this run's data, {tokenizer.told_by} "
+            f"{flag}: {_first_of(files, digests)} is not the tokenizer of this run's data, "
+            f"{tokenizer.told_by} "
             f"({tokenizer.kind}, SHA-256 {tokenizer.sha256:.12}): required the same{name}"
         )
 
@@ -124,7 +129,8 @@ def _first_of(files: Mapping[str, Path], digests: Mapping[str, str]) -> Path:
 
 
 def _making_of(data: DataConfig) -> tuple[str, Description] | tuple[None, None]:
-    """A corpus that has a note of how it was made, and the note. All corpora of a run have the same tokenizer."""
+    """A corpus that has a note of how it was made, and the note. All corpora of a run have the same
+    tokenizer."""
     try:
         noted = ((corpus.prefix, read_description(corpus.prefix)) for corpus in data.corpora)
         return next(((prefix, note) for prefix, note in noted if note), (None, None))

@@ -75,7 +75,8 @@ class TrainState:
         self.total_steps += 1
 
     def undo(self, steps: int, samples: int, skipped_samples: Span | None) -> None:
-        """Take back the last step, of so many samples, for a bad number that costs `steps`; pass over samples."""
+        """Take back the last step, of so many samples, for a bad number that costs `steps`; pass over
+        samples."""
         self.step -= 1
         self.consumed_samples -= samples
         self.guard_undone_steps += steps

@@ -1,4 +1,5 @@
-"""`--finetune-from`: a new run's initial weights from a model, whatever its form, its mesh and its ZeRO stage."""
+"""`--finetune-from`: a new run's initial weights from a model, whatever its form, its mesh and its ZeRO
+stage."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ FINETUNE_FROM = "--finetune-from"
 
 
 def source_of_weights(run: RunConfig, saved: dict[str, Any] | None) -> Path | None:
-    """The checkpoint or Hugging Face folder that this run's initial weights come from, an absolute path; None: they
-    are drawn.
+    """The checkpoint or Hugging Face folder that this run's initial weights come from, an absolute path;
+    None: they are drawn.
 
     Args:
         saved: state of the checkpoint that is resumed, if one is: it notes where its run's weights came from.
@@ -38,7 +39,8 @@ def source_of_weights(run: RunConfig, saved: dict[str, Any] | None) -> Path | No
     if asked is not None and (source is None or asked.resolve() not in (source, *source.parents)):
         began = f"the weights of {source}" if source else "weights of its own"
         raise ValueError(
-            f"{FINETUNE_FROM}: {asked}: the run that --load or --auto-resume goes on with began with {began}; "
+            f"{FINETUNE_FROM}: {asked}: the run that --load or --auto-resume goes on with began with "
+            f"{began}; "
             "leave it out, or begin a new run without them"
         )
     return source
@@ -47,14 +49,16 @@ def source_of_weights(run: RunConfig, saved: dict[str, Any] | None) -> Path | No
 def open_weights(
     source: Path, config: ModelConfig, vocab_size: int, tokenizer: TokenizerOfData | None
 ) -> tuple[WeightSource, int | None]:
-    """A model's weights, to be read parameter by parameter, and the step that they are of; None: not of a run of ours.
+    """A model's weights, to be read parameter by parameter, and the step that they are of; None: not of a run
+    of ours.
 
     Args:
         config, vocab_size: of the model that they are meant for.
         tokenizer: that of its data, as far as it is known.
 
     Raises:
-        ValueError: it cannot be read, or its model or tokenizer is another: the message names what differs first.
+        ValueError: it cannot be read, or its model or tokenizer is another: the message names what differs
+            first.
     """
     opened = open_model(source, FINETUNE_FROM)
     if tokenizer:

@@ -33,7 +33,8 @@ class CheckpointWriter:
         self._began = 0.0
 
     def save(self, step: int, content: dict[str, Any]) -> bool:
-        """Publish a checkpoint. False: it could not be written, which has been told; the previous ones are untouched.
+        """Publish a checkpoint. False: it could not be written, which has been told; the previous ones are
+        untouched.
 
         Raises:
             CheckpointWriteError: the one that was under way could not be written.

@@ -2,8 +2,8 @@
 
     megatron-adalrs collect-sources --output data/python.jsonl
 
-Each file is one document, {"path": ..., "text": ...}, sorted by path. The result depends only on the version of
-Python: files that the build or the distribution generates, empty files and files that are not UTF-8 are
+Each file is one document, {"path": ..., "text": ...}, sorted by path. The result depends only on the version
+of Python: files that the build or the distribution generates, empty files and files that are not UTF-8 are
 skipped.
 """
 

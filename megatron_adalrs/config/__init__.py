@@ -62,7 +62,8 @@ class Config(Group):
         if self.optimizer.lr_decay_style == "WSD":
             require(
                 warmup + self.lr_wsd_decay_iters <= decay,
-                f"lr_wsd_decay_iters: warm-up {warmup} + decay {self.lr_wsd_decay_iters} exceed lr_decay_iters {decay}",
+                f"lr_wsd_decay_iters: warm-up {warmup} + decay {self.lr_wsd_decay_iters} exceed "
+                f"lr_decay_iters {decay}",
             )
         if self.adalrs.enabled:
             self.adalrs.resolve(self.training.train_iters, warmup)
@@ -74,7 +75,10 @@ class Config(Group):
         if settings.policy in ("skip", "rewind"):
             most = settings.max_skipped_batches(train_iters)
             at_once = settings.max_skipped_at_once
-            parts = f"{at_once - settings.extra_skipped_batches} + extra_skipped_batches {settings.extra_skipped_batches}"
+            parts = (
+                f"{at_once - settings.extra_skipped_batches} + extra_skipped_batches "
+                f"{settings.extra_skipped_batches}"
+            )
             parts = f"rewind_interval {parts}" if settings.policy == "rewind" else parts
             require(
                 settings.max_skipped_at_once <= most,
@@ -116,7 +120,8 @@ class Config(Group):
         per_pass = micro * data_parallel_size
         require(
             size is None or size % per_pass == 0,
-            f"global_batch_size: {size} is not a multiple of micro_batch_size ({micro}) x data-parallel ranks "
+            f"global_batch_size: {size} is not a multiple of micro_batch_size ({micro}) x data-parallel "
+            f"ranks "
             f"({data_parallel_size}) = {per_pass}",
         )
         return size or per_pass

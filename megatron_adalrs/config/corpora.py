@@ -53,7 +53,8 @@ def parse_corpora(field: str, entries: Sequence[str], needs_sizes: bool) -> tupl
     if has_sizes:
         require(
             len(entries) % 2 == 0,
-            f"{field}: {len(entries)} entries ({' '.join(entries)}): required one prefix, or as many numbers as "
+            f"{field}: {len(entries)} entries ({' '.join(entries)}): required one prefix, or as many numbers "
+            f"as "
             "prefixes: SIZE PREFIX SIZE PREFIX",
         )
         sizes = [_size(field, size, prefix) for size, prefix in zip(entries[::2], entries[1::2], strict=True)]
@@ -71,7 +72,8 @@ def parse_corpora(field: str, entries: Sequence[str], needs_sizes: bool) -> tupl
         value, count = Counter(values).most_common(1)[0]
         require(
             count == 1,
-            f"{field}: {count} corpora are {what} {value!r}: required different corpora with different names, "
+            f"{field}: {count} corpora are {what} {value!r}: required different corpora with different "
+            f"names, "
             "NAME=PREFIX gives one",
         )
     return tuple(Corpus(name, prefix, size) for (name, prefix), size in zip(named, sizes, strict=True))

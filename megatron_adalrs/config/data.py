@@ -19,8 +19,9 @@ class DataConfig(Group):
     """Data and tokenizer."""
 
     data_path: Entries | None = None
-    """Prefix of the preprocessed corpus: PREFIX.bin and PREFIX.idx, as `megatron-adalrs preprocess` writes them;
-    or a blend of several: SIZE PREFIX SIZE PREFIX ... A prefix may be written NAME=PREFIX; its last part is
+    """Prefix of the preprocessed corpus: PREFIX.bin and PREFIX.idx, as `megatron-adalrs preprocess` writes
+    them; or a blend of several: SIZE PREFIX SIZE PREFIX ... A prefix may be written NAME=PREFIX; its last
+    part is
         the name otherwise."""
     train_data_path: Entries | None = None
     """In place of data_path: the corpus or blend to train on, all of it."""
@@ -105,12 +106,14 @@ class DataConfig(Group):
             )
             require(
                 self.split is None,
-                f"split: {self.split!r} contradicts train_data_path: separate corpora are not split; leave one out",
+                f"split: {self.split!r} contradicts train_data_path: separate corpora are not split; leave "
+                f"one out",
             )
         for name in SEPARATE:
             require(
                 self.data_path is None or getattr(self, name) is None,
-                f"{name}: contradicts data_path, which is split into all three; give train_data_path in place of it",
+                f"{name}: contradicts data_path, which is split into all three; give train_data_path in "
+                f"place of it",
             )
         assert self.corpora  # each of them can be parsed
         return self

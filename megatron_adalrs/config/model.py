@@ -11,10 +11,21 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from megatron_adalrs.config.base import Fraction, Group, require, shown_division
 
 PresetName = Literal[
-    "gpt2-tiny", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl",
-    "llama-tiny", "llama3.2-1b", "llama3.2-3b", "llama3.1-8b",
-    "qwen2-tiny", "qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b", "qwen2.5-7b",
-]  # fmt: skip
+    "gpt2-tiny",
+    "gpt2",
+    "gpt2-medium",
+    "gpt2-large",
+    "gpt2-xl",
+    "llama-tiny",
+    "llama3.2-1b",
+    "llama3.2-3b",
+    "llama3.1-8b",
+    "qwen2-tiny",
+    "qwen2.5-0.5b",
+    "qwen2.5-1.5b",
+    "qwen2.5-3b",
+    "qwen2.5-7b",
+]
 
 
 @dataclass(frozen=True)
@@ -138,7 +149,8 @@ class ModelConfig(Group):
         require(
             bool(self.kv_channels) or self.hidden_size % self.num_attention_heads == 0,
             f"hidden_size: {self.hidden_size} is not divisible by num_attention_heads: "
-            f"{shown_division(self.hidden_size, self.num_attention_heads)}; change one of them, or give kv_channels",
+            f"{shown_division(self.hidden_size, self.num_attention_heads)}; change one of them, or give "
+            f"kv_channels",
         )
         require(
             self.num_attention_heads % self.num_key_value_heads == 0,
@@ -159,7 +171,8 @@ class ModelConfig(Group):
     def _rope_scaling_is_possible(self) -> ModelConfig:
         require(
             not self.use_rope_scaling or self.position_embedding_type == "rope",
-            f"use_rope_scaling: True: only rotary positions are scaled, required position_embedding_type rope, not "
+            f"use_rope_scaling: True: only rotary positions are scaled, required position_embedding_type "
+            f"rope, not "
             f"{self.position_embedding_type}",
         )
         low, high = self.rope_scaling_low_freq_factor, self.rope_scaling_high_freq_factor

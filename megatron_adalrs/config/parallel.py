@@ -48,7 +48,8 @@ def require_possible_mesh(parallel: ParallelConfig, model: ModelConfig, training
     if parallel.sequence_parallel:
         require(
             parallel.tensor_model_parallel_size > 1,
-            "sequence_parallel: splits the sequence over the tensor ranks, and tensor_model_parallel_size is 1; "
+            "sequence_parallel: splits the sequence over the tensor ranks, and tensor_model_parallel_size is "
+            "1; "
             "raise it, or leave sequence_parallel out",
         )
     _require_equal_parts(parallel, model)
@@ -64,8 +65,10 @@ def _require_possible_pipeline(
     )
     require(
         parallel.context_parallel_size == 1,
-        f"context_parallel_size: {parallel.context_parallel_size} does not combine with pipeline_model_parallel_size "
-        f"{stages}: DeepSpeed's pipeline has no context axis; use ZeRO or tensor parallelism in place of the pipeline, "
+        f"context_parallel_size: {parallel.context_parallel_size} does not combine with "
+        f"pipeline_model_parallel_size "
+        f"{stages}: DeepSpeed's pipeline has no context axis; use ZeRO or tensor parallelism in place of the "
+        f"pipeline, "
         "or leave context_parallel_size at 1",
     )
     require(
@@ -98,5 +101,6 @@ def _require_equal_parts(parallel: ParallelConfig, model: ModelConfig) -> None:
     for name, size, (sizes, ranks) in shared:
         require(
             size % ranks == 0,
-            f"{name}: {size} is not divisible by {sizes}: {shown_division(size, ranks)}; each rank takes an equal part",
+            f"{name}: {size} is not divisible by {sizes}: {shown_division(size, ranks)}; each rank takes an "
+            f"equal part",
         )

@@ -91,7 +91,8 @@ class RunConfig(Group):
     def _planned_world_only(self) -> RunConfig:
         require(
             self.world_size is None or self.dry_run,
-            f"world_size: {self.world_size} can be planned with --dry-run only; a run has the ranks that are launched",
+            f"world_size: {self.world_size} can be planned with --dry-run only; a run has the ranks that are "
+            f"launched",
         )
         return self
 

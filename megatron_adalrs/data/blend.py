@@ -41,7 +41,8 @@ class Use:
 
 
 class Blend:
-    """`num_samples` samples of `seq_length` + 1 tokens from several corpora, each in the order that it has alone.
+    """`num_samples` samples of `seq_length` + 1 tokens from several corpora, each in the order that it has
+    alone.
 
     Raises ValueError and OSError as `build` does for a corpus without documents enough.
 
@@ -81,8 +82,8 @@ class Blend:
         return {part.name: str(part.share) for part in self.parts}
 
     def order_digest(self, first_n: int = 65536) -> str:
-        """12 hex digits for the order of the first samples; see `GPTDataset.order_digest`, whose it is for a single
-        corpus."""
+        """12 hex digits for the order of the first samples; see `GPTDataset.order_digest`, whose it is for a
+        single corpus."""
         digests = [
             part.dataset.order_digest(count)
             for part, count in zip(self.parts, self._order.counts(min(first_n, len(self))), strict=True)
@@ -112,7 +113,8 @@ class Blend:
 
 @dataclass(frozen=True)
 class Datasets:
-    """What a run reads. `valid` and `test`: each corpus by itself; empty where there is nothing to evaluate on."""
+    """What a run reads. `valid` and `test`: each corpus by itself; empty where there is nothing to evaluate
+    on."""
 
     train: Blend
     valid: tuple[Part, ...]
@@ -124,8 +126,8 @@ def build_datasets(
 ) -> Datasets:
     """The data sets of a configuration. Call it in one process first: all others then open the same caches.
 
-    Raises FileNotFoundError, ValueError and OSError as `build_gpt_datasets` does; ValueError where the corpora differ
-    in token type, or their split leaves nothing to train on.
+    Raises FileNotFoundError, ValueError and OSError as `build_gpt_datasets` does; ValueError where the
+    corpora differ in token type, or their split leaves nothing to train on.
     """
     _require_one_token_type([corpus.prefix for corpus in data.corpora])
 
@@ -181,6 +183,7 @@ def _require_one_token_type(prefixes: Sequence[Path | str]) -> None:
     for other in others:
         if types[other] != types[first]:
             raise ValueError(
-                f"{idx_path(other)} has token type {types[other]}, {idx_path(first)} has {types[first]}: required the "
+                f"{idx_path(other)} has token type {types[other]}, {idx_path(first)} has {types[first]}: "
+                f"required the "
                 "same, that of one tokenizer"
             )

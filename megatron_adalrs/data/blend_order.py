@@ -1,15 +1,16 @@
-"""Which corpus serves which sample of a blend: a deterministic order without random numbers, in little memory.
+"""Which corpus serves which sample of a blend: a deterministic order without random numbers, in little
+memory.
 
-Time is cut into blocks of `WINDOW` samples. In every block corpus i has the same floor(share_i * WINDOW) places, and
-what is left over goes to different corpora from block to block: to those that are owed most (error feedback). A corpus
-that keeps one of those left-over places from a block to the next keeps the same one. Therefore any WINDOW consecutive
-samples, wherever they begin, hold floor(share_i * WINDOW) samples of corpus i or one more, the latter only where
-share_i * WINDOW is no whole number: less than one sample away from it. (Over windows of every length at once no order
-of three or more corpora can promise that.)
+Time is cut into blocks of `WINDOW` samples. In every block corpus i has the same floor(share_i * WINDOW)
+places, and what is left over goes to different corpora from block to block: to those that are owed most
+(error feedback). A corpus that keeps one of those left-over places from a block to the next keeps the same
+one. Therefore any WINDOW consecutive samples, wherever they begin, hold floor(share_i * WINDOW) samples of
+corpus i or one more, the latter only where share_i * WINDOW is no whole number: less than one sample away
+from it. (Over windows of every length at once no order of three or more corpora can promise that.)
 
 Within a block the places are spread evenly by earliest deadlines: the j-th of a corpus' c places lies in
-floor((j - 1) * WINDOW / c) to ceil(j * WINDOW / c) - 1, so that of the first n places it has n * c / WINDOW, rounded up
-or down (Steiner and Yeomans, Level schedules for mixed-model, just-in-time processes, 1993).
+floor((j - 1) * WINDOW / c) to ceil(j * WINDOW / c) - 1, so that of the first n places it has n * c / WINDOW,
+rounded up or down (Steiner and Yeomans, Level schedules for mixed-model, just-in-time processes, 1993).
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ class BlendOrder:
 
 
 def _spread(counts: Sequence[int]) -> list[npt.NDArray[np.int64]]:
-    """Ascending places 0 ... sum(counts) - 1, as many for each of them as it counts, spread as evenly as can be."""
+    """Ascending places 0 ... sum(counts) - 1, as many for each of them as it counts, spread as evenly as can
+    be."""
     total = sum(counts)
     places: list[list[int]] = [[] for _ in counts]
     waiting = [
@@ -89,7 +91,8 @@ def _spread(counts: Sequence[int]) -> list[npt.NDArray[np.int64]]:
 
 
 def _guests(fractions: Sequence[float], left_over: int, blocks: int) -> npt.NDArray[np.int32]:
-    """int32[blocks, left_over]: the corpora in each block's left-over places, all of them different in a block.
+    """int32[blocks, left_over]: the corpora in each block's left-over places, all of them different in a
+    block.
 
     Args:
         fractions: places of each corpus in a block, on average; each below 1, with sum `left_over`.

@@ -58,7 +58,8 @@ def tokenizer_noted(prefix: Path | str, note: Description) -> TokenizerOfData:
 
 
 def require_what_made(prefix: Path | str, note: Description, tokenizer: Tokenizer, named: str) -> None:
-    """Raise ValueError where a dataset was made with another tokenizer than this; `named`: by a field, as a value."""
+    """Raise ValueError where a dataset was made with another tokenizer than this; `named`: by a field, as a
+    value."""
     if tokenizer.sha256 != note.tokenizer_sha256:
         raise ValueError(
             f"{named} (SHA-256 {tokenizer.sha256:.12}) is not what made {prefix} ({note.tokenizer_type}, "

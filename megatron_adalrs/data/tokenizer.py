@@ -21,8 +21,8 @@ class Tokenizer(Protocol):
     """Text to token ids and back.
 
     `vocab_size`: every id is below it. `eod`: the id that ends a document. `sha256`: hex digest of the files
-    (see `digest_of_files`; of the name, for a tokenizer without one), to tell whether data and model were made
-    with the same tokenizer.
+    (see `digest_of_files`; of the name, for a tokenizer without one), to tell whether data and model were
+    made with the same tokenizer.
     """
 
     vocab_size: int
@@ -34,7 +34,8 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: list[int]) -> str:
-        """Text of `ids`. A model may have more tokens than its tokenizer: those are no text, and passed over."""
+        """Text of `ids`. A model may have more tokens than its tokenizer: those are no text, and passed
+        over."""
         ...
 
 
@@ -158,7 +159,8 @@ class HuggingFaceTokenizer(_OfThePackage):
 
 
 class GPT2BPETokenizer(_OfThePackage):
-    """GPT-2's: a `vocab.json` and a `merges.txt`; its <|endoftext|> ends a document, spelled out in a text too."""
+    """GPT-2's: a `vocab.json` and a `merges.txt`; its <|endoftext|> ends a document, spelled out in a text
+    too."""
 
     def __init__(self, vocab_file: Path | str, merge_file: Path | str) -> None:
         super().__init__()
@@ -186,10 +188,12 @@ class GPT2BPETokenizer(_OfThePackage):
 
 
 def digest_of_files(kind: str, *paths: Path) -> str:
-    """`sha256` of the tokenizer of that kind that these files are: the file's own, or that of the digests of several.
+    """`sha256` of the tokenizer of that kind that these files are: the file's own, or that of the digests of
+    several.
 
-    HuggingFaceTokenizer's `split_special_tokens` counts as one more where it is set: it changes ids, beside the file.
-    Raises OSError for what cannot be read, ValueError for a tokenizer_config.json that is no JSON object.
+    HuggingFaceTokenizer's `split_special_tokens` counts as one more where it is set: it changes ids, beside
+    the file. Raises OSError for what cannot be read, ValueError for a tokenizer_config.json that is no JSON
+    object.
     """
     digests = [hashlib.sha256(path.read_bytes()) for path in paths]
     if kind == "HuggingFaceTokenizer" and _splits_special_tokens(_settings(paths[0])):

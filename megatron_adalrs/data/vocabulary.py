@@ -1,4 +1,5 @@
-"""What is known of the tokens of a run: how many there are, which tokenizer they are of, which one ends a document."""
+"""What is known of the tokens of a run: how many there are, which tokenizer they are of, which one ends a
+document."""
 
 from __future__ import annotations
 
@@ -45,8 +46,8 @@ def known_vocabulary(config: Config) -> Vocabulary:
     """The vocabulary without a look at the tokens of the data.
 
     Raises:
-        ValueError: its size is not known, the tokenizer needs more tokens than --vocab-size allows, or what made a
-            corpus is another than the flags name or than made the others.
+        ValueError: its size is not known, the tokenizer needs more tokens than --vocab-size allows, or what
+            made a corpus is another than the flags name or than made the others.
         FileNotFoundError: the tokenizer's file is not there.
     """
     data = config.data

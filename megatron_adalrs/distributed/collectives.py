@@ -15,8 +15,8 @@ T = TypeVar("T")
 def gather_numbers(numbers: list[float], device: torch.device) -> np.ndarray:
     """Every rank's numbers, float64 [world size, len(numbers)], the same bits everywhere.
 
-    Sums over the result are taken in rank order on each rank, so all ranks get the same float: an all-reduce in
-    different groups may differ in the last bit, enough to split a decision.
+    Sums over the result are taken in rank order on each rank, so all ranks get the same float: an all-reduce
+    in different groups may differ in the last bit, enough to split a decision.
     """
     mine = torch.tensor([numbers], dtype=torch.float64, device=device)
     if dist.get_world_size() == 1:
@@ -46,7 +46,8 @@ def on_every_rank(function: Callable[[], T]) -> T:
     """This rank's result of `function`, called on every rank.
 
     Raises:
-        ValueError: on every rank, with the first message, if the function raised ValueError or OSError on any.
+        ValueError: on every rank, with the first message, if the function raised ValueError or OSError on
+            any.
     """
     result, message = _attempt(function)
     messages: list[str | None] = [None] * dist.get_world_size()
@@ -61,7 +62,8 @@ def from_every_rank(function: Callable[[], T]) -> list[T]:
     """Every rank's result of `function`, in rank order, on all of them; the results are pickled.
 
     Raises:
-        ValueError: on every rank, with the first message, if the function raised ValueError or OSError on any.
+        ValueError: on every rank, with the first message, if the function raised ValueError or OSError on
+            any.
     """
     mine = on_every_rank(function)
     results: list[T | None] = [None] * dist.get_world_size()

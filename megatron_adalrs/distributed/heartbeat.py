@@ -1,8 +1,10 @@
-"""Ranks that watch each other: when one dies or stands still, the others leave within a bounded time and name it.
+"""Ranks that watch each other: when one dies or stands still, the others leave within a bounded time and name
+it.
 
-Collectives alone wait for a lost rank until their own timeout, and then cannot say which one it was. Here every rank
-has a thread that writes a beat into the key-value store of torch.distributed and reads that of the next rank: two keys
-a rank and interval, whatever the number of ranks. Who finds its neighbour silent writes a verdict, which all read.
+Collectives alone wait for a lost rank until their own timeout, and then cannot say which one it was. Here
+every rank has a thread that writes a beat into the key-value store of torch.distributed and reads that of the
+next rank: two keys a rank and interval, whatever the number of ranks. Who finds its neighbour silent writes a
+verdict, which all read.
 """
 
 from __future__ import annotations
@@ -46,13 +48,15 @@ class Store(Protocol):
 class Heartbeat:
     """This rank's beat, and its eye on the next rank.
 
-    Silence is counted in this rank's own rounds, not by a clock, so that a job that was suspended as a whole goes on.
+    Silence is counted in this rank's own rounds, not by a clock, so that a job that was suspended as a whole
+    goes on.
 
     Args:
         rank, world_size: of this process in the whole job.
         timeout: seconds of silence after which a rank counts as lost.
         progress: this rank's kept steps completed; None before training.
-        store: a connection of its own to the job's store: a thread that waits in one would hold up the others.
+        store: a connection of its own to the job's store: a thread that waits in one would hold up the
+            others.
         leave: what ends the process; the main thread may be inside a collective that never returns.
     """
 
@@ -92,7 +96,8 @@ class Heartbeat:
                 )  # which says it, unless it waits for a store that is out of reach
 
     def explain(self, error: BaseException) -> str:
-        """Who is lost, after a collective has failed on this rank; waits until silence tells, at most `timeout`.
+        """Who is lost, after a collective has failed on this rank; waits until silence tells, at most
+        `timeout`.
 
         Returns:
             One sentence; about all ranks' places where none is silent, such as when one is stuck.
@@ -149,9 +154,12 @@ class Heartbeat:
     def _beat(self) -> None:
         self._rounds += 1
         beat = {
-            "round": self._rounds, "host": socket.gethostname(), "pid": os.getpid(), "step": self._progress(),
+            "round": self._rounds,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "step": self._progress(),
             "place": place_of(sys._current_frames().get(self._main_thread)),
-        }  # fmt: skip
+        }
         self._store.set(self._key(self.rank), json.dumps(beat))
 
     def _look(self) -> str | None:
@@ -197,7 +205,8 @@ class Heartbeat:
 
 @contextmanager
 def rendezvous_errors() -> Iterator[None]:
-    """Join the process group. Where the ranks do not find each other, that is told and the process ends with `LOST`."""
+    """Join the process group. Where the ranks do not find each other, that is told and the process ends with
+    `LOST`."""
     try:
         yield
     except RuntimeError as error:
@@ -205,7 +214,8 @@ def rendezvous_errors() -> Iterator[None]:
             raise
         rank, world_size = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE"))
         tell(
-            f"error: rank {rank} on {socket.gethostname()} did not find all {world_size} ranks at {_address()}: "
+            f"error: rank {rank} on {socket.gethostname()} did not find all {world_size} ranks at "
+            f"{_address()}: "
             f"{first_line(error)}"
         )
         os._exit(LOST)
@@ -217,8 +227,8 @@ def heartbeat_monitor(
 ) -> Iterator[None]:
     """Build and train under a heartbeat. Nothing is watched where there is one rank, or where `timeout` is 0.
 
-    When a collective fails, what is known about the other ranks is printed, and the process ends with `LOST`; so it
-    does when the store is out of reach from the beginning.
+    When a collective fails, what is known about the other ranks is printed, and the process ends with `LOST`;
+    so it does when the store is out of reach from the beginning.
 
     Args:
         attempt: what `init_distributed` returned: the store may still hold beats of an earlier attempt.
@@ -247,12 +257,14 @@ def heartbeat_monitor(
 
 
 def store_is_gone(server: str) -> str:
-    """The verdict on the rank that serves the store: it cannot be told from its host, nor that from the network."""
+    """The verdict on the rank that serves the store: it cannot be told from its host, nor that from the
+    network."""
     return f"{server}, its host or the link to it is lost: the store at {_address()} does not answer"
 
 
 def tell(message: str) -> None:
-    """Print to standard error, but wait for nobody to read it: what it leads to may be behind the cut link."""
+    """Print to standard error, but wait for nobody to read it: what it leads to may be behind the cut
+    link."""
 
     def write() -> None:
         with suppress(OSError):

@@ -16,8 +16,8 @@ OTHER_LAUNCHERS = (
 def adopt_launch_environment(environment: MutableMapping[str, str] = os.environ) -> None:
     """Set RANK, WORLD_SIZE and LOCAL_RANK where `srun` or `mpirun` say them in words of their own.
 
-    The `deepspeed` launcher and `torchrun` set them themselves, which is left as it is; so is a process on its own.
-    MASTER_ADDR and MASTER_PORT are the job script's to say.
+    The `deepspeed` launcher and `torchrun` set them themselves, which is left as it is; so is a process on
+    its own. MASTER_ADDR and MASTER_PORT are the job script's to say.
     """
     if "RANK" in environment:
         return

@@ -1,7 +1,7 @@
 """The mesh of processes: pipe x data x context x tensor, ranks counted with the tensor coordinate fastest.
 
-DeepSpeed's PipeModelDataParallelTopology counts pipe, data, model the same way. An MeshAxis is one direction of the mesh as
-one process sees it; layers and collectives take the MeshAxis they work along and nothing else.
+DeepSpeed's PipeModelDataParallelTopology counts pipe, data, model the same way. An MeshAxis is one direction
+of the mesh as one process sees it; layers and collectives take the MeshAxis they work along and nothing else.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ class ProcessMesh:
 
     @property
     def tensor_group(self) -> int:
-        """Number of this process's tensor group: its ranks read the same samples and share a random stream."""
+        """Number of this process's tensor group: its ranks read the same samples and share a random
+        stream."""
         return self.rank // self.tensor.size
 
     @classmethod

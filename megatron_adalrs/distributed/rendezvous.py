@@ -1,9 +1,10 @@
 """Ranks meet in a store that earlier attempts of the same job may have used.
 
-With `torchrun --max-restarts` the agents keep one store for all attempts (torch 2.13, either rendezvous), and what the
-process group writes into it has the same names each time: a rank that is first reads where a dead one listened, and
-its attempt fails with "connection refused". TORCHELASTIC_RESTART_COUNT cannot tell attempts apart: it counts the
-failures of each node by itself. So the ranks agree on a name of their attempt here, under which they then write.
+With `torchrun --max-restarts` the agents keep one store for all attempts (torch 2.13, either rendezvous), and
+what the process group writes into it has the same names each time: a rank that is first reads where a dead
+one listened, and its attempt fails with "connection refused". TORCHELASTIC_RESTART_COUNT cannot tell attempts
+apart: it counts the failures of each node by itself. So the ranks agree on a name of their attempt here,
+under which they then write.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ _ROUND = timedelta(seconds=1)
 
 
 def rendezvous(store: dist.Store, rank: int, world_size: int, timeout: timedelta) -> str:
-    """Find the other ranks of this attempt. Collective. Returns its name, the same on every rank and never used before.
+    """Find the other ranks of this attempt. Collective. Returns its name, the same on every rank and never
+    used before.
 
-    The first rank names the attempt. Every other one greets it under that name with a word of its own until the word
-    comes back: a name that a dead first rank has left is answered by nobody, or with the word of a dead rank.
+    The first rank names the attempt. Every other one greets it under that name with a word of its own until
+    the word comes back: a name that a dead first rank has left is answered by nobody, or with the word of a
+        dead rank.
 
     Raises:
         torch.distributed.DistStoreError: not all ranks came within `timeout`; the first one says which.

@@ -1,4 +1,5 @@
-"""The training engine. Only the files of this package import deepspeed: what it is like is known here and nowhere else.
+"""The training engine. Only the files of this package import deepspeed: what it is like is known here and
+nowhere else.
 
 build_lock.py           locks of DeepSpeed's compiled operators that a killed process left behind
 checkpoint_files.py     DeepSpeed's checkpoint files, written at once or from a copy in the background

@@ -1,7 +1,7 @@
 """DeepSpeed's checkpoint files: written at once, or from a copy while training goes on.
 
-DeepSpeed calls `save` between barriers. An exception there, on one rank, would leave the others waiting in the next
-one; so failures are kept until `finish`, which every rank calls.
+DeepSpeed calls `save` between barriers. An exception there, on one rank, would leave the others waiting in
+the next one; so failures are kept until `finish`, which every rank calls.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import (  # isort: sk
 class CheckpointFiles(CheckpointEngine):
     """What writes the files of one rank.
 
-    With a copy, `begin(copied=True)`, tensors go to host memory, which the next copy uses again: a first allocation
-    takes longer than the copy. Only `start` writes, in a thread.
+    With a copy, `begin(copied=True)`, tensors go to host memory, which the next copy uses again: a first
+    allocation takes longer than the copy. Only `start` writes, in a thread.
     """
 
     def __init__(self) -> None:
@@ -94,7 +94,8 @@ class CheckpointFiles(CheckpointEngine):
         self.copied_bytes = self._used = 0
 
     def start(self, secure: Callable[[Path], str]) -> None:
-        """Write what was copied, in a thread, which brings each file to disk by `secure` and keeps its digest."""
+        """Write what was copied, in a thread, which brings each file to disk by `secure` and keeps its
+        digest."""
         self._copied = False
         get_accelerator().synchronize()
         self._thread = threading.Thread(target=self._write_all, args=(secure,), name="checkpoint-writer")

@@ -38,11 +38,13 @@ class StepResult(NamedTuple):
     """One optimizer step, as every rank knows it: the same values, to the bit, on all of them."""
 
     loss: float
-    """Averaged over micro-batches and data-parallel ranks, and over the context-parallel parts of the sequences."""
+    """Averaged over micro-batches and data-parallel ranks, and over the context-parallel parts of the
+    sequences."""
     grad_norm: float
     """Global norm before clipping; infinite or NaN where a gradient is."""
     applied: bool
-    """False where weights and optimizer are as before: a gradient overflowed, or the update was not accepted."""
+    """False where weights and optimizer are as before: a gradient overflowed, or the update was not
+    accepted."""
     stop_requested: bool
     """Whether any rank asked to stop."""
 
@@ -91,7 +93,8 @@ class Engine:
         self._marked = [p for p in self.module.parameters() if shard_of(p)] if marks_gradients else []
         self.device = torch.device(self.deepspeed.device)
         self._gate = self._make_gate()
-        # One rank has nobody to average with, yet DeepSpeed would flatten, reduce and copy back every gradient.
+        # One rank has nobody to average with, yet DeepSpeed would flatten, reduce and copy back every
+        # gradient.
         if self._is_plain and mesh.replica.size == 1:
             self.deepspeed.enable_backward_allreduce = False
 
@@ -128,11 +131,13 @@ class Engine:
 
     @property
     def parameters_held(self) -> int:
-        """Parameters of the part of the model that this rank trains; under ZeRO-3 they are sharded further."""
+        """Parameters of the part of the model that this rank trains; under ZeRO-3 they are sharded
+        further."""
         return held_by(self.module)
 
     def named_weights(self) -> dict[str, nn.Parameter]:
-        """This rank's parameters by GPT's names for them: a tied weight has one name on both ends of a pipe."""
+        """This rank's parameters by GPT's names for them: a tied weight has one name on both ends of a
+        pipe."""
         return dict(self.module.named_parameters())
 
     def set_lr(self, lr: float) -> None:
@@ -172,7 +177,8 @@ class Engine:
 
     @torch.no_grad()
     def evaluate(self, steps: Iterator[Sequence[np.ndarray]]) -> float:
-        """Mean loss over steps of this rank's micro-batches, averaged over ranks; the same float on all of them."""
+        """Mean loss over steps of this rank's micro-batches, averaged over ranks; the same float on all of
+        them."""
         self.module.eval()
         losses, shares = [], []
         for batch in (batch for batches in steps for batch in batches):
@@ -187,7 +193,8 @@ class Engine:
         return float(np.mean([batch[:, :-1] != self._documents.eod for batch in micro_batches]))
 
     def _loss_scale(self, micro_batches: Sequence[np.ndarray]) -> float | None:
-        """What makes means over all tokens one over those of the whole step that count; None where all do. Collective.
+        """What makes means over all tokens one over those of the whole step that count; None where all do.
+        Collective.
 
         So the loss does not depend on how the mesh deals out samples that count differently.
         """
@@ -214,7 +221,8 @@ class Engine:
         )
 
     def _reduce_loss_and_norm(self, loss: float, norm: Tensor | float | None) -> tuple[float, float]:
-        """Loss and gradient norm before an update: to the bit what `_result` makes of the same numbers. Collective."""
+        """Loss and gradient norm before an update: to the bit what `_result` makes of the same numbers.
+        Collective."""
         everyone = gather_numbers([loss, self._grad_norm(norm)], self.device)
         return self._mean_loss(everyone[:, 0]), float(everyone[0, 1])
 
@@ -224,14 +232,17 @@ class Engine:
         return float("nan") if known is None or known < 0 else float(known)
 
     def _mean_loss(self, everyone: np.ndarray) -> float:
-        """The loss, from every rank's, float64 [world size]: each tensor group has its own samples, or part of them."""
+        """The loss, from every rank's, float64 [world size]: each tensor group has its own samples, or part
+        of them."""
         return float(everyone[:: self._mesh.tensor.size].mean())
 
     def training_state_tensors(self) -> dict[Hashable, Tensor]:
-        """The tensors that decide the following steps, in place: what the optimizer works on, its state, buffers.
+        """The tensors that decide the following steps, in place: what the optimizer works on, its state,
+        buffers.
 
-        Weights that are rounded masters are left out: `sync_weights_from_masters` makes them anew. No tensor comes twice. Keys
-        name a tensor for good, so that one that is born later is recognised as new. Valid between steps.
+        Weights that are rounded masters are left out: `sync_weights_from_masters` makes them anew. No tensor
+        comes twice. Keys name a tensor for good, so that one that is born later is recognised as new. Valid
+        between steps.
         """
         found: dict[Hashable, Tensor] = {
             ("buffer", name): buffer for name, buffer in _persistent_buffers(self.module)
@@ -259,7 +270,8 @@ class Engine:
         return self._base_optimizer.register_step_pre_hook(lambda *_: callback()).remove
 
     def counters(self) -> dict[str, Any]:
-        """DeepSpeed's step counters, the loss scaler's where there is one, and an optimizer's that are no tensors."""
+        """DeepSpeed's step counters, the loss scaler's where there is one, and an optimizer's that are no
+        tensors."""
         values = {name: getattr(self.deepspeed, name) for name in COUNTERS}
         values["state"] = [_numbers(state) for state in self._base_optimizer.state.values()]
         for owner in self._loss_scalers():
@@ -282,11 +294,13 @@ class Engine:
                     setattr(owner, name, values[key])
 
     def save(self, folder: Path, secure: Callable[[Path], str] | None = None) -> None:
-        """Write DeepSpeed's files of this rank under `folder`; with `secure`, copy what is in them and begin to.
+        """Write DeepSpeed's files of this rank under `folder`; with `secure`, copy what is in them and begin
+        to.
 
         Collective.
 
-        `files.finish()` ends it, and says what could not be written: here an error would part this rank from the rest.
+        `files.finish()` ends it, and says what could not be written: here an error would part this rank from
+        the rest.
         """
         self.files.begin(copied=secure is not None)
         self.deepspeed.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
@@ -305,7 +319,8 @@ class Engine:
         self._count_micro_steps()
 
     def load_resharded(self, saved: TrainingTensors) -> None:
-        """Take over what another mesh or ZeRO stage saved, in an engine that has not stepped yet. Collective."""
+        """Take over what another mesh or ZeRO stage saved, in an engine that has not stepped yet.
+        Collective."""
         write_training(
             self.deepspeed.optimizer, self._base_optimizer, self.named_weights(), self._vocab_size, saved
         )
@@ -349,7 +364,8 @@ class Engine:
 
 
 def _optimizer(model: nn.Module, config: Config, settings: dict[str, Any]) -> torch.optim.Optimizer:
-    """torch's AdamW, or DeepSpeed's on the processor where an accelerator's optimizer state is offloaded to it."""
+    """torch's AdamW, or DeepSpeed's on the processor where an accelerator's optimizer state is offloaded to
+    it."""
     if not settings["zero_optimization"].get("offload_optimizer") or computes_on_cpu():
         return build_optimizer(model, config.optimizer)
     from deepspeed.ops.adam import DeepSpeedCPUAdam  # takes a minute to compile, once for an environment
@@ -363,7 +379,8 @@ def held_by(module: nn.Module) -> int:
 
 
 def reduce_bucket_size(parameters: int) -> int:
-    """Elements of the buffer in which ZeRO gathers gradients to reduce them: DeepSpeed's default, or what is needed."""
+    """Elements of the buffer in which ZeRO gathers gradients to reduce them: DeepSpeed's default, or what is
+    needed."""
     return min(500_000_000, parameters)
 
 

@@ -49,7 +49,8 @@ def deepspeed_settings(config: Config, data_parallel_size: int) -> dict[str, Any
     _require_possible_offload(settings["zero_optimization"], config)
     if config.loss_guard.policy != "off" and not settings["zero_optimization"].get("compute_grad_norm", True):
         raise ValueError(
-            f"--deepspeed-config: {training.deepspeed_config}: zero_optimization.compute_grad_norm = False leaves "
+            f"--deepspeed-config: {training.deepspeed_config}: zero_optimization.compute_grad_norm = False "
+            f"leaves "
             f"unknown whether gradients are finite; loss_guard.policy {config.loss_guard.policy!r} needs it"
         )
     return settings

@@ -1,7 +1,8 @@
 """Locks that a process killed while it loaded one of DeepSpeed's compiled operators has left behind.
 
-torch guards the folder of an operator by a file named `lock`, and waits for its removal without an end or a word. A
-process that is killed in between leaves it there, and every later run, of whatever program, would hang at its start.
+torch guards the folder of an operator by a file named `lock`, and waits for its removal without an end or a
+word. A process that is killed in between leaves it there, and every later run, of whatever program, would
+hang at its start.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import psutil
 from torch.utils.cpp_extension import get_default_build_root
 
 PATIENCE = 120.0
-"""Seconds after which a lock that no process of this host holds counts as abandoned: another host, which shares the
-folder, may be compiling, which takes about one minute."""
+"""Seconds after which a lock that no process of this host holds counts as abandoned: another host, which
+shares the folder, may be compiling, which takes about one minute."""
 _POLL_SECONDS = 0.5
 
 
@@ -45,7 +46,8 @@ def remove_abandoned_locks(
 
 
 def _locks(folder: Path) -> Iterator[Path]:
-    """In the folders of operators, which torch keeps apart by versions of Python unless told where to keep them."""
+    """In the folders of operators, which torch keeps apart by versions of Python unless told where to keep
+    them."""
     for pattern in ("*/lock", "*/*/lock"):
         yield from folder.glob(pattern)
 
@@ -73,7 +75,8 @@ def _is_same(path: str, other: os.stat_result) -> bool:
 
 
 def _age(lock: Path) -> float | None:
-    """Seconds since it was made, by the clock of its file system, which need not be this host's; None: it is gone."""
+    """Seconds since it was made, by the clock of its file system, which need not be this host's; None: it is
+    gone."""
     try:
         with tempfile.TemporaryFile(dir=lock.parent) as now:
             return os.fstat(now.fileno()).st_mtime - lock.stat().st_mtime

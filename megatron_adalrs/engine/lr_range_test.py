@@ -6,9 +6,10 @@ import torch
 
 from megatron_adalrs.engine.process_group import deepspeed  # noqa: F401 (imported first: it keeps DeepSpeed quiet)
 
-from deepspeed.runtime.lr_schedules import LRRangeTest  # noqa: E402 # isort: skip
+from deepspeed.runtime.lr_schedules import LRRangeTest  # isort: skip
 
 
 def lr_range_test(optimizer: torch.optim.Optimizer, min_lr: float) -> LRRangeTest:
-    """Return DeepSpeed's range-test scheduler, which raises the learning rate linearly from `min_lr` at each step."""
+    """Return DeepSpeed's range-test scheduler, which raises the learning rate linearly from `min_lr` at each
+    step."""
     return LRRangeTest(optimizer, lr_range_test_min_lr=min_lr, lr_range_test_step_size=1)

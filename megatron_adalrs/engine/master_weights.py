@@ -1,8 +1,9 @@
 """Weights made anew from the optimizer's masters, as DeepSpeed's own update makes them.
 
-Wherever DeepSpeed's optimizer works on masters of its own, the weights of the model are those masters, rounded to the
-model's precision: at the start, when the masters are made from the weights, and after every update. So a snapshot
-holds the masters only. Sources: `step` and `update_lp_params` of each class (DeepSpeed 0.19.8).
+Wherever DeepSpeed's optimizer works on masters of its own, the weights of the model are those masters,
+rounded to the model's precision: at the start, when the masters are made from the weights, and after every
+update. So a snapshot holds the masters only. Sources: `step` and `update_lp_params` of each class (DeepSpeed
+0.19.8).
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer  # isort
 
 @torch.no_grad()
 def weights_from_masters(optimizer: Any, module: nn.Module) -> None:
-    """Write the weights anew from masters that were written to. Collective where weights or masters are sharded.
+    """Write the weights anew from masters that were written to. Collective where weights or masters are
+    sharded.
 
     Without masters the optimizer is torch's, on the weights themselves, and there is nothing to do.
     """

@@ -10,8 +10,8 @@ from megatron_adalrs.distributed.process_mesh import ProcessMesh
 
 
 class ModelParallelUnit:
-    """The mesh as DeepSpeed asks for it: what it calls model-parallel is the tensor axis, data-parallel are all ranks
-    that hold the same parameters."""
+    """The mesh as DeepSpeed asks for it: what it calls model-parallel is the tensor axis, data-parallel are
+    all ranks that hold the same parameters."""
 
     def __init__(self, mesh: ProcessMesh) -> None:
         self._mesh = mesh

@@ -28,7 +28,8 @@ TIE = "token_embedding"
 
 
 class PipelineParallelEngine(Engine):
-    """A model cut into stages. Every rank is given its pipeline's micro-batches; the first and last stage use them."""
+    """A model cut into stages. Every rank is given its pipeline's micro-batches; the first and last stage use
+    them."""
 
     def __init__(
         self, config: Config, vocab_size: int, mesh: ProcessMesh, weights: WeightSource | None = None
@@ -51,8 +52,8 @@ class PipelineParallelEngine(Engine):
     def _build_model(self, config: Config, vocab_size: int, settings: dict[str, Any]) -> nn.Module:
         layers = pipeline_layers(config.model, vocab_size, self._layout, self._documents)
         shape = self._mesh.shape
-        # DeepSpeed would cut what stages send each other into parts, one a tensor rank, as if all ranks held the same:
-        # with sequence parallelism they do not.
+        # DeepSpeed would cut what stages send each other into parts, one a tensor rank, as if all ranks held
+        # the same: with sequence parallelism they do not.
         settings["pipeline"] = settings.get("pipeline", {}) | {
             "pipe_partitioned": False,
             "grad_partitioned": False,
@@ -137,7 +138,8 @@ class PipelineParallelEngine(Engine):
             and (self._mesh.tensor.is_first or shard_of(parameter))
         ]
         mine = float(torch.stack(counted).sum()) if counted else 0.0
-        # Replicas hold the same gradients: their sums are averaged, in one order, for the same bits everywhere.
+        # Replicas hold the same gradients: their sums are averaged, in one order, for the same bits
+        # everywhere.
         total = float(gather_numbers([mine], self.device).sum()) / self._mesh.data.size
         self._norm = total**0.5
         norm = torch.tensor(self._norm, dtype=torch.float32, device=self.device)

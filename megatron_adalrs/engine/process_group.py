@@ -29,7 +29,8 @@ _attempt = ""
 
 
 def init_distributed(mesh: ProcessMesh, timeout_minutes: float = 10.0) -> str:
-    """Join the process group that the launcher announced: nccl on GPUs, gloo on CPUs. A lone process needs no address.
+    """Join the process group that the launcher announced: nccl on GPUs, gloo on CPUs. A lone process needs no
+    address.
 
     Joins nothing in a process that has joined one.
 

@@ -1,7 +1,8 @@
 """Training state that another mesh or ZeRO stage left, written into a live engine.
 
-DeepSpeed's `safe_set_full_optimizer_state` covers only a part of this: it knows no optimizer without ZeRO, needs the
-moments, which are born in the first step, and fails where ZeRO-3 pads a parameter. So tensors are written in place.
+DeepSpeed's `safe_set_full_optimizer_state` covers only a part of this: it knows no optimizer without ZeRO,
+needs the moments, which are born in the first step, and fails where ZeRO-3 pads a parameter. So tensors are
+written in place.
 """
 
 from __future__ import annotations
@@ -51,9 +52,12 @@ class Place(NamedTuple):
 
 @torch.no_grad()
 def write_training(
-    optimizer: Any, base: torch.optim.Optimizer, weights: Mapping[str, nn.Parameter], vocab_size: int,
+    optimizer: Any,
+    base: torch.optim.Optimizer,
+    weights: Mapping[str, nn.Parameter],
+    vocab_size: int,
     saved: TrainingTensors,
-) -> None:  # fmt: skip
+) -> None:
     """Write masters, moments and step. Weights that are rounded masters are for the caller to make anew.
 
     Args:

@@ -1,13 +1,17 @@
-"""Masters, moments and step of AdamW from what an engine saved, whatever the mesh and the ZeRO stage that it had.
+"""Masters, moments and step of AdamW from what an engine saved, whatever the mesh and the ZeRO stage that it
+had.
 
-Read here, and not by DeepSpeed's `ds_to_universal`, for three reasons (0.19.8): that refuses a checkpoint without ZeRO;
-it joins tensor ranks' parts along one dimension, where ours are blocks ([q | k | v]); and a pipe's layers go by numbers
-there, which no other cut of the model shares. The places of parameters are those that it reads, `param_slice_mappings`.
+Read here, and not by DeepSpeed's `ds_to_universal`, for three reasons (0.19.8): that refuses a checkpoint
+without ZeRO; it joins tensor ranks' parts along one dimension, where ours are blocks ([q | k | v]); and a
+pipe's layers go by numbers there, which no other cut of the model shares. The places of parameters are those
+that it reads, `param_slice_mappings`.
 
 What DeepSpeed writes, MM counting tensor ranks fastest, then stages:
-    without ZeRO    "optimizer" in mp_rank_MM_model_states.pt, torch's own, one state a parameter; in bf16 the masters
+    without ZeRO    "optimizer" in mp_rank_MM_model_states.pt, torch's own, one state a parameter; in bf16 the
+    masters
                     beside it. In fp32 the weights are the masters.
-    ZeRO 1, 2       (bf16_)zero_pp_rank_DD_mp_rank_MM_optim_states.pt: two flat tensors, of decayed parameters and of
+    ZeRO 1, 2       (bf16_)zero_pp_rank_DD_mp_rank_MM_optim_states.pt: two flat tensors, of decayed parameters
+    and of
                     the others, cut anywhere into one partition a replica
     ZeRO 3          the same file: flat tensors, in which every parameter is cut into equal parts
 """
@@ -63,7 +67,8 @@ class _Held(NamedTuple):
 
 
 Pieces = dict[str, dict[str, Callable[[], Tensor]]]
-"""What one file, or the files of one model-parallel rank, have: by kind (`MASTER` or a moment) and GPT's name."""
+"""What one file, or the files of one model-parallel rank, have: by kind (`MASTER` or a moment) and GPT's
+name."""
 
 
 def open_training(folder: Path, model: ModelConfig, vocab_size: int, mesh: SavedMesh) -> TrainingTensors:
@@ -73,7 +78,8 @@ def open_training(folder: Path, model: ModelConfig, vocab_size: int, mesh: Saved
         model, vocab_size: of the model that was saved; `vocab_size` before padding.
 
     Raises:
-        ValueError: a file is missing or cannot be read, lacks a parameter, or was written in a way that is not read.
+        ValueError: a file is missing or cannot be read, lacks a parameter, or was written in a way that is
+            not read.
     """
     stages = _stages(model, vocab_size, mesh)
     ranks: list[Pieces] = []
@@ -127,7 +133,8 @@ def _stages(model: ModelConfig, vocab_size: int, mesh: SavedMesh) -> list[dict[s
 
 
 def _without_zero(folder: Path, index: int, held: Mapping[str, _Held]) -> tuple[Pieces, float]:
-    """The optimizer counts its parameters in the order in which `build_optimizer` took them: matrices come first."""
+    """The optimizer counts its parameters in the order in which `build_optimizer` took them: matrices come
+    first."""
     saved = read_saved(folder / f"mp_rank_{index:02d}_model_states.pt")["optimizer"]
     masters = [master for group in saved.get("fp32_groups", []) for master in group]
     states = saved.get("optimizer_state_dict", saved)["state"]
@@ -185,14 +192,16 @@ def _weights(folder: Path, model: ModelConfig, vocab_size: int, mesh: SavedMesh,
 
 
 def _counters(folder: Path, mesh: SavedMesh) -> dict[str, int]:
-    """Raises ValueError where DeepSpeed had the optimizer's state elsewhere than on the device, or in another order."""
+    """Raises ValueError where DeepSpeed had the optimizer's state elsewhere than on the device, or in another
+    order."""
     prefix = "zero_pp_rank_0_" if mesh.zero_stage == 3 else ""
     saved = read_saved(folder / f"{prefix}mp_rank_00_model_states.pt")
     zero = saved["ds_config"].get("zero_optimization", {})
     for name in ("offload_optimizer", "offload_param", "round_robin_gradients"):
         if zero.get(name):
             raise ValueError(
-                f"{folder} was written with zero_optimization.{name}, whose files are read on the mesh that wrote "
+                f"{folder} was written with zero_optimization.{name}, whose files are read on the mesh that "
+                f"wrote "
                 "them only: resume there"
             )
     return {name: int(saved[name]) for name in COUNTERS}

@@ -1,7 +1,7 @@
 """Weights alone, from what an engine saved, whatever the mesh and the ZeRO stage that it had.
 
-What DeepSpeed 0.19.8 writes: without a pipe mp_rank_MM_model_states.pt, one file a tensor rank, with the module's
-weights in its precision; under ZeRO-3 these are empty, and the fp32 masters are in
+What DeepSpeed 0.19.8 writes: without a pipe mp_rank_MM_model_states.pt, one file a tensor rank, with the
+module's weights in its precision; under ZeRO-3 these are empty, and the fp32 masters are in
 zero_pp_rank_DD_mp_rank_MM_optim_states.pt, one file a replica; along a pipe one file a layer and tensor rank.
 """
 
@@ -38,7 +38,8 @@ Part = Mapping[str, Callable[[], Tensor]]
 
 
 class SavedParameters:
-    """Whole tensors of the parameters' shapes, by GPT's names, from every tensor rank's parts: a `WeightSource`.
+    """Whole tensors of the parameters' shapes, by GPT's names, from every tensor rank's parts: a
+    `WeightSource`.
 
     Args:
         model, vocab_size: of the model that was saved; `vocab_size` before padding.
@@ -105,7 +106,8 @@ def of_pipe(folder: Path, index: int, layers: Sequence[str]) -> Part:
 
 
 def _of_masters(folder: Path, index: int) -> Part:
-    """Replica r has the r-th of equal parts of every parameter, one after the other, as in zero_to_fp32.py."""
+    """Replica r has the r-th of equal parts of every parameter, one after the other, as in
+    zero_to_fp32.py."""
     replicas = [optimizer["fp32_flat_groups"] for optimizer in sharded_optimizers(folder, index)]
     return parts_of_flats(folder, index, replicas)
 
@@ -140,7 +142,8 @@ def parts_of_flats(folder: Path, index: int, replicas: Sequence[Sequence[Tensor]
 
 
 def _gathered(replicas: Sequence[Sequence[Tensor]], start: int, length: int, shape: torch.Size) -> Tensor:
-    """A parameter from its parts, which begin at `start` of each replica's flat tensors; none goes over two of them."""
+    """A parameter from its parts, which begin at `start` of each replica's flat tensors; none goes over two
+    of them."""
     parts = []
     for flats in replicas:
         first = start

@@ -1,4 +1,5 @@
-"""Refusing an update at the last moment: gradients are reduced and their norm is known, nothing is written yet."""
+"""Refusing an update at the last moment: gradients are reduced and their norm is known, nothing is written
+yet."""
 
 from __future__ import annotations
 
@@ -9,11 +10,13 @@ import torch
 
 
 class UpdateGate:
-    """Asks before each update of the optimizer that DeepSpeed's own works with, and takes refused gradients away.
+    """Asks before each update of the optimizer that DeepSpeed's own works with, and takes refused gradients
+    away.
 
-    Without a gradient an optimizer of torch leaves a parameter, its moments and its step count as they are, and so do
-    DeepSpeed's; what DeepSpeed does after the update (weights from masters, clearing gradients, counting) goes on.
-    DeepSpeed may call the optimizer once for each group of parameters: only the first call of a step asks.
+    Without a gradient an optimizer of torch leaves a parameter, its moments and its step count as they are,
+    and so do DeepSpeed's; what DeepSpeed does after the update (weights from masters, clearing gradients,
+    counting) goes on. DeepSpeed may call the optimizer once for each group of parameters: only the first call
+    of a step asks.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:

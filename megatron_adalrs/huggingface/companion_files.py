@@ -20,9 +20,17 @@ TOKENIZER_JSON, TOKENIZER_CONFIG, SENTENCEPIECE_MODEL = (
 VOCAB, MERGES = "vocab.json", "merges.txt"
 PLAIN_TOKENIZER = "plain_tokenizer.py"  # of an export: see tokenizer_json.py
 TOKENIZER = (
-    TOKENIZER_JSON, TOKENIZER_CONFIG, SENTENCEPIECE_MODEL, "special_tokens_map.json", "added_tokens.json", VOCAB,
-    MERGES, "chat_template.jinja", "chat_template.json", PLAIN_TOKENIZER,
-)  # fmt: skip
+    TOKENIZER_JSON,
+    TOKENIZER_CONFIG,
+    SENTENCEPIECE_MODEL,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    VOCAB,
+    MERGES,
+    "chat_template.jinja",
+    "chat_template.json",
+    PLAIN_TOKENIZER,
+)
 FORMS = {
     "HuggingFaceTokenizer": (TOKENIZER_JSON,),
     "SentencePieceTokenizer": (SENTENCEPIECE_MODEL,),
@@ -30,7 +38,8 @@ FORMS = {
 }
 """The files that make a tokenizer of a kind."""
 MADE_FROM = "made_from"
-"""In tokenizer_config.json: kind and digest of the tokenizer that an export's tokenizer.json was made from."""
+"""In tokenizer_config.json: kind and digest of the tokenizer that an export's tokenizer.json was made
+from."""
 
 
 def companions_in(folder: Path) -> dict[str, Path]:
@@ -48,7 +57,8 @@ def copy_companions(files: Mapping[str, Path | bytes], folder: Path) -> None:
 
 
 def digests_of(files: Mapping[str, Path]) -> dict[str, str]:
-    """Of the tokenizers that there are files of, or that these were made from: digests as data notes them, by kinds.
+    """Of the tokenizers that there are files of, or that these were made from: digests as data notes them, by
+    kinds.
 
     Raises:
         OSError: one cannot be read.

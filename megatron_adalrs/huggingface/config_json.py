@@ -1,7 +1,7 @@
 """config.json: to fields of a ModelConfig and the vocabulary, and back.
 
-Every field that changes what a model computes is read or, where our model cannot do it, refused. Dropout is a run's
-own matter, and is not read. No torch in here: the command line takes defaults from it.
+Every field that changes what a model computes is read or, where our model cannot do it, refused. Dropout is a
+run's own matter, and is not read. No torch in here: the command line takes defaults from it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Shape:
     """What a model folder's config.json says.
 
     Raises:
-        ValueError: it cannot be read, or our model cannot be what it says; one sentence names file, field and value.
+        ValueError: it cannot be read, or our model cannot be what it says; one sentence names file, field and
+            value.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -190,7 +191,8 @@ def family_of(model: ModelConfig) -> Family:
     for name, value in needed.items():
         if getattr(model, name) != value:
             raise ValueError(
-                f"{_FIELDS.get(name, name)}: {getattr(model, name)!r}: {family.model_type}, the nearest family, has "
+                f"{_FIELDS.get(name, name)}: {getattr(model, name)!r}: {family.model_type}, the nearest "
+                f"family, has "
                 f"{value!r}"
             )
     if model.hidden_size % model.num_attention_heads:
@@ -246,16 +248,20 @@ def config_json(
         if family is LLAMA
         else {}
     )
-    return common | biases | {
-        "hidden_size": model.hidden_size,
-        "num_hidden_layers": model.num_layers,
-        "num_attention_heads": model.num_attention_heads,
-        "num_key_value_heads": model.num_key_value_heads,
-        "head_dim": model.head_dim,
-        "intermediate_size": model.mlp_size,
-        "max_position_embeddings": model.max_positions,
-        "rms_norm_eps": model.norm_epsilon,
-        "hidden_act": "silu",
-        **rotary_json(model),
-        "attention_dropout": model.attention_dropout,
-    }  # fmt: skip
+    return (
+        common
+        | biases
+        | {
+            "hidden_size": model.hidden_size,
+            "num_hidden_layers": model.num_layers,
+            "num_attention_heads": model.num_attention_heads,
+            "num_key_value_heads": model.num_key_value_heads,
+            "head_dim": model.head_dim,
+            "intermediate_size": model.mlp_size,
+            "max_position_embeddings": model.max_positions,
+            "rms_norm_eps": model.norm_epsilon,
+            "hidden_act": "silu",
+            **rotary_json(model),
+            "attention_dropout": model.attention_dropout,
+        }
+    )

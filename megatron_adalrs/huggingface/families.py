@@ -12,7 +12,8 @@ _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)\.(weight|bias)")
 class Family:
     """A kind of model in transformers.
 
-    Its tensors, one below the other, make one parameter of ours: q, k and v in this order, gate and up in this order.
+    Its tensors, one below the other, make one parameter of ours: q, k and v in this order, gate and up in
+        this order.
     """
 
     model_type: str

@@ -23,8 +23,8 @@ class HuggingFaceModel:
     """The weights in a model folder, by GPT's names: a `WeightSource`. Only what is asked for is read.
 
     Raises:
-        ValueError: a file is missing or damaged, our model cannot be what it says, or a tensor is missing, is of
-            another shape or is none of this model's; one sentence names it.
+        ValueError: a file is missing or damaged, our model cannot be what it says, or a tensor is missing, is
+            of another shape or is none of this model's; one sentence names it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,7 +35,8 @@ class HuggingFaceModel:
         except ValidationError as error:
             raise ValueError(f"{folder / CONFIG}: {describe_validation_error(error)}") from None
         self._folder, self._files = folder, TensorFiles(folder)
-        # Files of the model without its head, as GPT-2's published ones are, have the names without the prefix.
+        # Files of the model without its head, as GPT-2's published ones are, have the names without the
+        # prefix.
         prefix = self.family.prefix
         self._prefix = prefix if any(name.startswith(prefix) for name in self._files.names) else ""
         self._shapes = parameter_shapes(self.model, self.vocab_size)
@@ -102,7 +103,8 @@ class HuggingFaceModel:
         )
         if not same:
             raise ValueError(
-                f"{self._folder / CONFIG}: tie_word_embeddings: True: lm_head.weight is not the token embedding"
+                f"{self._folder / CONFIG}: tie_word_embeddings: True: lm_head.weight is not the token "
+                f"embedding"
             )
 
 

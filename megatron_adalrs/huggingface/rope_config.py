@@ -1,5 +1,5 @@
-"""Rotary positions in config.json: as version 4 of transformers writes them, in rope_theta and rope_scaling, and as
-version 5 does, in rope_parameters. Both are read and both are written."""
+"""Rotary positions in config.json: as version 4 of transformers writes them, in rope_theta and rope_scaling,
+and as version 5 does, in rope_parameters. Both are read and both are written."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def rotary_fields(content: Mapping[str, Any], refused: Refusal) -> dict[str, Any
         content: of config.json.
 
     Raises:
-        ValueError: by `refused`; our model has no such positions, or the two ways to tell them contradict each other.
+        ValueError: by `refused`; our model has no such positions, or the two ways to tell them contradict
+            each other.
     """
     bases, scalings = {"rope_theta": content.get("rope_theta")}, {}
     if content.get("partial_rotary_factor") not in (None, 1):
@@ -62,7 +63,8 @@ def rotary_fields(content: Mapping[str, Any], refused: Refusal) -> dict[str, Any
 
 
 def rotary_json(model: ModelConfig) -> dict[str, Any]:
-    """The fields of config.json that say how a model rotates positions, for versions 4 and 5 of transformers."""
+    """The fields of config.json that say how a model rotates positions, for versions 4 and 5 of
+    transformers."""
     if model.rope_scaling is None:
         kind = {"rope_type": "default"}
         return {"rope_theta": model.rotary_base, "rope_parameters": kind | {"rope_theta": model.rotary_base}}

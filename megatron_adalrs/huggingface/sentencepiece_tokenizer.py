@@ -24,9 +24,9 @@ SAMPLE = (
 def backend_of(model: bytes) -> tuple[Backend | None, str]:
     """A backend that encodes as a SentencePiece model does, or else None and the reason.
 
-    It was compared on a sample and on every piece of the model. Two segmentations of a unigram model that are equally
-    likely but for rounding may be told apart otherwise: SentencePiece adds up in float32, the package tokenizers in
-    float64.
+    It was compared on a sample and on every piece of the model. Two segmentations of a unigram model that are
+    equally likely but for rounding may be told apart otherwise: SentencePiece adds up in float32, the package
+    tokenizers in float64.
 
     Args:
         model: content of the .model file.
@@ -73,7 +73,8 @@ def _unlike_any(proto: Any) -> str:
 
 
 def _bpe(proto: Any) -> Backend:
-    """Every pair of pieces that make a third is a merge; those of better scores come first, as in SentencePiece."""
+    """Every pair of pieces that make a third is a merge; those of better scores come first, as in
+    SentencePiece."""
     from tokenizers import Tokenizer as Backend
     from tokenizers import models
 
@@ -95,12 +96,14 @@ def _bpe(proto: Any) -> Backend:
 
 
 def _unigram(proto: Any) -> Backend:
-    """The backend would find the names of control pieces and bytes, such as <0x41>, in texts: "<" has another name."""
+    """The backend would find the names of control pieces and bytes, such as <0x41>, in texts: "<" has another
+    name."""
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, normalizers
 
     used = set().union(*(piece.piece for piece in proto.pieces))
-    # Beginning with characters that Unicode promises never to assign. A text with this one would not come back.
+    # Beginning with characters that Unicode promises never to assign. A text with this one would not come
+    # back.
     stand_in = next(character for character in map(chr, range(0x10FFFF, 0xFFFF, -1)) if character not in used)
     vocabulary = [
         (piece.piece.replace("<", stand_in) if piece.type == piece.NORMAL else piece.piece, piece.score)
@@ -111,7 +114,8 @@ def _unigram(proto: Any) -> Backend:
 
 
 def _finished(backend: Backend, proto: Any, before: list[Any], after: list[Any]) -> Backend:
-    """With blanks, special tokens and user-defined pieces; `before`, `after`: further steps to take with texts."""
+    """With blanks, special tokens and user-defined pieces; `before`, `after`: further steps to take with
+    texts."""
     from tokenizers import AddedToken, decoders, normalizers
 
     prefix, strip = [], []

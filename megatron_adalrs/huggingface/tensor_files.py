@@ -1,8 +1,9 @@
-"""A folder's tensors in the format safetensors: read one at a time through a map of the file, written in shards.
+"""A folder's tensors in the format safetensors: read one at a time through a map of the file, written in
+shards.
 
-A file is the length of its header as 8 bytes, the header in JSON, and the tensors one after the other, little-endian:
-https://github.com/huggingface/safetensors#format. The package's own writer takes a whole shard in memory; this one
-takes a tensor.
+A file is the length of its header as 8 bytes, the header in JSON, and the tensors one after the other,
+little-endian: https://github.com/huggingface/safetensors#format. The package's own writer takes a whole shard
+in memory; this one takes a tensor.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class TensorFiles:
     """The tensors in a folder: those of the one file, or of the shards that its index names.
 
     Raises:
-        ValueError: there are none, or a file is missing, or is no sound one; or the package safetensors is missing.
+        ValueError: there are none, or a file is missing, or is no sound one; or the package safetensors is
+            missing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -105,8 +107,8 @@ def write_tensors(
     """Write one file, or shards and their index, to a folder of its own; every file is brought to disk.
 
     Args:
-        value: a tensor of its entry's shape, cast to its dtype; called once for each, in order of the entries but that
-            within a shard larger dtypes come first, as the format's own writer has it for alignment.
+        value: a tensor of its entry's shape, cast to its dtype; called once for each, in order of the entries
+            but that within a shard larger dtypes come first, as the format's own writer has it for alignment.
         max_shard_size: bytes; a single tensor may be larger.
     """
     shards: list[list[Entry]] = [[]]

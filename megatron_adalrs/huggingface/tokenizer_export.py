@@ -41,7 +41,8 @@ class PlainTokenizer(PreTrainedTokenizerFast):
 def made_for_transformers(
     kind: str | None, files: Mapping[str, Path], model_type: str
 ) -> tuple[dict[str, bytes], str]:
-    """Files to lie beside those of a run's tokenizer, so that AutoTokenizer gives the same ids; and what to tell.
+    """Files to lie beside those of a run's tokenizer, so that AutoTokenizer gives the same ids; and what to
+    tell.
 
     Args:
         kind: of the tokenizer; None where the files came with a model, and are whole.
@@ -89,8 +90,8 @@ def made_for_transformers(
 
 
 def _is_heeded(config: Mapping[str, Any], model_type: str) -> bool:
-    """Whether AutoTokenizer takes the class that a tokenizer_config.json names: it takes the one that is usual for the
-    model where none is named, and Qwen2's for its models: see `_with_config`."""
+    """Whether AutoTokenizer takes the class that a tokenizer_config.json names: it takes the one that is
+    usual for the model where none is named, and Qwen2's for its models: see `_with_config`."""
     named = str(config.get("tokenizer_class", ""))
     return bool(named) and (
         model_type != QWEN2.model_type or named.startswith("Qwen2") or "auto_map" in config
@@ -108,7 +109,8 @@ def _made(backend: Backend, eod: str, ours: Tokenizer, kind: str, model_type: st
 
 
 def _config(eod: str) -> dict[str, Any]:
-    # No bos_token: training has seen the end of a document before each one, and evaluations begin with it then.
+    # No bos_token: training has seen the end of a document before each one, and evaluations begin with it
+    # then.
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": eod,
@@ -118,8 +120,8 @@ def _config(eod: str) -> dict[str, Any]:
 
 def _with_config(files: dict[str, bytes], config: dict[str, Any], model_type: str) -> dict[str, bytes]:
     if model_type == QWEN2.model_type:
-        # Version 5 of transformers gives every model of this type Qwen's own normaliser and pre-tokenizer, unless its
-        # tokenizer has code of its own, whether that is trusted and run or not.
+        # Version 5 of transformers gives every model of this type Qwen's own normaliser and pre-tokenizer,
+        # unless its tokenizer has code of its own, whether that is trusted and run or not.
         config = config | {
             "auto_map": {"AutoTokenizer": [f"{Path(PLAIN_TOKENIZER).stem}.PlainTokenizer"] * 2}
         }

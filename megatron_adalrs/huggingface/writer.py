@@ -32,7 +32,8 @@ def write_model(
     companions: Mapping[str, Path | bytes],
     max_shard_size: int = MAX_SHARD_SIZE,
 ) -> None:
-    """Write a model folder that transformers loads. It appears whole or not at all; one tensor is in memory at a time.
+    """Write a model folder that transformers loads. It appears whole or not at all; one tensor is in memory
+    at a time.
 
     Args:
         folder: must not exist, or be empty.

@@ -35,7 +35,8 @@ class Decoder:
 
     @torch.no_grad()
     def __call__(self, tokens: Tensor) -> Tensor:
-        """Show the next tokens [b, s], int64. Returns the logits of what follows the last one, [b, vocabulary]."""
+        """Show the next tokens [b, s], int64. Returns the logits of what follows the last one, [b,
+        vocabulary]."""
         first, self.length = self.length, self.length + tokens.shape[1]
         positions = torch.arange(first, self.length, device=tokens.device)[None]
         x = self.model.embedding(tokens, positions)

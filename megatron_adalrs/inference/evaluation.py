@@ -45,13 +45,15 @@ class Evaluated:
 
 
 class TextSize:
-    """Bytes of the texts that tokens are, as they come: a character may lie across windows, not across documents.
+    """Bytes of the texts that tokens are, as they come: a character may lie across windows, not across
+    documents.
 
-    Ends of documents are no text. Without any end in a million tokens they are decoded by the million: the count may be
-    a few bytes off at each cut.
+    Ends of documents are no text. Without any end in a million tokens they are decoded by the million: the
+    count may be a few bytes off at each cut.
 
     Args:
-        apart: the tokens are from `windows_apart`: what looks like an end among them is spelled out in the text.
+        apart: the tokens are from `windows_apart`: what looks like an end among them is spelled out in the
+            text.
     """
 
     def __init__(self, tokenizer: Tokenizer, apart: bool = False) -> None:
@@ -99,8 +101,8 @@ class Window(NamedTuple):
 def windows(indexed: IndexedDataset, documents: range, length: int) -> Iterator[Window]:
     """The documents one after the other, `length` predicted tokens at a time.
 
-    The last token of a window is the first of the next, so that all but the corpus's very first are predicted once;
-    the last window may be shorter.
+    The last token of a window is the first of the next, so that all but the corpus's very first are predicted
+    once; the last window may be shorter.
     """
     first, end = (int(indexed.document_offsets[bound]) for bound in (documents.start, documents.stop))
     for start in range(first, end - 1, length):
@@ -180,7 +182,8 @@ def evaluate(
     apart_after: int | None = None,
     on_progress: Callable[[int], None] = lambda tokens: None,
 ) -> Evaluated:
-    """The mean next-token loss of a model, each window seen by itself, over the tokens that counted in its training.
+    """The mean next-token loss of a model, each window seen by itself, over the tokens that counted in its
+    training.
 
     Args:
         length: tokens that are predicted in a window, which is the most context that one has.

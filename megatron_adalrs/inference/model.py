@@ -18,8 +18,8 @@ from megatron_adalrs.model.gpt import GPT, write_weights
 
 
 def whole_model(opened: OpenedModel, dtype: torch.dtype | None = None, device: str = "cpu") -> GPT:
-    """The model, ready to compute with, without dropout and gradients. Documents within a sample are what they were in
-    its training.
+    """The model, ready to compute with, without dropout and gradients. Documents within a sample are what
+    they were in its training.
 
     Args:
         dtype: None: what the model computes with where it was trained.
@@ -82,8 +82,8 @@ def tokenizer_of_corpus(
         kind, paths: as `build_tokenizer` takes them; else what belongs to the model.
 
     Raises:
-        ValueError, OSError: the one that is asked for cannot be had or lacks tokens of the corpus, or that is known to
-            be of another one than it or than the model's.
+        ValueError, OSError: the one that is asked for cannot be had or lacks tokens of the corpus, or that is
+            known to be of another one than it or than the model's.
     """
     asked = tokenizer_of(opened, kind, *paths) if kind or any(paths) else None
     note = read_description(prefix)
@@ -104,7 +104,8 @@ def tokenizer_of_corpus(
         if asked:
             raise
         return None, str(error)
-    # Of tokenizers of two kinds, in files that do not name each other, nothing tells whether they are the same.
+    # Of tokenizers of two kinds, in files that do not name each other, nothing tells whether they are the
+    # same.
     if of_data and of_data.sha256 not in (tokenizer.sha256, *digests_of(opened.tokenizer().files).values()):
         return None, f"{prefix} was made with a {of_data.kind}; give --tokenizer-type and its files"
     return tokenizer, ""

@@ -48,8 +48,9 @@ class AdaLRS:
     rank then takes the same decisions.
 
     Raises:
-        ValueError: the search does not fit in the run; see `AdaLRSSettings.resolve`. Or its mode is "robust", or its
-            budget "total". Or what is to go back with the model has no `state_dict` or `load_state_dict`.
+        ValueError: the search does not fit in the run; see `AdaLRSSettings.resolve`. Or its mode is "robust",
+            or its budget "total". Or what is to go back with the model has no `state_dict` or
+            `load_state_dict`.
     """
 
     def __init__(
@@ -67,12 +68,14 @@ class AdaLRS:
         settings = settings or AdaLRSSettings(enabled=True)
         if settings.mode != "paper":
             raise ValueError(
-                f"adalrs.mode={settings.mode!r} needs a loop that takes the same batches again from the first step on; "
+                f"adalrs.mode={settings.mode!r} needs a loop that takes the same batches again from the "
+                f"first step on; "
                 'the plug-in runs mode "paper", pretrain_gpt.py both'
             )
         if settings.budget != "kept":
             raise ValueError(
-                f"adalrs.budget={settings.budget!r} needs a schedule that counts discarded steps, and a plain loop's "
+                f"adalrs.budget={settings.budget!r} needs a schedule that counts discarded steps, and a "
+                f"plain loop's "
                 'is taken back with them; the plug-in runs budget "kept", pretrain_gpt.py both'
             )
         self._controller = build_controller(settings, train_iters, warmup_iters)

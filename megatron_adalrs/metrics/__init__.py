@@ -1,7 +1,7 @@
 """What a run tells: console, TensorBoard, Weights & Biases, metrics.jsonl and the decision journal.
 
-Nobody else writes any of them. Records are plain mappings; each sink takes what it shows. Only the first rank has
-sinks: on the others every call is a loop over nothing.
+Nobody else writes any of them. Records are plain mappings; each sink takes what it shows. Only the first rank
+has sinks: on the others every call is a loop over nothing.
 """
 
 from __future__ import annotations

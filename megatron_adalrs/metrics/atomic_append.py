@@ -9,8 +9,8 @@ from pathlib import Path
 class AtomicAppend:
     """A file opened for appending, unbuffered: a piece is in it whole, or not at all.
 
-    What was written survives the death of the process at once. Where a piece does not fit, as on a full disk, what was
-    written of it is taken away again, so that the next begins where a reader expects it.
+    What was written survives the death of the process at once. Where a piece does not fit, as on a full disk,
+    what was written of it is taken away again, so that the next begins where a reader expects it.
 
     Raises:
         OSError: the file cannot be opened; from `write`, it cannot take the piece.

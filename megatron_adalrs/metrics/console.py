@@ -16,7 +16,8 @@ class _Console(Console):
     is_gone = False
 
     def on_broken_pipe(self) -> None:
-        """As any other failure to write; rich would end the process. What Python flushes at its end goes nowhere."""
+        """As any other failure to write; rich would end the process. What Python flushes at its end goes
+        nowhere."""
         self.is_gone = True
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.file.fileno())
@@ -25,7 +26,8 @@ class _Console(Console):
 
 
 class ConsoleSink:
-    """A line every `log_interval` steps and for each decision; a progress bar below them where a person looks on."""
+    """A line every `log_interval` steps and for each decision; a progress bar below them where a person looks
+    on."""
 
     name = "the console"
 
@@ -85,7 +87,8 @@ class ConsoleSink:
                 f"step {record[self._counted]:>{width}}/{self._train_iters} | loss {record['loss']:.4f} | "
                 f"lr {record['lr']:.2e} | scale {record['scale']:.3g} | {record['phase']:<6} | "
                 f"grad norm {record['grad_norm']:.2f} | {quantity(record['tokens_per_second'], 'token/s')} | "
-                f"{quantity(record['flops_per_second'], 'FLOP/s')} | {quantity(record['memory_bytes'], 'B')} | "
+                f"{quantity(record['flops_per_second'], 'FLOP/s')} | {quantity(record['memory_bytes'], 'B')} "
+                f"| "
                 f"{duration(left)} left"
             )
 

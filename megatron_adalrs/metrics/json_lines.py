@@ -27,7 +27,8 @@ class JsonLines:
 
 
 def _cut_torn_line(path: Path) -> None:
-    """Drop an unfinished last line that a kill left behind, so that what follows begins on a line of its own."""
+    """Drop an unfinished last line that a kill left behind, so that what follows begins on a line of its
+    own."""
     if not path.exists():
         return
     with path.open("rb+") as file:

@@ -31,8 +31,8 @@ from megatron_adalrs.metrics.records import (
 UNDOING_VERDICTS = frozenset({"failed", "neutral", "aborted", "interrupted"})
 """Ends of a trial that restore the snapshot from its start."""
 LOSS_GUARD = "loss_guard"
-"""How events begin that are not a search's. The snapshots to rewind to are not in the journal: what was undone are the
-last steps before the event."""
+"""How events begin that are not a search's. The snapshots to rewind to are not in the journal: what was
+undone are the last steps before the event."""
 RUNNING = "running"
 """Verdict of a trial that has not ended."""
 
@@ -128,7 +128,8 @@ class RunLog:
 
     @property
     def evaluated_corpora(self) -> list[str]:
-        """Splits of single corpora, PART/NAME, where a part of the data has several; the validation's first."""
+        """Splits of single corpora, PART/NAME, where a part of the data has several; the validation's
+        first."""
         splits = dict.fromkeys(evaluation.split for evaluation in self.evaluations if "/" in evaluation.split)
         return sorted(splits, key=lambda split: split.startswith("test/"))
 
@@ -270,7 +271,8 @@ def _train_series(rows: Sequence[TrainStep], decisions: Sequence[Decision]) -> T
 def _kept(
     step: NDArray[np.int64], total_steps: NDArray[np.int64], decisions: Sequence[Decision]
 ) -> NDArray[np.bool_]:
-    """Which executed steps the run consists of in the end: snapshots were taken of it, and it went back to them.
+    """Which executed steps the run consists of in the end: snapshots were taken of it, and it went back to
+    them.
 
     A step that a later one took the place of, for which the journal has no reason, does not count either.
     """

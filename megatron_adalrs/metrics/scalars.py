@@ -24,7 +24,8 @@ class Target(Protocol):
 
 
 class Scalars:
-    """Scalars over kept steps. Points that may be undone wait for the verdict; a trial's are under `trial/` at once."""
+    """Scalars over kept steps. Points that may be undone wait for the verdict; a trial's are under `trial/`
+    at once."""
 
     TRAIN = (
         "loss",

@@ -1,7 +1,7 @@
 """TensorBoard's event files.
 
-Not through torch's SummaryWriter: it writes in a thread, and when that fails, as on a full disk, the next scalars wait
-for it without an end.
+Not through torch's SummaryWriter: it writes in a thread, and when that fails, as on a full disk, the next
+scalars wait for it without an end.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class EventFile:
     def __init__(self, folder: Path, first_step: int) -> None:
         self.name = f"TensorBoard's files in {folder}"
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{time.time_ns() // 10**9:010d}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
+        now = time.time_ns()
+        name = f"events.out.tfevents.{now // 10**9:010d}.{socket.gethostname()}.{os.getpid()}.{now}"
         self._file = AtomicAppend(folder / name)
         self._records = RecordWriter(self._file)
         self._write(Event(file_version="brain.Event:2"))

@@ -26,7 +26,8 @@ def require_wandb(project: str | None) -> None:
 class WandbRun:
     """A run there, gone on with when the training is resumed.
 
-    Whatever fails is told as an OSError by `add`: training goes on without it. A start that failed is not tried again.
+    Whatever fails is told as an OSError by `add`: training goes on without it. A start that failed is not
+    tried again.
 
     Args:
         run_dir: keeps the files of offline runs, under wandb/, and the run's id.
@@ -70,10 +71,14 @@ class WandbRun:
         if not file.exists():
             file.write_text(uuid4().hex[:8])
         run = wandb.init(
-            project=self._project, name=self._run_name, id=file.read_text().strip(), resume="allow",
-            dir=str(self._run_dir), config=self._config,
+            project=self._project,
+            name=self._run_name,
+            id=file.read_text().strip(),
+            resume="allow",
+            dir=str(self._run_dir),
+            config=self._config,
             settings=wandb.Settings(console="off", init_timeout=_SECONDS_TO_START),
-        )  # fmt: skip
+        )
         for axis in ("step", "total_steps"):
             run.define_metric(axis, hidden=True)
         run.define_metric("*", step_metric="step")

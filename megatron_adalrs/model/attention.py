@@ -1,7 +1,8 @@
 """Causal self-attention, of all heads or of a tensor rank's.
 
-Shapes: b = micro batch, s = sequence, h = hidden size, n = query heads, g = key-value heads, d = head size; n and g are
-those of one rank of the tensor axis. Key-value heads are not replicated: the number of tensor ranks divides theirs.
+Shapes: b = micro batch, s = sequence, h = hidden size, n = query heads, g = key-value heads, d = head size; n
+and g are those of one rank of the tensor axis. Key-value heads are not replicated: the number of tensor ranks
+divides theirs.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class Attention(nn.Module):
         return self.output(y.transpose(1, 2).flatten(2))  # [b, s, n d]
 
     def _core(self, q: Tensor, k: Tensor, v: Tensor, rotary: Rotary | None, marks: AttentionInputs) -> Tensor:
-        """[b, n, s, d] of q [b, n, s, d] and k, v [b, g, s, d]: whole sequences, and the heads whose part is here."""
+        """[b, n, s, d] of q [b, n, s, d] and k, v [b, g, s, d]: whole sequences, and the heads whose part is
+        here."""
         if rotary is not None:
             q, k = rotary(q, marks.positions), rotary(k, marks.positions)
         if k.shape[1] != q.shape[1]:

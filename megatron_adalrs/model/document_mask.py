@@ -1,9 +1,10 @@
 """Several documents in one sample: where attention, positions and loss begin anew.
 
-As `get_ltor_masks_and_position_ids` of Megatron-LM (megatron/training/utils.py) has it: an end-of-document token
-belongs to the document that it ends, and the token after it is the first of the next. With reset_attention_mask a token
-attends to no token of an earlier document; with reset_position_ids its position counts from the beginning of its own;
-with eod_mask_loss what is predicted from an end-of-document token, the first token of another document, does not count.
+As `get_ltor_masks_and_position_ids` of Megatron-LM (megatron/training/utils.py) has it: an end-of-document
+token belongs to the document that it ends, and the token after it is the first of the next. With
+reset_attention_mask a token attends to no token of an earlier document; with reset_position_ids its position
+counts from the beginning of its own; with eod_mask_loss what is predicted from an end-of-document token, the
+first token of another document, does not count.
 
 Shapes: b = micro batch, s = whole sequence.
 """
@@ -26,8 +27,8 @@ class AttentionInputs(NamedTuple):
     """What attention needs to know of a sample's documents; None: what it does without."""
 
     mask: Tensor | None = None
-    """[b, 1, s, s], in the type of the activations: 0 where a token (row) sees another (column), minus infinity where
-    not."""
+    """[b, 1, s, s], in the type of the activations: 0 where a token (row) sees another (column), minus
+    infinity where not."""
     positions: Tensor | None = None
     """[b, s], int64: of each token in its document."""
 
@@ -60,7 +61,8 @@ class DocumentMasking:
         return self.attention or self.positions
 
     def document_ids(self, tokens: Tensor) -> Tensor:
-        """Of the document that each token is of, counting within the sample: int32, [b, s] of tokens [b, s]."""
+        """Of the document that each token is of, counting within the sample: int32, [b, s] of tokens [b,
+        s]."""
         ends = (tokens == self.eod).int()
         return ends.cumsum(dim=1, dtype=torch.int32) - ends
 
@@ -83,7 +85,8 @@ class DocumentMasking:
         return places - (places * begins).cummax(dim=1).values
 
     def targets(self, tokens: Tensor) -> Tensor:
-        """[b, s] of tokens [b, s + 1]: what follows each token, IGNORE_INDEX where that is not to be predicted."""
+        """[b, s] of tokens [b, s + 1]: what follows each token, IGNORE_INDEX where that is not to be
+        predicted."""
         following = tokens[:, 1:]
         return following.masked_fill(tokens[:, :-1] == self.eod, IGNORE_INDEX) if self.loss else following
 

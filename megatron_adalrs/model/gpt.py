@@ -1,8 +1,8 @@
 """GPT: GPT-2, Llama and Qwen2 shapes from one set of parts.
 
 Shapes: b = micro batch, s = sequence, h = hidden size. Along a tensor axis the heads, the MLP's width and the
-vocabulary are those of one rank, which holds an equal part of each; with sequence parallelism the residual stream is
-[b, s / axis, h]. Along a context axis s is the rank's part of the sequence.
+vocabulary are those of one rank, which holds an equal part of each; with sequence parallelism the residual
+stream is [b, s / axis, h]. Along a context axis s is the rank's part of the sequence.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ class Block(nn.Module):
 
 
 class HiddenDropout(nn.Module):
-    """Dropout in the residual stream: the same on all tensor ranks, which hold copies of it, unless they split it."""
+    """Dropout in the residual stream: the same on all tensor ranks, which hold copies of it, unless they
+    split it."""
 
     def __init__(self, config: ModelConfig, layout: Layout = ONE_PROCESS_LAYOUT) -> None:
         super().__init__()
@@ -160,9 +161,9 @@ class GPT(nn.Module):
             self.output = ColumnParallelLinear(config.hidden_size, padded_vocab_size, False, layout)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Mean next-token loss. tokens: [b, s + 1], int64, whole sequences on every rank; the last column is only a
-        target. Along a context axis the mean is over the rank's part of the sequence. Tokens whose loss does not count
-        are in the mean, as 0."""
+        """Mean next-token loss. tokens: [b, s + 1], int64, whole sequences on every rank; the last column is
+        only a target. Along a context axis the mean is over the rank's part of the sequence. Tokens whose
+        loss does not count are in the mean, as 0."""
         targets = part_of_sequence(self.documents.targets(tokens), self.layout.context)
         hidden = self.hidden(tokens[:, :-1])
         masked = self.documents.loss
@@ -216,7 +217,8 @@ def next_token_loss(
 
 
 def into_vocabulary(x: Tensor, layout: Layout) -> Tensor:
-    """Into the output projection: [b, s, h], whose gradients from the ranks' parts of the vocabulary add up."""
+    """Into the output projection: [b, s, h], whose gradients from the ranks' parts of the vocabulary add
+    up."""
     return gather_sequence(x, layout.tensor) if layout.sequence_parallel else copy(x, layout.tensor)
 
 
@@ -233,10 +235,11 @@ def initialise(
     seed: int,
     whole: Callable[[nn.Parameter], AbstractContextManager[object]] = nullcontext,
 ) -> None:
-    """GPT-2's initial weights: normal(0, std), residual projections normal(0, std / sqrt(2 layers)), biases 0, norms 1.
+    """GPT-2's initial weights: normal(0, std), residual projections normal(0, std / sqrt(2 layers)), biases
+    0, norms 1.
 
-    Every parameter draws from a generator of its own, seeded by (seed, name): the weights depend neither on the mesh
-    nor on which other parameters a process holds. For `model` and `whole` see `write_weights`.
+    Every parameter draws from a generator of its own, seeded by (seed, name): the weights depend neither on
+    the mesh nor on which other parameters a process holds. For `model` and `whole` see `write_weights`.
     """
     residual_std = config.init_method_std / math.sqrt(2 * config.num_layers)
 
@@ -276,7 +279,8 @@ def write_weights(
 def part_from(
     source: WeightSource, name: str, parameter: nn.Parameter, shape: Sequence[int], vocab_size: int
 ) -> Tensor:
-    """What this rank holds of a source's whole parameter, of this shape. Padding rows of the vocabulary are 0."""
+    """What this rank holds of a source's whole parameter, of this shape. Padding rows of the vocabulary are
+    0."""
     shard = shard_of(parameter)
     whole = shard.whole_shape(shape) if shard else tuple(shape)
     if name in VOCABULARY_TABLES:
@@ -288,7 +292,8 @@ def part_from(
 
 
 def count_parameters(config: ModelConfig, vocab_size: int, layout: Layout = ONE_PROCESS_LAYOUT) -> int:
-    """Parameters of a model, or of a rank's part of it, counted on torch's meta device: nothing is allocated."""
+    """Parameters of a model, or of a rank's part of it, counted on torch's meta device: nothing is
+    allocated."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in GPT(config, vocab_size, layout).parameters())
 
@@ -296,8 +301,8 @@ def count_parameters(config: ModelConfig, vocab_size: int, layout: Layout = ONE_
 def flops_per_token(config: ModelConfig, parameters: int, padded_vocab_size: int) -> float:
     """Floating-point operations of training on one token, forward and backward, recomputation not counted.
 
-    6 per weight in a matrix product, plus 12 layers x heads x head size x sequence for attention scores and values
-    (PaLM, arXiv 2204.02311, appendix B). Look-up tables do no work, a tied output matrix does.
+    6 per weight in a matrix product, plus 12 layers x heads x head size x sequence for attention scores and
+    values (PaLM, arXiv 2204.02311, appendix B). Look-up tables do no work, a tied output matrix does.
     """
     idle = (
         config.max_positions * config.hidden_size

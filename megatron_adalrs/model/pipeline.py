@@ -1,4 +1,5 @@
-"""GPT as a list of pipeline layers: the same parts, called one after the other by whichever stage holds them."""
+"""GPT as a list of pipeline layers: the same parts, called one after the other by whichever stage holds
+them."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ class PipelineLayer:
 
 
 Activations = Tensor | tuple[Tensor, Tensor]
-"""[b, s, h], or the tensor rank's part; where blocks need to know of documents, with their numbers, int32 [b, s]."""
+"""[b, s, h], or the tensor rank's part; where blocks need to know of documents, with their numbers, int32 [b,
+s]."""
 
 
 class PipelineEmbedding(Embedding):
@@ -48,8 +50,8 @@ class PipelineEmbedding(Embedding):
 
 
 class PipelineBlock(Block):
-    """A block that knows its rotary table, since activations are all that travels down the pipe, and with them, to
-    the last block, the numbers of documents."""
+    """A block that knows its rotary table, since activations are all that travels down the pipe, and with
+    them, to the last block, the numbers of documents."""
 
     def __init__(
         self,
@@ -85,7 +87,8 @@ class _Output(nn.Module):
         return x
 
     def loss(self, x: Tensor, targets: Tensor) -> Tensor:
-        """Mean next-token loss of final hidden states, [b, s, h] or the tensor rank's part; targets: [b, s], int64."""
+        """Mean next-token loss of final hidden states, [b, s, h] or the tensor rank's part; targets: [b, s],
+        int64."""
         loss = next_token_loss(x, targets, self.weight, self.vocab_size, self.layout, self.masked)
         return loss * self.scale if self.masked else loss
 

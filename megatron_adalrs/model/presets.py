@@ -1,7 +1,8 @@
-"""Named model shapes: the fields of ModelConfig that each one sets. Sources: the models' published config.json files.
+"""Named model shapes: the fields of ModelConfig that each one sets. Sources: the models' published
+config.json files.
 
-A preset gives defaults; a YAML key or a flag overrides any of them. Only `seq_length`, of the samples that one trains
-on, is nothing that they publish.
+A preset gives defaults; a YAML key or a flag overrides any of them. Only `seq_length`, of the samples that
+one trains on, is nothing that they publish.
 """
 
 from __future__ import annotations
@@ -59,9 +60,17 @@ def _qwen25(
     vocab: int = 151936,
 ) -> dict[str, Any]:
     return _shape(
-        _QWEN2, layers, hidden, heads, num_query_groups=groups, ffn_hidden_size=ffn, vocab_size=vocab,
-        seq_length=4096, max_position_embeddings=positions, untie_embeddings_and_output_weights=not tied,
-    )  # fmt: skip
+        _QWEN2,
+        layers,
+        hidden,
+        heads,
+        num_query_groups=groups,
+        ffn_hidden_size=ffn,
+        vocab_size=vocab,
+        seq_length=4096,
+        max_position_embeddings=positions,
+        untie_embeddings_and_output_weights=not tied,
+    )
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -73,10 +82,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "llama-tiny": _shape(_LLAMA, 4, 128, 4, num_query_groups=2),
     "llama3.2-1b": _shape(_LLAMA32, 16, 2048, 32, ffn_hidden_size=8192),
     "llama3.2-3b": _shape(_LLAMA32, 28, 3072, 24, ffn_hidden_size=8192),
-    "llama3.1-8b": _shape(_LLAMA3, 32, 4096, 32, ffn_hidden_size=14336, untie_embeddings_and_output_weights=True),
+    "llama3.1-8b": _shape(
+        _LLAMA3, 32, 4096, 32, ffn_hidden_size=14336, untie_embeddings_and_output_weights=True
+    ),
     "qwen2-tiny": _shape(_QWEN2, 4, 128, 4, num_query_groups=2),
     "qwen2.5-0.5b": _qwen25(24, 896, 14, 2, 4864, tied=True, positions=32768),
     "qwen2.5-1.5b": _qwen25(28, 1536, 12, 2, 8960, tied=True, positions=131072),
     "qwen2.5-3b": _qwen25(36, 2048, 16, 2, 11008, tied=True, positions=32768),
     "qwen2.5-7b": _qwen25(28, 3584, 28, 4, 18944, tied=False, positions=131072, vocab=152064),
-}  # fmt: skip
+}

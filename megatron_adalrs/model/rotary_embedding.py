@@ -36,7 +36,8 @@ class Rotary(nn.Module):
 
     @classmethod
     def of(cls, config: ModelConfig) -> Rotary | None:
-        """What a model has; None: its positions are learned. For samples of its seq_length, however far it could go."""
+        """What a model has; None: its positions are learned. For samples of its seq_length, however far it
+        could go."""
         if config.position_embedding_type != "rope":
             return None
         return cls(config.head_dim, config.seq_length, config.rotary_base, config.rope_scaling)
@@ -52,11 +53,13 @@ class Rotary(nn.Module):
 
 
 def scaled(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
-    """The frequencies of Llama 3.1, in radians a token, of unscaled ones: slow ones are divided by the factor, so that
-    angles beyond the original length are like those within it; fast ones, which tell neighbours apart, stay.
+    """The frequencies of Llama 3.1, in radians a token, of unscaled ones: slow ones are divided by the
+    factor, so that angles beyond the original length are like those within it; fast ones, which tell
+    neighbours apart, stay.
 
     Source: `apply_scaling` of Meta's reference (meta-llama/llama-models, models/llama3/model.py), "llama3" in
-    transformers' modeling_rope_utils.py. Those have three branches, which are this one blend with its weight clamped.
+    transformers' modeling_rope_utils.py. Those have three branches, which are this one blend with its weight
+    clamped.
     """
     turns = scaling.original_max_position_embeddings / (
         2 * math.pi / frequencies

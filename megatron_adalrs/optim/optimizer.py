@@ -16,7 +16,8 @@ def build_optimizer(
     """AdamW (arXiv 1711.05101) with weight decay on matrices only: not on biases and normalisation weights.
 
     Args:
-        offloaded: makes the optimizer in place of torch's, from the same arguments: one that runs on the processor.
+        offloaded: makes the optimizer in place of torch's, from the same arguments: one that runs on the
+            processor.
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []

@@ -1,4 +1,5 @@
-"""Activations that are not kept for the backward pass but computed again there (arXiv 1604.06174, 2205.05198)."""
+"""Activations that are not kept for the backward pass but computed again there (arXiv 1604.06174,
+2205.05198)."""
 
 from __future__ import annotations
 
@@ -13,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """`function(*arguments)`, of which the backward pass keeps the arguments alone.
 
-    The second run draws the random numbers of the first: torch's stream is all the random state that the layers have
-    (see `random.own_stream`), and torch puts it back, so snapshots and checkpoints need to know of nothing else.
+    The second run draws the random numbers of the first: torch's stream is all the random state that the
+    layers have (see `random.own_stream`), and torch puts it back, so snapshots and checkpoints need to know
+    of nothing else.
     """
     if not torch.is_grad_enabled():
         return function(*arguments)

@@ -1,7 +1,8 @@
-"""Long sequences: ranks of the context axis hold a part of every sequence, and trade it for a part of the heads where
-attention needs the whole sequence. Source: DeepSpeed-Ulysses (arXiv 2309.14509, section 3.1).
+"""Long sequences: ranks of the context axis hold a part of every sequence, and trade it for a part of the
+heads where attention needs the whole sequence. Source: DeepSpeed-Ulysses (arXiv 2309.14509, section 3.1).
 
-Shapes: c = ranks of the axis, b = micro batch, s = sequence, n = query heads, g = key-value heads, d = head size.
+Shapes: c = ranks of the axis, b = micro batch, s = sequence, n = query heads, g = key-value heads, d = head
+size.
 """
 
 from __future__ import annotations

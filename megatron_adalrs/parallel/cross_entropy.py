@@ -1,10 +1,10 @@
 """The language-model loss: output projection and cross entropy in one function that never holds all logits.
 
-Source: the chunked "linear cross entropy" of Liger Kernel (arXiv 2410.10989, section 3.2) and Wijmans et al. (arXiv
-2411.09009). The gradients are computed in the forward pass, chunk by chunk, while the chunk's logits are at hand:
-d loss / d logits = (softmax(logits) - onehot(target)) / n. Along a tensor axis each rank has the logits of its range of
-the vocabulary, and what a softmax needs of the others is all-reduced: the maximum, the sum of exponentials and the
-target's logit (arXiv 1909.08053, section 3), three numbers a token.
+Source: the chunked "linear cross entropy" of Liger Kernel (arXiv 2410.10989, section 3.2) and Wijmans et al.
+(arXiv 2411.09009). The gradients are computed in the forward pass, chunk by chunk, while the chunk's logits
+are at hand: d loss / d logits = (softmax(logits) - onehot(target)) / n. Along a tensor axis each rank has the
+logits of its range of the vocabulary, and what a softmax needs of the others is all-reduced: the maximum, the
+sum of exponentials and the target's logit (arXiv 1909.08053, section 3), three numbers a token.
 """
 
 from __future__ import annotations
@@ -27,18 +27,21 @@ def linear_cross_entropy(
     axis: MeshAxis = ONE_RANK,
     counted: Tensor | None = None,
 ) -> Tensor:
-    """Mean cross entropy of the logits `hidden @ weight.T`, over the first `vocab_size` rows of the whole weight.
+    """Mean cross entropy of the logits `hidden @ weight.T`, over the first `vocab_size` rows of the whole
+    weight.
 
-    Rows from `vocab_size` on are padding: they take no part in the softmax and their gradient is 0, so that the loss
-    does not depend on how far a mesh pads the vocabulary.
+    Rows from `vocab_size` on are padding: they take no part in the softmax and their gradient is 0, so that
+    the loss does not depend on how far a mesh pads the vocabulary.
 
     Args:
-        hidden: [tokens, hidden_size], any floating dtype, the same on each rank of the axis. Its gradient is that of
-            this rank's part of the vocabulary: pass it through `mappings.copy` or `gather_sequence`, which add them up.
+        hidden: [tokens, hidden_size], any floating dtype, the same on each rank of the axis. Its gradient is
+            that of this rank's part of the vocabulary: pass it through `mappings.copy` or `gather_sequence`,
+            which add them up.
         weight: [rows, hidden_size], same dtype: this rank's rows of the whole weight, as many on each rank.
         targets: [tokens], int64, each in [0, vocab_size).
         vocab_size: default: all rows.
-        counted: [tokens], bool: where it is False, a token's loss is taken as 0; the mean is over all tokens still.
+        counted: [tokens], bool: where it is False, a token's loss is taken as 0; the mean is over all tokens
+            still.
 
     Returns:
         Scalar, float32, the same on each rank. Differentiable once, with respect to `hidden` and `weight`.
@@ -63,15 +66,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         """`targets` count from this rank's first row; `rows`: those of `weight` that are no padding."""
         tokens, training = hidden.shape[0], any(ctx.needs_input_grad)
-        # In float16 a token's share of the mean is too small a number, and a sum over tokens may be too large a one,
-        # before the loss scale is applied: division and rounding are left to the backward pass.
+        # In float16 a token's share of the mean is too small a number, and a sum over tokens may be too large
+        # a one, before the loss scale is applied: division and rounding are left to the backward pass.
         is_float16 = hidden.dtype == torch.float16
         ctx.pending, ctx.dtype = tokens if is_float16 else 1, hidden.dtype
         used = weight[:rows] if rows < weight.shape[0] else weight
         # By the rows with their padding: as many chunks on each rank, since every chunk is a collective.
         chunk_tokens = max(1, CHUNK_ELEMENTS // weight.shape[0])
         grad_hidden = torch.empty_like(hidden) if training else None
-        # Several chunks add up in the weight's gradient: in float32, so that bfloat16 is rounded once, at the end.
+        # Several chunks add up in the weight's gradient: in float32, so that bfloat16 is rounded once, at the
+        # end.
         grad_weight = (
             torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if training else None
         )
@@ -113,7 +117,8 @@ def _cross_entropy(
 ) -> tuple[Tensor, Tensor | None]:
     """Sum of a chunk's losses, and that sum's gradient / `tokens` with respect to its logits [chunk, rows].
 
-    Overwrites `logits`; the gradient is made in its memory. `ignored`: [chunk, 1], bool, tokens whose loss is 0.
+    Overwrites `logits`; the gradient is made in its memory. `ignored`: [chunk, 1], bool, tokens whose loss is
+    0.
     """
     target = targets.unsqueeze(1)  # [chunk, 1]
     step = logits.new_full(target.shape, -1.0 / tokens)

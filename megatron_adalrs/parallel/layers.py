@@ -1,8 +1,8 @@
 """Linear layers, embedding and norms whose work is shared out along the tensor axis.
 
-Along an axis of one process each is the torch layer that it extends, to the operation. With `sequence_parallel` the
-activations between a row-parallel layer and the next column-parallel one are split along the sequence,
-[b, s / axis, h]; otherwise every rank holds all of them, [b, s, h].
+Along an axis of one process each is the torch layer that it extends, to the operation. With
+`sequence_parallel` the activations between a row-parallel layer and the next column-parallel one are split
+along the sequence, [b, s / axis, h]; otherwise every rank holds all of them, [b, s, h].
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from megatron_adalrs.parallel.mappings import copy, gather_sequence, reduce, red
 class Shard:
     """Which part of a whole parameter a rank holds.
 
-    Along `dim` the whole parameter consists of blocks of these sizes ([q | k | v], [gate | up], or a single one); each
-    is cut into `count` equal parts, and the rank holds part `index` of every block, one after the other.
+    Along `dim` the whole parameter consists of blocks of these sizes ([q | k | v], [gate | up], or a single
+    one); each is cut into `count` equal parts, and the rank holds part `index` of every block, one after the
+    other.
     """
 
     dim: int
@@ -51,10 +52,12 @@ class Shard:
 
 
 def mark_shard(parameter: nn.Parameter | None, axis: MeshAxis, dim: int, blocks: Sequence[int]) -> None:
-    """Note on a parameter which part of the whole it is: `shard_of` reads it, and DeepSpeed `tensor_model_parallel`."""
+    """Note on a parameter which part of the whole it is: `shard_of` reads it, and DeepSpeed
+    `tensor_model_parallel`."""
     if parameter is not None and axis.size > 1:
         parameter.shard = Shard(dim, tuple(blocks), axis.rank, axis.size)  # type: ignore[attr-defined]
-        # DeepSpeed counts a parameter without this mark once in the gradient norm, not once on each tensor rank.
+        # DeepSpeed counts a parameter without this mark once in the gradient norm, not once on each tensor
+        # rank.
         parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
 
 
@@ -67,8 +70,8 @@ class ColumnParallelLinear(nn.Linear):
     """[.., in] -> [.., out / axis]: each rank computes its part of the output features.
 
     Args:
-        out_features: of the whole layer, or the sizes of the blocks that it makes, such as (q, k, v). Each rank makes
-            its part of every block. The axis divides each size.
+        out_features: of the whole layer, or the sizes of the blocks that it makes, such as (q, k, v). Each
+            rank makes its part of every block. The axis divides each size.
     """
 
     def __init__(
@@ -91,7 +94,8 @@ class ColumnParallelLinear(nn.Linear):
 
 
 class RowParallelLinear(nn.Linear):
-    """[.., in / axis] -> [.., out]: each rank multiplies its part of the input features, the results are added up.
+    """[.., in / axis] -> [.., out]: each rank multiplies its part of the input features, the results are
+    added up.
 
     Args:
         in_features: of the whole layer; the axis divides it.
@@ -141,7 +145,8 @@ class VocabularyParallelEmbedding(nn.Embedding):
 
 
 class SequenceParallelLayerNorm(nn.LayerNorm):
-    """LayerNorm on a part of the sequence: `copy` adds up the gradients that the ranks' parts give its parameters."""
+    """LayerNorm on a part of the sequence: `copy` adds up the gradients that the ranks' parts give its
+    parameters."""
 
     def __init__(self, hidden_size: int, eps: float, axis: MeshAxis) -> None:
         super().__init__(hidden_size, eps=eps)
@@ -153,7 +158,8 @@ class SequenceParallelLayerNorm(nn.LayerNorm):
 
 
 class SequenceParallelRMSNorm(nn.RMSNorm):
-    """RMSNorm on a part of the sequence: `copy` adds up the gradients that the ranks' parts give its weight."""
+    """RMSNorm on a part of the sequence: `copy` adds up the gradients that the ranks' parts give its
+    weight."""
 
     def __init__(self, hidden_size: int, eps: float, axis: MeshAxis) -> None:
         super().__init__(hidden_size, eps=eps)

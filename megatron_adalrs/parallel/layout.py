@@ -18,7 +18,8 @@ class Layout:
     context: MeshAxis = ONE_RANK
     """Ranks that share every sequence."""
     sequence_parallel: bool = False
-    """Whether what lies between the tensor-parallel regions is split along the sequence over the tensor axis."""
+    """Whether what lies between the tensor-parallel regions is split along the sequence over the tensor
+    axis."""
     recompute: Literal["full", "selective"] | None = None
     """Which activations the backward pass computes again: those of whole blocks, or of attention's core."""
 

@@ -1,17 +1,19 @@
-"""Collectives along an axis that autograd understands. Each one names its pair: what the forward pass does, and what
-the backward pass does with the gradient. Source: Megatron-LM (arXiv 1909.08053, section 3; 2205.05198, section 4.2.2).
+"""Collectives along an axis that autograd understands. Each one names its pair: what the forward pass does,
+and what the backward pass does with the gradient. Source: Megatron-LM (arXiv 1909.08053, section 3;
+2205.05198, section 4.2.2).
 
     function                 forward         backward        used where
-    copy                     identity        all-reduce      into a region where each rank holds part of the weights
-    reduce                   all-reduce      identity        out of it: the ranks' results are partial sums
-    scatter                  split           all-gather      each rank has all of a tensor and goes on with its part
-    gather                   all-gather      split           back: each rank goes on alike with all of it
-    gather_sequence          all-gather      reduce-scatter  `copy` where the input is split along the sequence
-    reduce_scatter_sequence  reduce-scatter  all-gather      `reduce` where the output is to be split along it
-    all_to_all               all-to-all      all-to-all      parts of one dimension are traded for parts of another
+    copy                     identity        all-reduce      into a region where each rank holds part of the
+    weights reduce                   all-reduce      identity        out of it: the ranks' results are partial
+    sums scatter                  split           all-gather      each rank has all of a tensor and goes on
+    with its part gather                   all-gather      split           back: each rank goes on alike with
+    all of it gather_sequence          all-gather      reduce-scatter  `copy` where the input is split along
+    the sequence reduce_scatter_sequence  reduce-scatter  all-gather      `reduce` where the output is to be
+    split along it all_to_all               all-to-all      all-to-all      parts of one dimension are traded
+    for parts of another
 
-Along an axis of one process each returns its argument: no node in the graph. All are collectives of the axis' group.
-The sequence is dimension 1 of [b, s, h].
+Along an axis of one process each returns its argument: no node in the graph. All are collectives of the axis'
+group. The sequence is dimension 1 of [b, s, h].
 """
 
 from __future__ import annotations

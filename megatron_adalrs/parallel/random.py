@@ -1,7 +1,8 @@
-"""Random numbers along an axis: ranks of a tensor group share torch's random stream, and part from it where they must.
+"""Random numbers along an axis: ranks of a tensor group share torch's random stream, and part from it where
+they must.
 
-Ranks that hold copies of one activation must drop the same elements of it, ranks that hold different parts different
-ones. The streams are seeded alike in a tensor group, so sharing is what happens by itself.
+Ranks that hold copies of one activation must drop the same elements of it, ranks that hold different parts
+different ones. The streams are seeded alike in a tensor group, so sharing is what happens by itself.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from megatron_adalrs.distributed.process_mesh import MeshAxis
 
 @contextmanager
 def own_stream(axis: MeshAxis) -> Iterator[None]:
-    """Context in which each rank of the axis draws other random numbers, although all come in with the same stream.
+    """Context in which each rank of the axis draws other random numbers, although all come in with the same
+    stream.
 
-    The seed inside is drawn from the shared stream: there is no state besides torch's own, which snapshots, checkpoints
-    and recomputed activations take care of already.
+    The seed inside is drawn from the shared stream: there is no state besides torch's own, which snapshots,
+    checkpoints and recomputed activations take care of already.
     """
     if axis.size == 1:
         yield

@@ -1,4 +1,5 @@
-"""What a run will hold where, worked out before anything is allocated: no process group, no ranks, no weights.
+"""What a run will hold where, worked out before anything is allocated: no process group, no ranks, no
+weights.
 
 parts.py        the parameters of each pipeline stage's ranks, counted on torch's meta device
 activations.py  what the passes keep for each other, and their temporaries

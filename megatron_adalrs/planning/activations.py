@@ -1,10 +1,10 @@
 """Bytes that the forward pass keeps for the backward pass, and the temporaries of both.
 
-Every number counts the tensors that the modules of `model/` and `parallel/` make autograd keep, each storage once.
-Symbols: b = micro batch, s = tokens of a sequence on this rank outside attention, r = the same in the residual stream
-(with sequence parallelism s / tensor ranks), h = hidden size, q and kv = features of this rank's query and key (or
-value) heads, f = its part of the MLP's width, rows = its part of the padded vocabulary. Source of the method:
-Korthikanti et al. (arXiv 2205.05198, section 4).
+Every number counts the tensors that the modules of `model/` and `parallel/` make autograd keep, each storage
+once. Symbols: b = micro batch, s = tokens of a sequence on this rank outside attention, r = the same in the
+residual stream (with sequence parallelism s / tensor ranks), h = hidden size, q and kv = features of this
+rank's query and key (or value) heads, f = its part of the MLP's width, rows = its part of the padded
+vocabulary. Source of the method: Korthikanti et al. (arXiv 2205.05198, section 4).
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Activations:
     embedding: int
     """What the embedding keeps: token numbers, a dropout mask, and outside a pipe the mask of documents."""
     output: int
-    """What the final norm and the loss keep, the gradients that the loss makes in the forward pass included."""
+    """What the final norm and the loss keep, the gradients that the loss makes in the forward pass
+    included."""
     loss: int
     """Temporaries of the loss: a chunk of logits, and gradients before they are rounded."""
 
@@ -88,8 +89,9 @@ def _kept_by_norm(config: Config, tokens: int, on_cpu: bool) -> int:
 def _kept_by_attention(config: Config, shape: MeshShape, tokens: int, on_cpu: bool) -> tuple[int, int]:
     """Bytes kept between the two projections: with its core recomputed, and without.
 
-    Tokens: b x s of this rank outside attention. In it a rank of the context axis has all tokens for a part of the
-    heads, as many elements; where the axis does not divide the key-value heads, they are repeated first.
+    Tokens: b x s of this rank outside attention. In it a rank of the context axis has all tokens for a part
+    of the heads, as many elements; where the axis does not divide the key-value heads, they are repeated
+    first.
     """
     model, unit = config.model, bytes_of_element(config)
     heads, groups = model.num_attention_heads // shape.tensor, model.num_key_value_heads // shape.tensor
@@ -132,6 +134,6 @@ def _temporaries_of_loss(config: Config, vocab_size: int, shape: MeshShape, toke
     hidden = tokens * h * bytes_of_element(config)
     if precision == "fp32":
         return hidden + FLOAT * chunk
-    # Logits and their gradient in both precisions, and a chunk's part of the weight's gradient; in bf16 the rounded one
-    # is counted as kept, and lies beside the one in fp32.
+    # Logits and their gradient in both precisions, and a chunk's part of the weight's gradient; in bf16 the
+    # rounded one is counted as kept, and lies beside the one in fp32.
     return hidden + (FLOAT + 2) * chunk + (FLOAT if precision == "bf16" else 2) * rows * h

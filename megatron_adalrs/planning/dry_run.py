@@ -28,7 +28,8 @@ def dry_run(config: Config) -> str:
     vocab_size = (known_vocabulary if missing else resolve_vocabulary)(config).size
     plan = plan_run(config, vocab_size, shape, computes_on_cpu())
     lines = [
-        f"dry run: {quantity(count_parameters(config.model, vocab_size), 'parameters')} on {shape.world_size} rank(s), "
+        f"dry run: {quantity(count_parameters(config.model, vocab_size), 'parameters')} on "
+        f"{shape.world_size} rank(s), "
         f"ZeRO-{config.training.zero_stage}, {config.training.precision}",
         describe(plan),
     ]

@@ -1,4 +1,5 @@
-"""Bytes that a rank holds, phase by phase of a step, as DeepSpeed 0.19.8 allocates them (measured; see the tests)."""
+"""Bytes that a rank holds, phase by phase of a step, as DeepSpeed 0.19.8 allocates them (measured; see the
+tests)."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from megatron_adalrs.snapshot.engine_snapshot import estimate_snapshot_bytes
 FLATTENED = 500_000_000
 """Elements of gradients that DeepSpeed copies into one buffer to all-reduce them, without ZeRO."""
 UNFUSED_LARGEST, UNFUSED_FLAT = 3, 2
-"""Temporaries of torch's AdamW where it is not fused, in fp32 copies of the largest parameter; of ZeRO's flat shard."""
+"""Temporaries of torch's AdamW where it is not fused, in fp32 copies of the largest parameter; of ZeRO's flat
+shard."""
 ZERO3_DEFAULTS = {
     "stage3_param_persistence_threshold": 100_000,
     "stage3_max_live_parameters": 1_000_000_000,
@@ -27,7 +29,8 @@ ZERO3_DEFAULTS = {
 
 @dataclass(frozen=True)
 class RankPlan:
-    """What every rank of one pipeline stage holds: the most bytes of each kind, on its device unless said otherwise."""
+    """What every rank of one pipeline stage holds: the most bytes of each kind, on its device unless said
+    otherwise."""
 
     part: Part
     weights: int
@@ -35,7 +38,8 @@ class RankPlan:
     optimizer: int
     """fp32 masters, where there are any, and AdamW's two moments."""
     activations: int
-    """Of all micro-batches that are under way, with the loss's gradients and the temporaries of the passes."""
+    """Of all micro-batches that are under way, with the loss's gradients and the temporaries of the
+    passes."""
     buffers: int
     """What DeepSpeed gathers gradients in and, under ZeRO-3, parameters."""
     peak: int
@@ -68,8 +72,8 @@ class RunPlan:
 
     @property
     def bubble(self) -> float:
-        """Part of a step in which a stage waits for others: (p - 1) / (m + p - 1) for p stages and m micro-batches
-        (arXiv 1811.06965, section 2.3)."""
+        """Part of a step in which a stage waits for others: (p - 1) / (m + p - 1) for p stages and m
+        micro-batches (arXiv 1811.06965, section 2.3)."""
         waiting = self.shape.pipe - 1
         return waiting / (self.micro_batches + waiting)
 
@@ -96,14 +100,16 @@ def plan_run(config: Config, vocab_size: int, shape: MeshShape, on_cpu: bool) ->
 
 @dataclass(frozen=True)
 class _Passes:
-    """Activations of a rank: at their most, and in the last block's backward pass, when gradients are complete."""
+    """Activations of a rank: at their most, and in the last block's backward pass, when gradients are
+    complete."""
 
     peak: int
     tail: int
 
 
 def _passes(config: Config, shape: MeshShape, sizes: Activations, part: Part, stage: int) -> _Passes:
-    # 1F1B: a stage runs as many forward passes ahead as there are stages from it to the end (arXiv 1806.03377).
+    # 1F1B: a stage runs as many forward passes ahead as there are stages from it to the end (arXiv
+    # 1806.03377).
     in_flight = min(shape.pipe - stage, config.micro_batches_per_step(shape.data))
     each = part.blocks * sizes.block
     each += sizes.embedding if part.has_embedding else 0
@@ -180,7 +186,8 @@ def _shard(part: Part, replicas: int) -> int:
 
 
 def _without_zero(part: Part, unit: int, replicas: int, accumulates: bool, on_cpu: bool) -> _State:
-    """torch's AdamW on the weights; in low precision FP16_UnfusedOptimizer on masters, a step with fp32 gradients."""
+    """torch's AdamW on the weights; in low precision FP16_UnfusedOptimizer on masters, a step with fp32
+    gradients."""
     parameters, low_precision = part.parameters, unit < FLOAT
     gradients = unit * parameters
     buffers = unit * min(parameters, FLATTENED) if replicas > 1 else 0

@@ -24,7 +24,8 @@ NOT_COUNTED = (
 
 
 def describe(plan: RunPlan) -> str:
-    """The mesh, what each rank holds, and what a step is: one short line for a single rank, otherwise a table."""
+    """The mesh, what each rank holds, and what a step is: one short line for a single rank, otherwise a
+    table."""
     if plan.shape.world_size == 1:
         return f"{_in_one_line(plan)}\n{_step(plan)}"
     kind = f"Memory of one rank, estimated for {_devices(plan)}, 1 GB = 10^9 B;\n{NOT_COUNTED}"

@@ -1,5 +1,5 @@
-"""Bytes of the tensors that a process holds, and the most that it held: what `max_memory_allocated` is on accelerators,
-counted for any device."""
+"""Bytes of the tensors that a process holds, and the most that it held: what `max_memory_allocated` is on
+accelerators, counted for any device."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from torch.utils._pytree import tree_leaves
 class LiveMemory(TorchDispatchMode):
     """Context in which every storage that an operation returns is counted for as long as it lives.
 
-    Each storage counts once, at its full size, however many tensors view it: weights, gradients, optimizer state, saved
-    activations and temporaries alike. What existed before is counted from when an operation first returns it.
-    Not counted: what lies inside one operation (a kernel's workspace), and what is no tensor.
+    Each storage counts once, at its full size, however many tensors view it: weights, gradients, optimizer
+    state, saved activations and temporaries alike. What existed before is counted from when an operation
+    first returns it. Not counted: what lies inside one operation (a kernel's workspace), and what is no
+    tensor.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,5 @@
-"""Reading a corpus: JSON lines, Parquet, or a folder of such files or of texts, in batches that workers decode."""
+"""Reading a corpus: JSON lines, Parquet, or a folder of such files or of texts, in batches that workers
+decode."""
 
 from __future__ import annotations
 
@@ -24,9 +25,9 @@ BATCH_BYTES = 1 << 18  # some 0.1 s of tokenizing: what is lost or waited for wh
 class Position:
     """A place between two batches of a corpus.
 
-    `file`: number of the file in `find_files`. In it, `lines` and `content_bytes` (uncompressed) of a JSON-lines file
-    or whole `row_groups` and `lines` (rows) of a Parquet file lie before; `stored_bytes` of it, as they are on disk.
-    `checksum`: CRC-32 of that content of a JSON-lines file.
+    `file`: number of the file in `find_files`. In it, `lines` and `content_bytes` (uncompressed) of a
+    JSON-lines file or whole `row_groups` and `lines` (rows) of a Parquet file lie before; `stored_bytes` of
+    it, as they are on disk. `checksum`: CRC-32 of that content of a JSON-lines file.
     """
 
     file: int = 0
@@ -41,8 +42,8 @@ class Position:
 class Batch:
     """Neighbouring documents, not yet decoded: lines of a JSON-lines file, rows of a Parquet file, or texts.
 
-    `first_line`: number of the first line or row. `end`: the position after it. `input_bytes`: how far this batch
-    advances in the input, whose size is `documents_size`.
+    `first_line`: number of the first line or row. `end`: the position after it. `input_bytes`: how far this
+    batch advances in the input, whose size is `documents_size`.
     """
 
     source: Path
@@ -56,8 +57,8 @@ class Batch:
     def read(self, json_key: str) -> Iterator[str]:
         """The text of each document; blank lines are none.
 
-        Raises ValueError naming FILE:LINE, FILE:ROW or FILE, for text that is not UTF-8, malformed JSON, a line that
-        is not an object, a key that is missing or not a string, and a row that is null.
+        Raises ValueError naming FILE:LINE, FILE:ROW or FILE, for text that is not UTF-8, malformed JSON, a
+        line that is not an object, a key that is missing or not a string, and a row that is null.
         """
         for number, line in enumerate(self.lines.split(b"\n"), start=self.first_line):
             if line.strip():
@@ -92,13 +93,14 @@ def documents_size(files: Sequence[Path]) -> int:
 def read_batches(
     source: Path, files: Sequence[Path], json_key: str, start: Position | None = None
 ) -> Iterator[Batch]:
-    """The batches of a corpus from `start` on, in a fixed order; where it starts changes none of those that follow.
+    """The batches of a corpus from `start` on, in a fixed order; where it starts changes none of those that
+    follow.
 
-    `files` are those that `find_files` finds. Each is read by its name: as .jsonl or .json (one object a line; .gz and
-    .zst too), as .parquet (its column `json_key`), or else as a text that is one document.
+    `files` are those that `find_files` finds. Each is read by its name: as .jsonl or .json (one object a
+    line; .gz and .zst too), as .parquet (its column `json_key`), or else as a text that is one document.
 
-    Raises ValueError if there are no bytes in them, one is a damaged archive, lacks the column, or has no strings in
-    it, or needs a package that is not there.
+    Raises ValueError if there are no bytes in them, one is a damaged archive, lacks the column, or has no
+    strings in it, or needs a package that is not there.
     """
     if documents_size(files) == 0:
         raise ValueError(f"input {source} is empty: required at least one document")
@@ -106,7 +108,8 @@ def read_batches(
 
 
 def still_begins_with(source: Path, position: Position) -> bool:
-    """Whether what lies before `position` in a file is still there; not so of a Parquet file, which has no checksum.
+    """Whether what lies before `position` in a file is still there; not so of a Parquet file, which has no
+    checksum.
 
     Raises ValueError for a damaged archive, OSError for what cannot be read.
     """

@@ -112,8 +112,8 @@ class Encoders:
 
 
 def _follow_parent() -> None:
-    """A worker leaves when its parent does, however that ends. Ctrl-C, which a terminal sends to all of them, is the
-    parent's to answer.
+    """A worker leaves when its parent does, however that ends. Ctrl-C, which a terminal sends to all of them,
+    is the parent's to answer.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()

@@ -18,7 +18,8 @@ _VERSION = (
 
 @dataclass(frozen=True)
 class Job:
-    """`files`: those of the input, by their paths in it, in that order, with size and time of change in nanoseconds."""
+    """`files`: those of the input, by their paths in it, in that order, with size and time of change in
+    nanoseconds."""
 
     version: int
     tokenizer_type: str

@@ -17,14 +17,16 @@ from megatron_adalrs.preprocessing.preprocess import require_new
 
 
 def merge(prefixes: Sequence[Path], output_prefix: Path, overwrite: bool = False) -> Description | None:
-    """Write a pair with the documents of all, in order. Nothing that was there before is touched until all are read.
+    """Write a pair with the documents of all, in order. Nothing that was there before is touched until all
+    are read.
 
     Returns:
-        What is known of its making; None where one of them has no note of it, and then neither has the result.
+        What is known of its making; None where one of them has no note of it, and then neither has the
+        result.
 
     Raises:
-        ValueError: there are fewer than two, they differ in token type or tokenizer, one is damaged, or the output is
-            one of them.
+        ValueError: there are fewer than two, they differ in token type or tokenizer, one is damaged, or the
+            output is one of them.
         FileExistsError: an output exists and `overwrite` is not set.
         OSError: a file cannot be read or written.
     """
@@ -56,7 +58,8 @@ def _common_description(prefixes: Sequence[Path]) -> Description | None:
             theirs, ours = getattr(other, name), getattr(note, name)
             if theirs != ours:
                 raise ValueError(
-                    f"{description_path(prefix)} has {name} {theirs}, {description_path(first)} has {ours}: required "
+                    f"{description_path(prefix)} has {name} {theirs}, {description_path(first)} has {ours}: "
+                    f"required "
                     "the same"
                 )
     if len(notes) < len(prefixes):

@@ -25,10 +25,11 @@ class Rows:
 
 
 def read_rows(source: Path, column: str, size: int, row_groups: int, row: int) -> Iterator[Rows]:
-    """A column of strings of a Parquet file, behind so many whole row groups and rows, some `size` bytes at a time.
+    """A column of strings of a Parquet file, behind so many whole row groups and rows, some `size` bytes at a
+    time.
 
-    What the file has beside row groups counts to the last one. Raises ValueError for a damaged file, and a column that
-    is missing or holds anything else.
+    What the file has beside row groups counts to the last one. Raises ValueError for a damaged file, and a
+    column that is missing or holds anything else.
     """
     pyarrow = package(source)
     try:

@@ -1,14 +1,15 @@
-"""Unfinished work on an indexed dataset, in a folder `PREFIX.partial` that outlives the process that began it.
+"""Unfinished work on an indexed dataset, in a folder `PREFIX.partial` that outlives the process that began
+it.
 
     lock         held by the process that works on it, whose number is in it
-    job.json     what is made of what: the same job goes on, another one is refused; input to come may have changed
-    tokens       grows: tokens back to back
+    job.json     what is made of what: the same job goes on, another one is refused; input to come may have
+    changed tokens       grows: tokens back to back
     lengths      grows: tokens in each document, int32
     state.json   how far all of it has come, replaced as a whole at every commit
     index, description   the rest of the dataset, once everything is tokenized
 
-Bytes beyond what state.json says are of no account: whoever goes on cuts them off. So a process may be killed at any
-instant, also while it commits or publishes.
+Bytes beyond what state.json says are of no account: whoever goes on cuts them off. So a process may be killed
+at any instant, also while it commits or publishes.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ _FILES = ("lock", "job.json", "tokens", "lengths", "state.json", "index", "descr
 
 @dataclass(frozen=True)
 class Progress:
-    """What is done: all before `position` in the input, `input_bytes` of it. `skipped`: documents without any text.
+    """What is done: all before `position` in the input, `input_bytes` of it. `skipped`: documents without any
+    text.
 
     `complete`: nothing but the publishing is left.
     """
@@ -55,12 +57,14 @@ class Progress:
 
 
 class Partial:
-    """The folder, locked. As a context manager it commits when an exception leaves the block, if there are documents.
+    """The folder, locked. As a context manager it commits when an exception leaves the block, if there are
+    documents.
 
-    `progress`: what is done, at first what an earlier process left. A folder without any commit is removed on leaving.
+    `progress`: what is done, at first what an earlier process left. A folder without any commit is removed on
+    leaving.
 
-    Raises ValueError where another process works on it, the job that was begun is another (it names what), the folder
-    is damaged, or it holds something else; OSError where it cannot be written.
+    Raises ValueError where another process works on it, the job that was begun is another (it names what),
+    the folder is damaged, or it holds something else; OSError where it cannot be written.
     """
 
     def __init__(self, prefix: Path | str, dtype: np.dtype, job: Job, *, restart: bool = False) -> None:
@@ -105,7 +109,8 @@ class Partial:
             self.commit()
 
     def commit(self) -> None:
-        """Whatever happens afterwards, the work goes on from here. Raises OSError where it cannot be written."""
+        """Whatever happens afterwards, the work goes on from here. Raises OSError where it cannot be
+        written."""
         if self.progress == self._committed:
             return
         with self._writing():
@@ -131,7 +136,8 @@ class Partial:
     def publish(self, tokens: Path, index: Path, description: Path) -> None:
         """Give the files of a complete dataset, as far as they do not have them yet, their final names.
 
-        An old index goes before the new tokens come, and the new one comes after them: no reader ever meets a half.
+        An old index goes before the new tokens come, and the new one comes after them: no reader ever meets a
+            half.
         """
         paths = {"tokens": tokens, "index": index, "description": description}
         left = {name: path for name, path in paths.items() if (self.folder / name).exists()}
@@ -177,7 +183,8 @@ class Partial:
             raise self._damaged(f"{name}: {type(error).__name__}: {error}") from error
 
     def _grown(self, name: str, size: int) -> BinaryIO:
-        """A file that grows, cut to what counts; unbuffered, so that an interrupted write leaves nothing but bytes."""
+        """A file that grows, cut to what counts; unbuffered, so that an interrupted write leaves nothing but
+        bytes."""
         path = self.folder / name
         path.touch()
         stream = path.open("r+b", buffering=0)

@@ -22,8 +22,8 @@ COMMIT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Result:
-    """`skipped`: documents without any text; `seconds`: of wall time until the dataset was there, for `new_tokens` of
-    the tokens, the others having been there.
+    """`skipped`: documents without any text; `seconds`: of wall time until the dataset was there, for
+    `new_tokens` of the tokens, the others having been there.
     """
 
     description: Description
@@ -33,7 +33,8 @@ class Result:
 
 
 def require_new(prefix: Path | str, overwrite: bool) -> None:
-    """Raise FileExistsError where a file of a dataset is there already, unless it may be replaced; no folder may."""
+    """Raise FileExistsError where a file of a dataset is there already, unless it may be replaced; no folder
+    may."""
     outputs = (bin_path(prefix), idx_path(prefix), description_path(prefix))
     if folders := [str(path) for path in outputs if path.is_dir()]:
         raise FileExistsError(f"output {', '.join(folders)} is a folder: required a new prefix")
@@ -56,16 +57,17 @@ def preprocess(
 ) -> Result:
     """Tokenize a corpus (see `documents.read_batches`) into an indexed dataset, one document a sequence.
 
-    The result does not depend on `workers`, nor on how often the work was interrupted: every `commit_seconds`, and when
-    an exception ends it, what is done is committed to `PREFIX.partial`, and a later call with the same job goes on from
-    the last commit (`on_resume` is told where that was); input behind it may have changed by then, as where a bad line
-    has been mended. `restart` throws such work away. Nothing that was there before
-    under the final names is touched until everything is tokenized. `on_progress` is called with the number of input
-    bytes that each finished batch, and at first the earlier work, covers.
+    The result does not depend on `workers`, nor on how often the work was interrupted: every
+    `commit_seconds`, and when an exception ends it, what is done is committed to `PREFIX.partial`, and a
+    later call with the same job goes on from the last commit (`on_resume` is told where that was); input
+    behind it may have changed by then, as where a bad line has been mended. `restart` throws such work away.
+    Nothing that was there before under the final names is touched until everything is tokenized.
+    `on_progress` is called with the number of input bytes that each finished batch, and at first the earlier
+    work, covers.
 
     Raises FileExistsError if an output exists and `overwrite` is not set; ValueError for broken input
-    (FILE:LINE), a corpus without any text, a bad tokenizer, and unfinished work on another job, in use, or damaged;
-    OSError for files that cannot be read or written.
+    (FILE:LINE), a corpus without any text, a bad tokenizer, and unfinished work on another job, in use, or
+    damaged; OSError for files that cannot be read or written.
     """
     if workers < 1:
         raise ValueError(f"workers {workers}: required at least 1")
@@ -100,7 +102,8 @@ def preprocess(
         description = _describe(encoder, done)
         if not done.complete:
             work.complete(description.to_json())
-        # Publishing takes an old index away first: one beside the tokens has come since the outputs were looked for.
+        # Publishing takes an old index away first: one beside the tokens has come since the outputs were
+        # looked for.
         if work.has_tokens and idx_path(output_prefix).exists():
             require_new(output_prefix, overwrite)
         work.publish(bin_path(output_prefix), idx_path(output_prefix), description_path(output_prefix))

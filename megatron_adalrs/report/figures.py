@@ -240,7 +240,10 @@ def _gains(runs: Sequence[Run]) -> Plot:
             if decision.gain is not None and np.isfinite(decision.gain)
         ]
         _add_measured(figure, run, judged, alone=len(runs) == 1)
-    caption = "Loss of the control minus loss of the trial, on the same batches; bars: ± 2 standard errors; colour: verdict."
+    caption = (
+        "Loss of the control minus loss of the trial, on the same batches; bars: ± 2 standard errors; "
+        "colour: verdict."
+    )
     return Plot("velocity", "Gain of the trials", caption, figure)
 
 

@@ -1,1 +1,2 @@
-"""The experiments of `megatron-adalrs reproduce`: corpora, plan of runs, runner, results, tables, plots and page."""
+"""The experiments of `megatron-adalrs reproduce`: corpora, plan of runs, runner, results, tables, plots and
+page."""

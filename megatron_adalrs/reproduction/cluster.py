@@ -1,4 +1,5 @@
-"""The same experiments on a cluster: configurations and a launch script, and the results of what they left."""
+"""The same experiments on a cluster: configurations and a launch script, and the results of what they
+left."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ METHODS = ("fixed", "paper", "robust")
 
 @dataclass(frozen=True)
 class ClusterScale:
-    """A published model on a corpus of the user's. `rates`: initial ones, too small, about right, too large."""
+    """A published model on a corpus of the user's. `rates`: initial ones, too small, about right, too
+    large."""
 
     name: str
     preset: str
@@ -62,24 +64,36 @@ def cluster_values(run: Run, scale: ClusterScale, data_path: str) -> dict[str, A
         ValueError: it is not possible.
     """
     values = {
-        "preset": scale.preset, "seq_length": scale.seq_length, "data_path": data_path, "bf16": True,
-        "train_iters": scale.train_iters, "micro_batch_size": scale.micro_batch_size,
-        "global_batch_size": scale.global_batch_size, "zero_stage": scale.zero_stage, "seed": run.seed,
-        "recompute_granularity": scale.recompute_granularity, "lr": run.lr, "min_lr": 0.1 * run.lr,
-        "lr_decay_style": run.schedule, "lr_warmup_iters": round(0.03 * scale.train_iters),
-        "eval_interval": scale.train_iters // 20, "save_interval": scale.train_iters // 50,
+        "preset": scale.preset,
+        "seq_length": scale.seq_length,
+        "data_path": data_path,
+        "bf16": True,
+        "train_iters": scale.train_iters,
+        "micro_batch_size": scale.micro_batch_size,
+        "global_batch_size": scale.global_batch_size,
+        "zero_stage": scale.zero_stage,
+        "seed": run.seed,
+        "recompute_granularity": scale.recompute_granularity,
+        "lr": run.lr,
+        "min_lr": 0.1 * run.lr,
+        "lr_decay_style": run.schedule,
+        "lr_warmup_iters": round(0.03 * scale.train_iters),
+        "eval_interval": scale.train_iters // 20,
+        "save_interval": scale.train_iters // 50,
         "adalrs": {"enabled": False} if run.method == "fixed" else {"enabled": True, "mode": run.method},
-    }  # fmt: skip
+    }
     values = {name: value for name, value in values.items() if value is not None}
     config_from_values(values)
     return values
 
 
 def write_launch(output: Path, scale: ClusterScale, seeds: Sequence[int], data_path: str) -> Path:
-    """Write configs/NAME.yaml for each run, runs.json for `collect_cluster`, and launch.sh; the path of the script.
+    """Write configs/NAME.yaml for each run, runs.json for `collect_cluster`, and launch.sh; the path of the
+    script.
 
     Raises:
-        ValueError, OSError: there is no such corpus, a configuration is not possible, or a file cannot be written.
+        ValueError, OSError: there is no such corpus, a configuration is not possible, or a file cannot be
+            written.
     """
     prefix = Path(data_path).resolve()
     if not idx_path(prefix).exists():

@@ -1,4 +1,5 @@
-"""Two corpora that every machine with Python has, as bytes: the standard library's code, and its documentation."""
+"""Two corpora that every machine with Python has, as bytes: the standard library's code, and its
+documentation."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ def prepare_corpora(folder: Path, names: set[str], limit_mb: float | None = None
 
 
 def write_prose(code: Path, output: Path) -> None:
-    """From a corpus of Python sources, one document a file: its docstrings, or the long texts that it consists of.
+    """From a corpus of Python sources, one document a file: its docstrings, or the long texts that it
+    consists of.
 
     Raises:
         ValueError: there is none.
@@ -59,7 +61,8 @@ def write_prose(code: Path, output: Path) -> None:
 
 
 def prose_of(source: str, every_text: bool = False) -> str:
-    """The docstrings of a source file, in order, an empty line between them; with `every_text` all its strings.
+    """The docstrings of a source file, in order, an empty line between them; with `every_text` all its
+    strings.
 
     A file of another version of Python, which this one cannot parse, has none.
     """

@@ -15,7 +15,8 @@ _COLORS = {"fixed": RUN_COLORS[0], "paper": RUN_COLORS[1], "robust": RUN_COLORS[
 
 
 def grid_figure(results: Results, study: Study, schedule: str) -> go.Figure:
-    """Final validation loss and velocity over the fixed rate: one point a seed, the mean a line, optima marked."""
+    """Final validation loss and velocity over the fixed rate: one point a seed, the mean a line, optima
+    marked."""
     rates = results.rates(study.name, schedule)
     runs = [list(results.of(study.name, schedule, "fixed", lr).values()) for lr in rates]
     figure = new_figure("fixed learning rate", "final validation loss", height=420)
@@ -35,33 +36,53 @@ def grid_figure(results: Results, study: Study, schedule: str) -> go.Figure:
         best = means.index(best_of(means))
         points = [(lr, value) for lr, at in zip(rates, values, strict=True) for value in at]
         figure.add_scatter(
-            x=[x for x, _ in points], y=[y for _, y in points], yaxis=axis, mode="markers", showlegend=False,
-            marker={"size": 5, "color": color, "opacity": 0.5}, hoverinfo="skip",
-        )  # fmt: skip
+            x=[x for x, _ in points],
+            y=[y for _, y in points],
+            yaxis=axis,
+            mode="markers",
+            showlegend=False,
+            marker={"size": 5, "color": color, "opacity": 0.5},
+            hoverinfo="skip",
+        )
         figure.add_scatter(
-            x=rates, y=means, yaxis=axis, name=name, mode="lines+markers", line={"color": color, "dash": dash},
+            x=rates,
+            y=means,
+            yaxis=axis,
+            name=name,
+            mode="lines+markers",
+            line={"color": color, "dash": dash},
             hovertemplate="%{x:.3g}: %{y:.4g}",
-        )  # fmt: skip
+        )
         figure.add_scatter(
-            x=[rates[best]], y=[means[best]], yaxis=axis, name=f"its optimum: {rates[best]:g}", mode="markers",
-            marker={"symbol": "star", "size": 16, "color": color}, hovertemplate="%{x:.3g}: %{y:.4g}",
-        )  # fmt: skip
+            x=[rates[best]],
+            y=[means[best]],
+            yaxis=axis,
+            name=f"its optimum: {rates[best]:g}",
+            mode="markers",
+            marker={"symbol": "star", "size": 16, "color": color},
+            hovertemplate="%{x:.3g}: %{y:.4g}",
+        )
     figure.update_xaxes(type="log", tickformat=".0e")
     # Turned over, so that both optima are at the bottom.
     figure.update_layout(
         yaxis2={
-            "overlaying": "y", "side": "right", "autorange": "reversed", "showgrid": False, "tickformat": ".3g",
+            "overlaying": "y",
+            "side": "right",
+            "autorange": "reversed",
+            "showgrid": False,
+            "tickformat": ".3g",
             "title": {"text": "velocity, nats per 1000 steps (faster is lower)"},
         },
         margin={"r": 64},
-    )  # fmt: skip
+    )
     return figure
 
 
 def search_figure(
     results: Results, study: Study, schedule: str, ratios: Sequence[float], best: float
 ) -> go.Figure:
-    """Loss above the best fixed rate's over the initial rate, by method: mean, and bars from best to worst seed."""
+    """Loss above the best fixed rate's over the initial rate, by method: mean, and bars from best to worst
+    seed."""
     figure = new_figure(
         "initial rate / best fixed rate", "final validation loss above the best fixed", height=400
     )
@@ -75,13 +96,21 @@ def search_figure(
         if points:
             x, y, least, most = zip(*points, strict=True)
             figure.add_scatter(
-                x=x, y=y, name=method, mode="lines+markers", line={"color": color},
+                x=x,
+                y=y,
+                name=method,
+                mode="lines+markers",
+                line={"color": color},
                 error_y={
-                    "type": "data", "symmetric": False, "thickness": 1.3, "width": 4, "color": color,
+                    "type": "data",
+                    "symmetric": False,
+                    "thickness": 1.3,
+                    "width": 4,
+                    "color": color,
                     "array": [top - mean for top, mean in zip(most, y, strict=True)],
                     "arrayminus": [mean - low for low, mean in zip(least, y, strict=True)],
                 },
                 hovertemplate=f"{method} from %{{x:.3g}}: %{{y:+.4f}}",
-            )  # fmt: skip
+            )
     figure.update_xaxes(type="log", tickvals=list(ratios), ticktext=[f"{ratio:.3g}" for ratio in ratios])
     return figure

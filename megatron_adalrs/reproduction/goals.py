@@ -24,7 +24,8 @@ _SHARES = ("discarded", STEPS_TO_REACH)
 
 
 def goal_text(study: Study, label: str, ratio: float, value: float) -> str:
-    """The goal in brackets, * where it is missed; empty where there is none: all are for runs from random weights."""
+    """The goal in brackets, * where it is missed; empty where there is none: all are for runs from random
+    weights."""
     goal = next((goal for known, goal in GOALS.get(label, {}).items() if math.isclose(known, ratio)), None)
     if goal is None or study == CONTINUAL:
         return ""
@@ -52,7 +53,8 @@ def findings(results: Results, study: Study, schedule: str, ratios: Sequence[flo
         harmed = [(worse, ratio) for worse, ratio in losses if worse > 0]
         most = f", by up to {max(harmed)[0]:.3f} (from {ratio_name(max(harmed)[1])})" if harmed else ""
         sentences.append(
-            f"{method.capitalize()} mode ended above the initial rate held fixed in {len(harmed)} of {len(losses)} "
+            f"{method.capitalize()} mode ended above the initial rate held fixed in {len(harmed)} of "
+            f"{len(losses)} "
             f"runs{most}; it discarded {fmean(discarded):.0%} of train_iters on average."
         )
     return " ".join(sentences)

@@ -24,9 +24,12 @@ def parse(arguments: Sequence[str], description: str) -> argparse.Namespace:
         "--output", metavar="DIR", type=Path, required=True, help="folder of corpora, runs and report"
     )
     parser.add_argument(
-        "--experiments", nargs="+", choices=EXPERIMENTS, metavar="NAME",
+        "--experiments",
+        nargs="+",
+        choices=EXPERIMENTS,
+        metavar="NAME",
         help=f"of {', '.join(EXPERIMENTS)}; all build on the grid; default: all but the last two",
-    )  # fmt: skip
+    )
     parser.add_argument("--seeds", type=int, help="seeds of each run; default: 3, or 1 at --scale smoke")
     parser.add_argument(
         "--first-seed",
@@ -35,13 +38,17 @@ def parse(arguments: Sequence[str], description: str) -> argparse.Namespace:
         help="default: 10; 0 to 9 were used in designing the robust mode",
     )
     parser.add_argument(
-        "--initial-rates", nargs="+", metavar="RATIO",
+        "--initial-rates",
+        nargs="+",
+        metavar="RATIO",
         help="over the best fixed rate, such as 1/10 or 100; default: 1/30 1/10 1 10",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--methods", nargs="+", choices=METHODS,
+        "--methods",
+        nargs="+",
+        choices=METHODS,
         help="what trains from the initial rates; default: all three",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--rates", nargs="+", type=float, metavar="LR", help="fixed rates of the grid; default: nine"
     )

@@ -23,11 +23,13 @@ from megatron_adalrs.utils.atomic_files import atomic_write
 
 _LIMITS = {
     "local": (
-        "Small models, small batches and short runs: nothing here confirms or refutes the paper at its scale, and "
+        "Small models, small batches and short runs: nothing here confirms or refutes the paper at its "
+        "scale, and "
         "losses are noisier here than there.",
     ),
     "cluster": (
-        "The initial rates are choices of this project unless --rates gave them; the best fixed rate is the best of "
+        "The initial rates are choices of this project unless --rates gave them; the best fixed rate is the "
+        "best of "
         "those that were run.",
     ),
 }

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""Train the configured model in a plain PyTorch loop, with an optimizer that brings its own idea of the learning rate.
+"""Train the configured model in a plain PyTorch loop, with an optimizer that brings its own idea of the
+learning rate.
 
-    python -m megatron_adalrs.reproduction.peers --optimizer schedulefree --config run.yaml --run-dir runs/peer
+    python -m megatron_adalrs.reproduction.peers --optimizer schedulefree --config run.yaml \\
+        --run-dir runs/peer
 
-The weights, the batches and their order, warm-up, schedule, clipping and evaluation are those of pretrain_gpt.py with
-the same configuration: with `--optimizer adamw` so are the losses. One process, fp32.
+The weights, the batches and their order, warm-up, schedule, clipping and evaluation are those of
+pretrain_gpt.py with the same configuration: with `--optimizer adamw` so are the losses. One process, fp32.
 
-`lr-range-test-steepest` and `-tenth` are AdamW at a rate that DeepSpeed's LRRangeTest finds first: a short run, then
-thrown away, in which the rate is raised from a millionth of `lr` to `lr`.
+`lr-range-test-steepest` and `-tenth` are AdamW at a rate that DeepSpeed's LRRangeTest finds first: a short
+run, then thrown away, in which the rate is raised from a millionth of `lr` to `lr`.
 """
 
 from __future__ import annotations
@@ -122,11 +124,12 @@ def new_model(config: Config, vocab_size: int) -> GPT:
 
 def range_test(
     kind: str, model: GPT, config: Config, batches: BatchLoader, metrics: Metrics
-) -> tuple[float, int]:  # fmt: skip
+) -> tuple[float, int]:
     """The rate that a range test finds, and how many steps it took: a tenth of the run, but no fewer than 50.
 
-    DeepSpeed's schedule raises the rate by equal amounts (arXiv 1803.09820), which would pass the lower five decades
-    in one step: its position is moved so that each step raises it by the same factor, as in fastai's `lr_find`.
+    DeepSpeed's schedule raises the rate by equal amounts (arXiv 1803.09820), which would pass the lower five
+    decades in one step: its position is moved so that each step raises it by the same factor, as in fastai's
+        `lr_find`.
     """
     from megatron_adalrs.engine.lr_range_test import lr_range_test
 
@@ -149,11 +152,12 @@ def range_test(
 
 
 def found_rate(kind: str, rates: Sequence[float], losses: Sequence[float], reach: int) -> float:
-    """What a range test comes to: the rate at which the loss falls most steeply, or a tenth of where it is lowest.
+    """What a range test comes to: the rate at which the loss falls most steeply, or a tenth of where it is
+    lowest.
 
-    The latter is the rule of S. Gugger, "How do you find a good learning rate" (2018), the former that of fastai's and
-    Lightning's finders, which suggest it. A loss is the mean over `reach` steps before and behind: fastai's running
-    average lags.
+    The latter is the rule of S. Gugger, "How do you find a good learning rate" (2018), the former that of
+    fastai's and Lightning's finders, which suggest it. A loss is the mean over `reach` steps before and
+    behind: fastai's running average lags.
 
     Raises:
         ValueError: the losses are fewer than a mean needs, or not finite from the start.
@@ -256,10 +260,16 @@ def train_record(
     """`discarded`: steps of a range test before. `scale`: what it made of the configured rate."""
     tokens = config.global_batch_size(1) * config.model.seq_length
     return {
-        "step": step, "total_steps": discarded + step, "loss": loss, "lr": optimizer.param_groups[0]["lr"],
-        "scale": scale, "phase": "fixed", "seconds": seconds, "consumed_tokens": step * tokens,
+        "step": step,
+        "total_steps": discarded + step,
+        "loss": loss,
+        "lr": optimizer.param_groups[0]["lr"],
+        "scale": scale,
+        "phase": "fixed",
+        "seconds": seconds,
+        "consumed_tokens": step * tokens,
         "discarded_tokens": discarded * tokens,
-    }  # fmt: skip
+    }
 
 
 def event_of(event: str, step: int, discarded: int = 0) -> dict:

@@ -57,7 +57,8 @@ class Scale:
     """Size of the sources that are read; None: all."""
     eval_iters: int = 80
     windows: tuple[int, ...] = (25, 70)
-    """Of paper mode, to compare its default with: two have to fit between the warm-up and the start of the search."""
+    """Of paper mode, to compare its default with: two have to fit between the warm-up and the start of the
+    search."""
     paper_settings: Settings = ()
     """Of paper mode, where its defaults do not fit into the run."""
     continual_iters: int = 700
@@ -89,7 +90,8 @@ class Run:
     seed: int
     settings: Settings = ()
     source_lr: float | None = None
-    """It begins with the weights of `MAIN`'s run at this fixed rate, with the same schedule and seed; None: afresh."""
+    """It begins with the weights of `MAIN`'s run at this fixed rate, with the same schedule and seed; None:
+    afresh."""
 
     @property
     def source(self) -> Run | None:
@@ -103,8 +105,8 @@ class Run:
 def run_values(run: Run, scale: Scale) -> dict[str, Any]:
     """The configuration of a run, but for its paths: `finetune_from` is the name of another run.
 
-    The model and the run are about those of the measurements that the robust mode was designed on: a byte-level GPT of
-    two layers, steps of 512 tokens, 3 % warm-up, decay to a tenth.
+    The model and the run are about those of the measurements that the robust mode was designed on: a
+    byte-level GPT of two layers, steps of 512 tokens, 3 % warm-up, decay to a tenth.
     """
     study = next(study for study in (*STUDIES.values(), CONTINUAL) if study.name == run.study)
     train_iters = scale.continual_iters if run.source else scale.train_iters
@@ -112,14 +114,25 @@ def run_values(run: Run, scale: Scale) -> dict[str, Any]:
     is_search = run.method in ("paper", "robust")
     settings = {**dict(scale.paper_settings if run.method == "paper" else ()), **dict(run.settings)}
     return {
-        "preset": "gpt2-tiny", "num_layers": 2, "hidden_size": study.hidden_size, "num_attention_heads": 4,
-        "seq_length": 64, "split": "90,10,0", "micro_batch_size": 8, "train_iters": train_iters,
-        "lr": run.lr, "min_lr": _FLOOR * run.lr, "lr_decay_style": run.schedule,
-        "lr_warmup_iters": round(_WARMUP * train_iters), "seed": run.seed,
-        "eval_interval": max(1, train_iters // 20), "eval_iters": scale.eval_iters, "log_interval": 1000,
+        "preset": "gpt2-tiny",
+        "num_layers": 2,
+        "hidden_size": study.hidden_size,
+        "num_attention_heads": 4,
+        "seq_length": 64,
+        "split": "90,10,0",
+        "micro_batch_size": 8,
+        "train_iters": train_iters,
+        "lr": run.lr,
+        "min_lr": _FLOOR * run.lr,
+        "lr_decay_style": run.schedule,
+        "lr_warmup_iters": round(_WARMUP * train_iters),
+        "seed": run.seed,
+        "eval_interval": max(1, train_iters // 20),
+        "eval_iters": scale.eval_iters,
+        "log_interval": 1000,
         "adalrs": {"enabled": True, "mode": run.method, **settings} if is_search else {"enabled": False},
         **begins,
-    }  # fmt: skip
+    }
 
 
 def run_name(run: Run, values: dict[str, Any]) -> str:
@@ -153,7 +166,8 @@ def rates_of(study: Study, scale: Scale) -> tuple[float, ...]:
 
 
 def studies_of(experiments: Sequence[str], scale: Scale) -> list[tuple[Study, tuple[str, ...]]]:
-    """The studies whose grids the experiments build on, with the schedules that each needs; `MAIN` is the first."""
+    """The studies whose grids the experiments build on, with the schedules that each needs; `MAIN` is the
+    first."""
     chosen = set(experiments)
     main = scale.schedules if chosen & {"grid", "search"} else scale.schedules[:1]
     others = [(study, scale.schedules[:1]) for name, study in STUDIES.items() if name in chosen - {"grid"}]
@@ -165,7 +179,8 @@ def studies_of(experiments: Sequence[str], scale: Scale) -> list[tuple[Study, tu
 def runs_after_grid(
     experiments: Sequence[str], scale: Scale, seeds: Sequence[int], best: Mapping[tuple[str, str], float]
 ) -> list[Run]:
-    """Everything that starts from multiples of the best fixed rates, `best[study, schedule]`; no run twice."""
+    """Everything that starts from multiples of the best fixed rates, `best[study, schedule]`; no run
+    twice."""
     runs: list[Run] = []
     first = scale.schedules[0]
     searched = [(MAIN, schedule) for schedule in scale.schedules if "search" in experiments]

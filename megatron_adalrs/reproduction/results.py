@@ -33,9 +33,11 @@ class Result:
     snapshot_seconds: float
     wall_seconds: float
     curve: tuple[tuple[int, float], ...]
-    """Executed steps, discarded ones included, and validation loss then; of weights that the run consists of."""
+    """Executed steps, discarded ones included, and validation loss then; of weights that the run consists
+    of."""
     velocity: float
-    """Minus the least-squares slope of the training loss over the kept steps in `SEARCH_WINDOW`, in nats per step."""
+    """Minus the least-squares slope of the training loss over the kept steps in `SEARCH_WINDOW`, in nats per
+    step."""
     velocity_error: float
     window_loss: float
     """Mean training loss over the same steps."""
@@ -111,7 +113,8 @@ def load(file: Path) -> Result:
 
 
 def _search_window(log: RunLog, train_iters: int) -> tuple[float, float, float]:
-    """Velocity, its standard error and the mean of the kept losses in the search window; nan where there are none."""
+    """Velocity, its standard error and the mean of the kept losses in the search window; nan where there are
+    none."""
     first, last = (share * train_iters for share in SEARCH_WINDOW)
     train = log.train
     losses = train.loss[train.kept & (train.step > first) & (train.step <= last)]

@@ -1,4 +1,5 @@
-"""Runs in processes of their own, as many at a time as there are jobs; what is complete is never run again."""
+"""Runs in processes of their own, as many at a time as there are jobs; what is complete is never run
+again."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ def lock(output: Path, patience: float = 5.0) -> IO[str]:
             if time.monotonic() > deadline:
                 file.close()
                 raise ValueError(
-                    f"--output {output}: another reproduction works in it, or runs that it left behind have not ended"
+                    f"--output {output}: another reproduction works in it, or runs that it left behind have "
+                    f"not ended"
                 ) from None
             time.sleep(_POLL_SECONDS)
 
@@ -126,9 +128,12 @@ class Runner:
         with (job.folder / "output.log").open("w") as log:
             return subprocess.Popen(
                 [sys.executable, *job.command[1:]],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
                 pass_fds=[self._lock.fileno()],
-            )  # fmt: skip
+            )
 
     def _end(self, job: Job, code: int) -> str:
         """Keep the result; what to say about it."""

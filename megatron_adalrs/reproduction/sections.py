@@ -49,7 +49,8 @@ def sections_of(results: Results, experiments: Sequence[str], scale: Scale) -> l
 def cluster_sections(
     results: Results, preset: str, schedules: Sequence[str], rates: Sequence[float]
 ) -> list[Section]:
-    """The report on what a cluster has completed so far; schedules without a fixed run have nothing to compare with."""
+    """The report on what a cluster has completed so far; schedules without a fixed run have nothing to
+    compare with."""
     sections = []
     study = Study(preset, "", 0)
     for schedule in schedules:
@@ -77,8 +78,10 @@ def _continual(results: Results, scale: Scale) -> list[Section]:
     search, cost = _searches(results, CONTINUAL, schedule, plan.continual_ratios(scale), best)
     words = (
         f"Continual pretraining: {scale.continual_iters} steps on {CONTINUAL.corpus} from the weights that "
-        f"{scale.train_iters} steps on {MAIN.corpus} at the best fixed rate ({source:g}, {schedule}, the same seed) "
-        f"ended with, with a fresh optimizer, warm-up, schedule and search. The goals in brackets are those of runs "
+        f"{scale.train_iters} steps on {MAIN.corpus} at the best fixed rate ({source:g}, {schedule}, the "
+        f"same seed) "
+        f"ended with, with a fresh optimizer, warm-up, schedule and search. The goals in brackets are those "
+        f"of runs "
         "that begin afresh."
     )
     return [replace(search, table=replace(search.table, caption=f"{words} {search.table.caption}")), cost]

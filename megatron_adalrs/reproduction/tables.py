@@ -48,7 +48,8 @@ def grid_table(results: Results, study: Study, schedule: str, best: float) -> Ta
         f"Fixed rates: {study.name}, {schedule}",
         ("rate", "final loss", "worst seed", "velocity", "loss in the window", "seeds"),
         tuple(rows),
-        "Validation loss in nats per token. Velocity: minus the slope of the training loss from 10 to 40 % of the run, "
+        "Validation loss in nats per token. Velocity: minus the slope of the training loss from 10 to 40 % "
+        "of the run, "
         "in nats per 1000 steps; beside it the mean training loss over the same steps."
         + _at_an_end(rates, best),
     )
@@ -112,10 +113,14 @@ def search_table(
         f"Searches: {study.name}, {schedule}, {len(at_best)} seed{'s' if len(at_best) != 1 else ''}",
         ("initial rate / best fixed", *(ratio_name(ratio) for ratio in ratios)),
         tuple(rows),
-        f"Final validation loss minus that of the best fixed rate ({best:g}) with the same seed. Discarded: share of "
-        "train_iters. Rate found: over the best fixed one, geometric mean. Steps to the fixed rate's loss: executed "
-        "steps, discarded ones included, until the validation loss is the final one of the same initial rate held "
-        "fixed, as a share of that run's; in parentheses how many seeds got there, where not all did. Equal compute: "
+        f"Final validation loss minus that of the best fixed rate ({best:g}) with the same seed. Discarded: "
+        f"share of "
+        "train_iters. Rate found: over the best fixed one, geometric mean. Steps to the fixed rate's loss: "
+        "executed "
+        "steps, discarded ones included, until the validation loss is the final one of the same initial rate "
+        "held "
+        "fixed, as a share of that run's; in parentheses how many seeds got there, where not all did. Equal "
+        "compute: "
         "discarded steps count (budget total). In brackets the goal, * where it is missed. "
         + findings(results, study, schedule, ratios, best),
     )
@@ -130,7 +135,8 @@ def variants_table(
     rates: Sequence[float],
     variants: Sequence[Settings],
 ) -> Table:
-    """Paper mode under other settings: loss above the best fixed rate's, mean and worst, and what was discarded."""
+    """Paper mode under other settings: loss above the best fixed rate's, mean and worst, and what was
+    discarded."""
     at_best = results.of(study.name, schedule, "fixed", best)
     rows = []
     for settings in variants:
@@ -147,7 +153,8 @@ def variants_table(
         title,
         ("paper mode with", *(f"from {ratio_name(lr / best)}" for lr in rates)),
         tuple(rows),
-        "Final validation loss above the best fixed rate's with the same seed: mean [worst seed], discarded share of "
+        "Final validation loss above the best fixed rate's with the same seed: mean [worst seed], discarded "
+        "share of "
         "train_iters.",
     )
 
@@ -173,7 +180,8 @@ def cost_table(results: Results, study: Study, schedule: str, ratios: Sequence[f
                     method,
                     ratio_name(ratio),
                     f"{fmean(result.discarded_steps for result in runs.values()):.0f}",
-                    f"{1e3 * fmean(result.snapshot_seconds for result in runs.values()):.0f} ms ({snapshots:.2%})",
+                    f"{1e3 * fmean(result.snapshot_seconds for result in runs.values()):.0f} ms "
+                    f"({snapshots:.2%})",
                     f"{fmean(pairs):.2f}" if pairs else NOTHING,
                     reached[1] if reached else NOTHING,
                 )
@@ -182,8 +190,10 @@ def cost_table(results: Results, study: Study, schedule: str, ratios: Sequence[f
         f"What a search costs: {study.name}, {schedule}",
         ("mode", "from", "discarded steps", "snapshots", "time of a step", STEPS_TO_REACH),
         tuple(rows),
-        "Snapshots: capture and restore in all, and as a share of the run's time. Time of a step: median, over the "
-        "fixed run's; runs share the machine's cores, so that it is noisy: `megatron-adalrs benchmark` measures it paired.",
+        "Snapshots: capture and restore in all, and as a share of the run's time. Time of a step: median, "
+        "over the "
+        "fixed run's; runs share the machine's cores, so that it is noisy: `megatron-adalrs benchmark` "
+        "measures it paired.",
     )
 
 
@@ -202,9 +212,12 @@ def peers_table(results: Results, study: Study, schedule: str, best: float) -> T
         f"Peers: {study.name}",
         ("peer", "schedule", "rate", "above the best fixed rate", "discarded"),
         tuple(rows),
-        "The same model, data, initial weights and order of batches in a plain PyTorch loop: final validation loss "
-        f"above that of AdamW at the best fixed rate ({best:g}, {schedule}), mean [worst seed]. lr-range-test: AdamW "
-        "at a rate read off DeepSpeed's LRRangeTest, whose steps are discarded: where the loss falls most steeply, or "
+        "The same model, data, initial weights and order of batches in a plain PyTorch loop: final "
+        "validation loss "
+        f"above that of AdamW at the best fixed rate ({best:g}, {schedule}), mean [worst seed]. "
+        f"lr-range-test: AdamW "
+        "at a rate read off DeepSpeed's LRRangeTest, whose steps are discarded: where the loss falls most "
+        "steeply, or "
         "a tenth of where it is lowest.",
     )
 

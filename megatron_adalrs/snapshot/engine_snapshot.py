@@ -1,4 +1,5 @@
-"""The engine's in-memory checkpoint: everything that decides the following steps, captured and put back in place."""
+"""The engine's in-memory checkpoint: everything that decides the following steps, captured and put back in
+place."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ from megatron_adalrs.snapshot.tensor_snapshot import TensorSnapshot
 class EngineSnapshot:
     """One point of a run to which the engine can go back, bit for bit.
 
-    The buffers are allocated by the first capture and reused by later ones. Capture and restore only between steps, on
-    all ranks together: each one keeps its own shard.
+    The buffers are allocated by the first capture and reused by later ones. Capture and restore only between
+    steps, on all ranks together: each one keeps its own shard.
 
     Args:
         directory: of a local disk to keep it on, instead of in host memory.
@@ -38,7 +39,8 @@ class EngineSnapshot:
         self._random_state = random_state()
 
     def restore(self) -> None:
-        """Go back to the last capture. Optimizer state born since then is zeroed: so it is before its first step."""
+        """Go back to the last capture. Optimizer state born since then is zeroed: so it is before its first
+        step."""
         self._tensors.restore(self._engine.training_state_tensors())
         self._engine.sync_weights_from_masters()
         self._engine.set_counters(self._counters)
@@ -56,7 +58,8 @@ class EngineSnapshot:
 
 
 def estimate_snapshot_bytes(training: TrainingConfig, parameters: int, replicas: int) -> int:
-    """Bytes that one snapshot takes on each rank: fp32 parameters, be they masters or the weights, and AdamW's moments.
+    """Bytes that one snapshot takes on each rank: fp32 parameters, be they masters or the weights, and
+    AdamW's moments.
 
     Args:
         parameters: of the rank's part of the model (`Engine.parameters_held`).

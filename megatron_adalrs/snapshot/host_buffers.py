@@ -20,7 +20,8 @@ def in_memory(tensor: Tensor) -> Tensor:
 
 
 def in_file(directory: str, tensors: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
-    """Buffers like these tensors, mapped from one new file in a directory; the system may take their memory away.
+    """Buffers like these tensors, mapped from one new file in a directory; the system may take their memory
+    away.
 
     The file has no name: its space comes back with the buffers, or when the process ends, however it ends.
 
@@ -59,7 +60,8 @@ def require_room(directory: str, snapshot_bytes: int, processes: int) -> None:
         snapshot_bytes: of one process, all its snapshots together.
 
     Raises:
-        ValueError: it is no directory that can be written to, or has too little space; the arithmetic is shown.
+        ValueError: it is no directory that can be written to, or has too little space; the arithmetic is
+            shown.
     """
     if not os.path.isdir(directory):
         raise ValueError(

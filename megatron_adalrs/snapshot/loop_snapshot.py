@@ -122,7 +122,8 @@ class LoopSnapshot:
 
 
 def _without_repetitions(tensor: Tensor) -> Tensor:
-    """The tensor, or of an expanded one the part that its elements are repetitions of, which can be written to."""
+    """The tensor, or of an expanded one the part that its elements are repetitions of, which can be written
+    to."""
     for dimension, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
         if stride == 0 and size > 1:
             tensor = tensor.narrow(dimension, 0, 1)

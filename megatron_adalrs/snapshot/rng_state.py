@@ -13,7 +13,8 @@ from megatron_adalrs.utils.format import first_line
 
 
 def seed_everything(seed: int, tensor_group: int) -> None:
-    """Seed python, numpy and torch. Tensor groups differ, so that their dropout does; the ranks of one agree."""
+    """Seed python, numpy and torch. Tensor groups differ, so that their dropout does; the ranks of one
+    agree."""
     random.seed(seed + tensor_group)
     np.random.seed((seed + tensor_group) % 2**32)
     torch.manual_seed(seed + tensor_group)

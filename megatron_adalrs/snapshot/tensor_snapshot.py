@@ -55,7 +55,8 @@ class TensorSnapshot:
                 self._begin_copies(device, targets, sources)
 
     def finish(self) -> None:
-        """Have what follows on an accelerator wait for copies that `capture` began; the host does not wait."""
+        """Have what follows on an accelerator wait for copies that `capture` began; the host does not
+        wait."""
         for device, copied in self._copied:
             torch.get_device_module(device).current_stream(device).wait_event(copied)
         self._copied = []
@@ -81,8 +82,8 @@ class TensorSnapshot:
         if born_since:
             torch._foreach_zero_(born_since)
         if self._buffers:
-            # Copies to an accelerator are in order with the work that follows on its stream, and torch keeps pinned
-            # memory that is freed until the copies from it are through.
+            # Copies to an accelerator are in order with the work that follows on its stream, and torch keeps
+            # pinned memory that is freed until the copies from it are through.
             targets = [tensors[name] for name in self._buffers]
             torch._foreach_copy_(targets, list(self._buffers.values()), non_blocking=True)
 

@@ -102,9 +102,11 @@ def build_trainer(config: Config) -> Trainer:
         """What a run must share with a checkpoint beyond its configuration."""
         data_order = blend.order_digest(min(consumed_samples, ORDER_SAMPLES))
         return {
-            "vocab_size": vocab_size, "tokenizer_sha256": tokenizer.sha256 if tokenizer else None,
-            "blend": blend.shares, "data_order": data_order,
-        }  # fmt: skip
+            "vocab_size": vocab_size,
+            "tokenizer_sha256": tokenizer.sha256 if tokenizer else None,
+            "blend": blend.shares,
+            "data_order": data_order,
+        }
 
     data_order = blend.order_digest(min(config.training.train_iters * global_batch_size, ORDER_SAMPLES))
     loss_guard = LossGuard(
@@ -138,9 +140,9 @@ def build_trainer(config: Config) -> Trainer:
     origin = checkpoint.how_resumed(resumed, saved, config, mesh) if resumed and saved else None
     if source and not resumed:
         origin = f"weights of {source}" + ("" if weights_step is None else f", step {weights_step}")
+    data_lines = about_the_data(config, blend, global_batch_size)
     announce(
-        f"{opening(config, mesh, parameters, snapshot_bytes, about_the_data(config, blend, global_batch_size), origin)}"
-        f"\n{describe(plan)}",
+        f"{opening(config, mesh, parameters, snapshot_bytes, data_lines, origin)}\n{describe(plan)}",
         mesh.is_first,
     )
     seed_everything(config.training.seed, mesh.tensor_group)
@@ -162,9 +164,15 @@ def build_trainer(config: Config) -> Trainer:
         return Evaluation(part.dataset.split, loader(part.dataset), batches, part.name, float(part.share))
 
     metrics = open_metrics(
-        config.run.run_dir, config.run.tensorboard_dir, config.training.train_iters, config.run.log_interval,
-        state.step, mesh.is_first, config.adalrs.budget if config.adalrs.enabled else "kept", wandb_run(config),
-    )  # fmt: skip
+        config.run.run_dir,
+        config.run.tensorboard_dir,
+        config.training.train_iters,
+        config.run.log_interval,
+        state.step,
+        mesh.is_first,
+        config.adalrs.budget if config.adalrs.enabled else "kept",
+        wandb_run(config),
+    )
     metrics.write(
         "run",
         {
@@ -211,7 +219,8 @@ def ranks_on_this_host() -> int:
 
 
 def with_run_dir(config: Config) -> Config:
-    """The configuration with every path of the run filled in. Its directory is made once nothing is refused any more.
+    """The configuration with every path of the run filled in. Its directory is made once nothing is refused
+    any more.
 
     Raises:
         ValueError: the directory cannot be written, or holds another run.
@@ -232,7 +241,8 @@ def with_run_dir(config: Config) -> Config:
         raise ValueError(f"run_dir: cannot write to {run_dir}: {error.strerror or error}") from None
     if (run_dir / "metrics.jsonl").exists() and run.load is None and not run.auto_resume:
         raise ValueError(
-            f"run_dir: {run_dir} already holds a run; choose another directory, or resume it with --load {run_dir}"
+            f"run_dir: {run_dir} already holds a run; choose another directory, or resume it with --load "
+            f"{run_dir}"
         )
     paths = {
         "run_dir": run_dir,
@@ -245,8 +255,8 @@ def with_run_dir(config: Config) -> Config:
 def build_datasets(config: Config, global_batch_size: int, skipped_samples: int = 0) -> Datasets:
     """The data sets of a run; the first process to ask builds the indices, the others open them.
 
-    There are as many samples to train on as may be, or were, passed over for bad numbers beyond those needed: no order
-    changes by it.
+    There are as many samples to train on as may be, or were, passed over for bad numbers beyond those needed:
+    no order changes by it.
     """
     train_iters = config.training.train_iters
     spare = max(config.loss_guard.max_skipped_batches(train_iters) * global_batch_size, skipped_samples)
@@ -290,8 +300,8 @@ def opening(
     data: str,
     origin: str | None,
 ) -> str:
-    """What a person reads before the first step. `origin`: what the run begins with, unless with weights drawn.
-    `data`: about its data."""
+    """What a person reads before the first step. `origin`: what the run begins with, unless with weights
+    drawn. `data`: about its data."""
     training = config.training
     tokens = config.global_batch_size(mesh.data.size) * config.model.seq_length
     axes = [f"{getattr(mesh.shape, name)} {name}" for name in AXES if getattr(mesh.shape, name) > 1]

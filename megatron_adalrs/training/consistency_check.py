@@ -21,14 +21,16 @@ MOST_NAMES = 8
 
 
 class RanksDiffer(RuntimeError):
-    """Ranks that must agree do not. The message names what differs, and each side's ranks: the majority first."""
+    """Ranks that must agree do not. The message names what differs, and each side's ranks: the majority
+    first."""
 
 
 def check_ranks(engine: Engine, mesh: ProcessMesh, agreed: Mapping[str, Any]) -> None:
     """Compare `agreed` on all ranks, and parameters on all ranks that hold the same, bit for bit. Collective.
 
-    Parameters that a tensor rank holds whole are compared across the tensor axis too, tied embeddings across the ends
-    of the pipe. Under ZeRO-3 only the small parameters that DeepSpeed keeps whole are there to compare.
+    Parameters that a tensor rank holds whole are compared across the tensor axis too, tied embeddings across
+    the ends of the pipe. Under ZeRO-3 only the small parameters that DeepSpeed keeps whole are there to
+    compare.
 
     Args:
         agreed: plain JSON values that are the same on every rank.

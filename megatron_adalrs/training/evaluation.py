@@ -28,8 +28,8 @@ class Evaluation:
 
 
 def evaluated(engine: Engine, corpora: Sequence[Evaluation]) -> Iterator[tuple[str, float]]:
-    """Names of curves and mean losses, in nats per token: SPLIT/NAME of each where there are several corpora, and last
-    SPLIT, their mean by their shares. Collective."""
+    """Names of curves and mean losses, in nats per token: SPLIT/NAME of each where there are several corpora,
+    and last SPLIT, their mean by their shares. Collective."""
     mean = 0.0
     for corpus in corpora:
         loss = engine.evaluate(corpus.steps())

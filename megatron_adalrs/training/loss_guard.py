@@ -2,9 +2,11 @@
 
 Three policies for a step that went wrong, which all ranks see alike, since they are given the same floats:
 
-- skip: the update was not accepted, so the weights are as before. The step does not count and its batch is passed over:
+- skip: the update was not accepted, so the weights are as before. The step does not count and its batch is
+passed over:
   the run goes on as if the data did not have it.
-- rewind: weights, optimizer, random streams, the search's state and this memory go back to the last snapshot. All
+- rewind: weights, optimizer, random streams, the search's state and this memory go back to the last snapshot.
+All
   batches from there to the offending one are passed over (as in PaLM, arXiv 2204.02311, section 5.1).
 - stop: the update was not accepted; the run is saved as it was before the step, and ends.
 
@@ -88,8 +90,8 @@ class LossGuard:
         return self.settings.policy in ("skip", "stop")
 
     def expect(self, scale: float) -> None:
-        """Before a step at this scale of the learning rate: at another one than before losses may be other for good,
-        so that their memory begins anew."""
+        """Before a step at this scale of the learning rate: at another one than before losses may be other
+        for good, so that their memory begins anew."""
         if scale != self.memory.scale:
             self.memory = LossMemory(scale=scale)
 
@@ -106,7 +108,10 @@ class LossGuard:
         highest = memory.mean + self.settings.sigma * deviation
         if memory.count < self.settings.min_history or loss <= highest:
             return None
-        return f"loss {loss:.4g} is above {memory.mean:.4g} + {self.settings.sigma:g} x {deviation:.2g} = {highest:.4g}"
+        return (
+            f"loss {loss:.4g} is above {memory.mean:.4g} + {self.settings.sigma:g} x {deviation:.2g} = "
+            f"{highest:.4g}"
+        )
 
     def observe(
         self,
@@ -180,10 +185,14 @@ class LossGuard:
         if settings.policy == "stop":
             return "loss_guard.policy is stop"
         if self._in_a_row > settings.max_consecutive:
-            return f"loss_guard.max_consecutive is {settings.max_consecutive}, and no step was kept beyond this one"
+            return (
+                f"loss_guard.max_consecutive is {settings.max_consecutive}, and no step was kept beyond "
+                f"this one"
+            )
         if skipped_samples > self._max_skipped_batches * batch:
             return (
-                f"loss_guard.max_skipped allows to pass over {self._max_skipped_batches * batch} samples, and this would "
+                f"loss_guard.max_skipped allows to pass over {self._max_skipped_batches * batch} samples, "
+                f"and this would "
                 f"make {skipped_samples}"
             )
         return None

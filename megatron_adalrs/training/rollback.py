@@ -20,7 +20,8 @@ class RollbackPoint:
     state: TrainState
     memory: LossMemory
     search: dict[str, Any] | None = None
-    """The state of the search, where it goes back too; a search that goes back to a point knows it by itself."""
+    """The state of the search, where it goes back too; a search that goes back to a point knows it by
+    itself."""
 
 
 class RollbackStore:

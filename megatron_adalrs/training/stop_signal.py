@@ -18,11 +18,12 @@ class StopSignal:
 
     SIGUSR1 is what Slurm's `--signal` sends ahead of the end of a job's time.
 
-    A second SIGINT ends the process at once. A second SIGTERM does not: when a signal goes to the whole process group,
-    as Ctrl-C and schedulers send it, DeepSpeed's launcher passes it on to ranks that have had it already.
+    A second SIGINT ends the process at once. A second SIGTERM does not: when a signal goes to the whole
+    process group, as Ctrl-C and schedulers send it, DeepSpeed's launcher passes it on to ranks that have had
+    it already.
 
-    The `deepspeed` command of one node passes no SIGTERM on. It just ends, and its ranks would train on unattended:
-    they stop when they see that it is gone.
+    The `deepspeed` command of one node passes no SIGTERM on. It just ends, and its ranks would train on
+    unattended: they stop when they see that it is gone.
     """
 
     def __init__(self) -> None:
@@ -57,7 +58,8 @@ class StopSignal:
 
 
 def _runner_pid() -> int | None:
-    """The `deepspeed` command, if it is what started this rank: the parent of the launcher that is our parent."""
+    """The `deepspeed` command, if it is what started this rank: the parent of the launcher that is our
+    parent."""
     try:
         launcher = psutil.Process(os.getppid())
         if "deepspeed.launcher.launch" not in launcher.cmdline():

@@ -25,7 +25,8 @@ def summary(config: Config, state: TrainState, global_batch_size: int, scale: fl
         kept, gone = (quantity(steps * tokens, "token") for steps in (state.step, discarded))
         lines += [
             f"AdaLRS took the base learning rate from {lr:g} to {lr * scale:.4g} (x {scale:.4g})",
-            f"it cost {discarded} discarded steps ({discarded / state.total_steps:.1%} of all; {gone} beside {kept} "
+            f"it cost {discarded} discarded steps ({discarded / state.total_steps:.1%} of all; {gone} beside "
+            f"{kept} "
             f"kept) and {state.snapshot_seconds:.1f} s of snapshots",
         ]
     return "\n".join(lines)

@@ -133,7 +133,8 @@ class Trainer:
         return self.controller.has_pending_rollback and self.controller.phase in ("trial", "restart")
 
     def step(self, stop: bool = False) -> StepResult:
-        """One optimizer step: rate, batch, loss, decision. `stop`: this rank asks all ranks to stop after it."""
+        """One optimizer step: rate, batch, loss, decision. `stop`: this rank asks all ranks to stop after
+        it."""
         started, phase = time.perf_counter(), self.controller.phase
         optimizer = self.config.optimizer
         factor = self.schedule(schedule_step(self.controller, self.state.step, optimizer.lr_warmup_iters))
@@ -196,7 +197,8 @@ class Trainer:
     def keep_point_when_due(self) -> None:
         """Take the snapshot to rewind to: at its interval, and wherever a rewind must not go back behind.
 
-        That is a checkpoint, from which a resumed run could not, and what a search decided, whose snapshots are gone.
+        That is a checkpoint, from which a resumed run could not, and what a search decided, whose snapshots
+        are gone.
         """
         every, kept = self.config.loss_guard.rewind_interval, self.rollback.state_at(REWIND)
         if kept is None or self._point_due or is_due(every, self.state.step, kept.step):
@@ -222,7 +224,8 @@ class Trainer:
             raise
 
     def evaluate_and_save_when_due(self) -> None:
-        """Evaluate, save and keep a point at their intervals; steps that may still be undone are waited for."""
+        """Evaluate, save and keep a point at their intervals; steps that may still be undone are waited
+        for."""
         run, step = self.config.run, self.state.step
         if self.controller.has_pending_rollback or self.finished:
             return
@@ -234,7 +237,8 @@ class Trainer:
             self.keep_point_when_due()
 
     def evaluate(self, evaluations: list[list[Evaluation]]) -> None:
-        """Measure and record the loss on parts of the held-out data, and what the weights have seen by then."""
+        """Measure and record the loss on parts of the held-out data, and what the weights have seen by
+        then."""
         self.state.evaluated_at = self.state.step
         self.report_corpora()
         for corpora in evaluations:

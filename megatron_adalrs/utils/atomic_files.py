@@ -44,7 +44,8 @@ def atomic_write(path: Path | str) -> Iterator[BinaryIO]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `path` by one rename if the block ends well and leaves nothing behind if not.
+    """A folder to fill, which becomes `path` by one rename if the block ends well and leaves nothing behind
+    if not.
 
     Raises:
         ValueError: there is something at `path` already, other than an empty folder.

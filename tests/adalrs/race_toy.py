@@ -1,4 +1,5 @@
-"""A toy whose loss, like a training loss, depends on all rates so far, the batch and this rate, to race on."""
+"""A toy whose loss, like a training loss, depends on all rates so far, the batch and this rate, to race
+on."""
 
 from __future__ import annotations
 

@@ -69,7 +69,8 @@ def test_a_climb_whose_last_trial_was_worse_for_sure_stays_where_it_was() -> Non
 
 
 def test_a_climb_leaves_a_rate_that_is_not_far_too_small() -> None:
-    """A trial that is better for sure, but by less than a tenth of what the loss has fallen by, is for a full race."""
+    """A trial that is better for sure, but by less than a tenth of what the loss has fallen by, is for a full
+    race."""
     run = start(30.0, lambda weights, scale: far_below(weights, scale) - 0.1 * weights.step, climb_gain=0.1)
     run.train(lambda run: run.weights.step == run.controller.plan.search_start)
     lost = next(decision for decision in run.decisions if decision.event is Event.FAILED)

@@ -19,7 +19,8 @@ def test_a_rate_that_did_damage_is_lowered_from_the_first_step_on() -> None:
 
 
 def test_where_the_climb_shows_a_rate_too_large_the_restart_comes_at_once() -> None:
-    """Whatever a full race at a rate that did damage would say: here the first is won, and so would hide it."""
+    """Whatever a full race at a rate that did damage would say: here the first is won, and so would hide
+    it."""
 
     def told(weights: Weights, scale: float) -> float:
         return weights.loss(scale) - (0.5 if weights.step > 100 and max(weights.path) > 1.5 else 0.0)
@@ -37,7 +38,8 @@ def test_where_the_climb_shows_a_rate_too_large_the_restart_comes_at_once() -> N
 
 @pytest.mark.parametrize(("behind", "again"), [(0.3, True), (1.0, False)])
 def test_an_early_restart_that_is_lost_but_not_by_far_is_tried_again(behind: float, again: bool) -> None:
-    """The damage shows late: at first a new run lies above the old one, whose loss has fallen by some 2, then below."""
+    """The damage shows late: at first a new run lies above the old one, whose loss has fallen by some 2, then
+    below."""
 
     def told(weights: Weights, scale: float) -> float:
         is_new = weights.path[:1] < (1.0,)
@@ -53,7 +55,8 @@ def test_an_early_restart_that_is_lost_but_not_by_far_is_tried_again(behind: flo
 
 
 def test_a_climb_after_a_restart_that_is_lost_begins_no_other() -> None:
-    """Not even at the scale that the run began with: the rate has been raised to it, so it is not too large."""
+    """Not even at the scale that the run began with: the rate has been raised to it, so it is not too
+    large."""
 
     def told(weights: Weights, scale: float) -> float:
         loss = 5.0 - 0.03 * min(weights.step, 30) - 0.005 * weights.step + 0.1 * NOISE[weights.step]

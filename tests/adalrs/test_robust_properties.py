@@ -43,7 +43,8 @@ def searches(draw) -> tuple[AdaLRSSettings, int]:
 
 @dataclass(frozen=True)
 class Landscape:
-    """A loss as a function of the step, its scale and the sum of the log scales before it, with accidents, in nats."""
+    """A loss as a function of the step, its scale and the sum of the log scales before it, with accidents, in
+    nats."""
 
     seed: int
     gain: float

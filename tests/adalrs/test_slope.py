@@ -66,8 +66,8 @@ def test_a_window_of_10000_steps_equals_numpy_and_the_closed_form_at_any_offset(
     steps = np.arange(10_000)
     values = offset - fall * steps + noise * np.random.default_rng(seed).standard_normal(len(steps))
     running = fit(values)
-    # b = sum(x y) / sum(x x) and e = sqrt(sum((y - b x)^2) / (n - 2) / sum(x x)) about the means; less the offset, with
-    # which sums of squares would lose their digits.
+    # b = sum(x y) / sum(x x) and e = sqrt(sum((y - b x)^2) / (n - 2) / sum(x x)) about the means; less the
+    # offset, with which sums of squares would lose their digits.
     x, y = steps - steps.mean(), values - offset
     y = y - y.mean()
     slope = (x @ y) / (x @ x)

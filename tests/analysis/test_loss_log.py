@@ -21,17 +21,27 @@ def written(folder: Path, name: str, text: str) -> Path:
         ("a.csv", "step,loss,lr\n1,5.0,1e-3\n2,4.5,1e-3\n3,4.25,1e-3\n"),
         ("a.tsv", "iteration\tlm loss\n0\t5\n1\t4.5\n2\t4.25\n"),
         ("semicolons.csv", "Loss;Step\n5;1\n4.5;2\n4.25;3\n"),
-        ("wandb.csv", "Step,run - train/loss,run - train/loss__MIN,run - val_loss\n1,5,5,\n2,4.5,4,6\n3,4.25,4,\n"),
+        (
+            "wandb.csv",
+            "Step,run - train/loss,run - train/loss__MIN,run - val_loss\n1,5,5,\n2,4.5,4,6\n3,4.25,4,\n",
+        ),
         ("tensorboard.csv", "Wall time,Step,Value\n17.5,1,5\n18.5,2,4.5\n19.5,3,4.25\n"),
         ("bare.csv", "5.0\n4.5\n4.25\n"),
         ("no_steps.csv", "loss\n5.0\n4.5\n4.25\n"),
         ("resumed.csv", "step,loss\n1,5.0\n2,9\n3,9\n2,4.5\n3,4.25\n"),
-        ("a.jsonl", '{"step": 1, "train_loss": 5}\n\n{"step": 2, "train_loss": 4.5}\n{"train_loss": 4.25, "step": 3}'),
-        ("with_evaluations.jsonl", '{"kind": "train", "step": 1, "loss": 5}\n{"kind": "eval", "step": 1, "loss": 9}\n'
-         '{"kind": "train", "step": 2, "loss": 4.5}\n{"kind": "train", "step": 3, "loss": 4.25}\n{"kind": "tr'),
+        (
+            "a.jsonl",
+            '{"step": 1, "train_loss": 5}\n\n{"step": 2, "train_loss": 4.5}\n{"train_loss": 4.25, "step": 3}',
+        ),
+        (
+            "with_evaluations.jsonl",
+            '{"kind": "train", "step": 1, "loss": 5}\n{"kind": "eval", "step": 1, "loss": 9}\n'
+            '{"kind": "train", "step": 2, "loss": 4.5}\n{"kind": "train", "step": 3, "loss": 4.25}\n{"kind": '
+            '"tr',
+        ),
     ],
     ids=lambda value: value if "\n" not in value else "",
-)  # fmt: skip
+)
 def test_a_loss_is_found_in_what_other_programs_write(tmp_path: Path, name: str, text: str) -> None:
     log = read_loss_log(written(tmp_path, name, text))
     assert log.losses.tolist() == [5.0, 4.5, 4.25]

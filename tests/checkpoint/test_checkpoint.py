@@ -1,4 +1,5 @@
-"""Checkpoints that appear whole, are told sound from damaged, are removed in time, and resume jobs by themselves."""
+"""Checkpoints that appear whole, are told sound from damaged, are removed in time, and resume jobs by
+themselves."""
 
 from __future__ import annotations
 
@@ -152,14 +153,26 @@ def test_what_is_published_is_whole_and_nothing_else_is_left(two_ranks: Ranks, t
 
 def values(data: Path, run: Path, **changes: Any) -> dict[str, Any]:
     return {
-        "preset": "gpt2-tiny", "num_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "seq_length": 16,
-        "vocab_size": 50, "data_path": str(data), "split": "8,1,1", "micro_batch_size": 4, "train_iters": 25,
-        "lr": 1e-3, "eval_iters": 1, "hidden_dropout": 0.1, "run_dir": str(run),
-    } | changes  # fmt: skip
+        "preset": "gpt2-tiny",
+        "num_layers": 1,
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "seq_length": 16,
+        "vocab_size": 50,
+        "data_path": str(data),
+        "split": "8,1,1",
+        "micro_batch_size": 4,
+        "train_iters": 25,
+        "lr": 1e-3,
+        "eval_iters": 1,
+        "hidden_dropout": 0.1,
+        "run_dir": str(run),
+    } | changes
 
 
 def trained(config: dict[str, Any], largest_file: int | None = None) -> int:
-    """Exit code of a run, in which no file can grow beyond a size where one is given: as on a disk that is full."""
+    """Exit code of a run, in which no file can grow beyond a size where one is given: as on a disk that is
+    full."""
     trainer = build_trainer(config_from_values(config))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     if largest_file:

@@ -30,8 +30,10 @@ def test_other_meshes_and_zero_stages_fit_and_are_named() -> None:
     config = tiny_config(zero_stage=3)
     require_fitting(CHECKPOINT, saved, config, ONE_PROCESS)
     assert how_resumed(CHECKPOINT, saved, config, ONE_PROCESS) == (
-        "resumed on another mesh: from run/iter_0000003 at step 3, written with pipeline_model_parallel_size 2, this "
-        "run has 1; zero_stage 1, this run has 3; world_size 4, this run has 1; random streams (dropout) begin anew"
+        "resumed on another mesh: from run/iter_0000003 at step 3, written with pipeline_model_parallel_size "
+        "2, this "
+        "run has 1; zero_stage 1, this run has 3; world_size 4, this run has 1; random streams (dropout) "
+        "begin anew"
     )
     same = state(1, zero_stage=3)
     assert how_resumed(CHECKPOINT, same, config, ONE_PROCESS) == "resumed from run/iter_0000003 at step 3"

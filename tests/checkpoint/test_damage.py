@@ -1,4 +1,5 @@
-"""Checkpoints that are damaged, forged or of other versions: sound, or refused by one sentence; before any pickle."""
+"""Checkpoints that are damaged, forged or of other versions: sound, or refused by one sentence; before any
+pickle."""
 
 from __future__ import annotations
 
@@ -95,7 +96,8 @@ def test_a_damaged_metadata_file_is_never_taken_for_a_sound_one(tmp_path: Path, 
             assert told is not None
         if told is None and name == "manifest.json":
             theirs, ours = json.loads(damaged), json.loads(whole)
-            # A manifest is not hashed itself: a flip in versions, or the hash of a file that is only sized, stays.
+            # A manifest is not hashed itself: a flip in versions, or the hash of a file that is only sized,
+            # stays.
             assert theirs["files"].keys() == ours["files"].keys() and theirs["step"] == ours["step"]
     finally:
         (checkpoint / name).write_bytes(whole)
@@ -104,9 +106,12 @@ def test_a_damaged_metadata_file_is_never_taken_for_a_sound_one(tmp_path: Path, 
 def states() -> dict[str, Any]:
     return {
         "progress": {"step": 3, "consumed_samples": 12, "total_steps": 3, "skipped_samples": [[4, 8]]},
-        "controller": {"mode": "fixed", "step": 3}, "loss_guard": {}, "identity": {"vocab_size": 50},
-        "config": {"seed": 1}, "world_size": 2,
-    }  # fmt: skip
+        "controller": {"mode": "fixed", "step": 3},
+        "loss_guard": {},
+        "identity": {"vocab_size": 50},
+        "config": {"seed": 1},
+        "world_size": 2,
+    }
 
 
 @pytest.mark.parametrize(

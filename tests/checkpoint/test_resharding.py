@@ -14,11 +14,19 @@ from tests.helpers.ranks import Ranks
 
 PIPE, TENSOR, CONTEXT = "pipeline_model_parallel_size", "tensor_model_parallel_size", "context_parallel_size"
 BEFORE, AFTER = 3, 5
-# Tied weights, shared key-value heads, biases on some projections, a padded vocabulary; clipping has an effect.
+# Tied weights, shared key-value heads, biases on some projections, a padded vocabulary; clipping has an
+# effect.
 MODEL = {
-    "preset": "qwen2-tiny", "num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_query_groups": 2,
-    "untie_embeddings_and_output_weights": False, "make_vocab_size_divisible_by": 3, "lr": 3e-3, "clip_grad": 0.5,
-}  # fmt: skip
+    "preset": "qwen2-tiny",
+    "num_layers": 2,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_query_groups": 2,
+    "untie_embeddings_and_output_weights": False,
+    "make_vocab_size_divisible_by": 3,
+    "lr": 3e-3,
+    "clip_grad": 0.5,
+}
 UNTIED = MODEL | {"preset": "gpt2-tiny", "num_query_groups": 4, "untie_embeddings_and_output_weights": True}
 BF16 = {"bf16": True}
 SOURCES: dict[str, dict[str, Any]] = {
@@ -58,8 +66,10 @@ def save(values: dict[str, Any], folder: Path) -> tuple[str, list[float]]:
     for step in range(BEFORE):
         engine.train_batch(runs.micro_batches(config, mesh, step))
     state = {
-        "config": config.to_flat(), "progress": {"step": BEFORE}, "identity": {"vocab_size": runs.VOCABULARY}
-    }  # fmt: skip
+        "config": config.to_flat(),
+        "progress": {"step": BEFORE},
+        "identity": {"vocab_size": runs.VOCABULARY},
+    }
     checkpoint = save_checkpoint(engine, mesh, Places(folder), BEFORE, state)
     steps = range(BEFORE, BEFORE + AFTER)
     return str(checkpoint), [

@@ -22,13 +22,17 @@ from tests.helpers import runs
 from tests.helpers.ranks import Ranks
 
 CELLS: dict[str, dict[str, Any]] = {
-    "fp32": {}, "zero1": {"zero_stage": 1}, "zero2-bf16": {"zero_stage": 2, "bf16": True}, "zero3": {"zero_stage": 3},
+    "fp32": {},
+    "zero1": {"zero_stage": 1},
+    "zero2-bf16": {"zero_stage": 2, "bf16": True},
+    "zero3": {"zero_stage": 3},
     "pipe": {"pipeline_model_parallel_size": 2, "zero_stage": 1, "num_layers": 2, "global_batch_size": 8},
-}  # fmt: skip
+}
 
 
 def saved_while_training(values: dict[str, Any], folder: str) -> tuple[list[float], list[float], int]:
-    """Losses after a save beside which the weights moved on, and those of an engine that loads what was saved."""
+    """Losses after a save beside which the weights moved on, and those of an engine that loads what was
+    saved."""
     config, mesh, engine = runs.start(values)
 
     def losses(engine: Any, steps: range) -> list[float]:
@@ -60,7 +64,8 @@ def test_what_is_saved_beside_the_training_is_what_was_there_at_the_save(
 
 
 def failed_on_the_second_rank(folder: str, in_background: bool) -> tuple[str, str]:
-    """What a save says of which one rank cannot write its part, and the name of the checkpoint after the next one."""
+    """What a save says of which one rank cannot write its part, and the name of the checkpoint after the next
+    one."""
     config, mesh, engine = runs.start({"zero_stage": 1, "hidden_size": 64})
     places, state = Places(Path(folder)), {"config": config.to_flat()}
     engine.train_batch(runs.micro_batches(config, mesh, 0))

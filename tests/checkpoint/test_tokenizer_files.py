@@ -1,4 +1,5 @@
-"""A model's tokenizer and that of a run's data: another one is refused, the same one in another form is not."""
+"""A model's tokenizer and that of a run's data: another one is refused, the same one in another form is
+not."""
 
 from __future__ import annotations
 
@@ -75,7 +76,8 @@ def test_another_tokenizer_is_refused(made: Path) -> None:
     told = refused(made / "two", of_data(HF, one))
     digest = build_tokenizer(HF, one).sha256
     assert told == (
-        f"--from: {made}/two/tokenizer.json is not the tokenizer of this run's data, corpus.json ({HF}, SHA-256 "
+        f"--from: {made}/two/tokenizer.json is not the tokenizer of this run's data, corpus.json ({HF}, "
+        f"SHA-256 "
         f"{digest:.12}): required the same"
     )
     assert "if it is, give --tokenizer-type and its files" in refused(
@@ -161,13 +163,20 @@ def test_a_run_from_such_a_folder(
     convert: Callable[..., Done] = called("convert", monkeypatch, capsys)
     assert convert("--from-hf", source, "--to", tmp_path / "alone").returncode == 0
     begin = {
-        "finetune_from": str(source), "seq_length": 16, "train_iters": 1, "lr": 1e-3, "micro_batch_size": 4,
-        "eval_iters": 1, "vocab_size": 600, "split": "8,1,1",
-    }  # fmt: skip
+        "finetune_from": str(source),
+        "seq_length": 16,
+        "train_iters": 1,
+        "lr": 1e-3,
+        "micro_batch_size": 4,
+        "eval_iters": 1,
+        "vocab_size": 600,
+        "split": "8,1,1",
+    }
     other = {"data_path": f"{tmp_path}/mine", "run_dir": str(tmp_path / "other")}
     (message,) = one_rank.run(refusal, begin | other)
     assert message.startswith(
-        f"--finetune-from: {source}/tokenizer.json is not the tokenizer of this run's data, {tmp_path}/mine.json"
+        f"--finetune-from: {source}/tokenizer.json is not the tokenizer of this run's data, "
+        f"{tmp_path}/mine.json"
     )
     alone = values(
         tmp_path / "mine", tmp_path / "other", vocab_size=600, finetune_from=str(tmp_path / "alone")

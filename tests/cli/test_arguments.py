@@ -13,11 +13,19 @@ from megatron_adalrs.cli.arguments import config_from_values, parse_arguments
 from megatron_adalrs.config import Config
 from megatron_adalrs.config.run import RUN_CONFIG
 
-REQUIRED = "--num-layers 2 --hidden-size 64 --num-attention-heads 4 --seq-length 32 --train-iters 100 --lr 1e-3 --data-path d"
+REQUIRED = (
+    "--num-layers 2 --hidden-size 64 --num-attention-heads 4 --seq-length 32 --train-iters 100 --lr "
+    "1e-3 --data-path d"
+)
 VALUES = {
-    "num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "seq_length": 32, "train_iters": 100, "lr": 1e-3,
+    "num_layers": 2,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "seq_length": 32,
+    "train_iters": 100,
+    "lr": 1e-3,
     "data_path": "d",
-}  # fmt: skip
+}
 
 
 def parse(line: str) -> Config:
@@ -34,7 +42,8 @@ def test_flags_a_megatron_user_knows() -> None:
         REQUIRED
         + " --micro-batch-size 2 --global-batch-size 8 --min-lr 1e-5 --lr-decay-style WSD --lr-warmup-iters 5"
         " --weight-decay 0.01 --clip-grad 0.5 --split 9,1,0 --tokenizer-type ByteTokenizer --save s --load l"
-        " --save-interval 10 --eval-interval 20 --eval-iters 3 --log-interval 4 --tensorboard-dir t --zero-stage 2"
+        " --save-interval 10 --eval-interval 20 --eval-iters 3 --log-interval 4 --tensorboard-dir t "
+        "--zero-stage 2"
         " --bf16 --seed 7 --adalrs.enabled --adalrs.alpha 2.5 --adalrs.window 5 --adalrs.search-start 0.2"
     )
     assert config.model.num_layers == 2
@@ -50,9 +59,15 @@ def test_underscores_and_the_launchers_local_rank_are_accepted() -> None:
 
 def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:
     content = {
-        "preset": "llama-tiny", "hidden-size": 96, "num_layers": 3, "seq_length": 16, "train_iters": 400, "lr": "1e-4",
-        "data_path": "x", "adalrs": {"beta": 1.5},
-    }  # fmt: skip
+        "preset": "llama-tiny",
+        "hidden-size": 96,
+        "num_layers": 3,
+        "seq_length": 16,
+        "train_iters": 400,
+        "lr": "1e-4",
+        "data_path": "x",
+        "adalrs": {"beta": 1.5},
+    }
     file = write(tmp_path / "c.yaml", content)
     config = parse(f"--config {file} --num-layers 5 --adalrs.alpha 2")
     assert (config.model.num_layers, config.model.hidden_size, config.model.num_attention_heads) == (5, 96, 4)
@@ -159,7 +174,8 @@ def test_a_missing_and_a_broken_file(tmp_path: Path) -> None:
         ),
         (
             "--loss-guard.policy skip --loss-guard.max-skipped 0.01 --loss-guard.extra-skipped-batches 1",
-            "0.01 of train_iters 100 are 1 batches, and one event may pass over 1 + extra_skipped_batches 1 = 2",
+            "0.01 of train_iters 100 are 1 batches, and one event may pass over 1 + extra_skipped_batches 1 "
+            "= 2",
         ),
         ("--hidden-dropout 1.5", "hidden_dropout: 1.5: input should be less than 1"),
     ],

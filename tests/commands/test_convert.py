@@ -137,10 +137,18 @@ def test_weights_alone_are_begun_with_not_resumed(
     source, ours = saved(tmp_path / "theirs", "qwen2 tied"), tmp_path / "ours"
     convert("--from-hf", source, "--to", ours)
     shape = {
-        "preset": "qwen2-tiny", "num_layers": 2, "hidden_size": 24, "num_attention_heads": 6, "num_query_groups": 2,
-        "kv_channels": 6, "ffn_hidden_size": 40, "rotary_base": 10000.0, "vocab_size": 257, "hidden_dropout": 0.0,
+        "preset": "qwen2-tiny",
+        "num_layers": 2,
+        "hidden_size": 24,
+        "num_attention_heads": 6,
+        "num_query_groups": 2,
+        "kv_channels": 6,
+        "ffn_hidden_size": 40,
+        "rotary_base": 10000.0,
+        "vocab_size": 257,
+        "hidden_dropout": 0.0,
         "train_iters": 1,
-    }  # fmt: skip
+    }
     config = values(data, tmp_path / "run", **shape) | {"finetune_from": str(ours)}
     assert one_rank.run(trained, config) == [0]
     assert one_rank.run(
@@ -230,8 +238,17 @@ def test_a_run_takes_its_tokenizer_along(
 
     # One that came with the weights goes on with them, if it is what made the data.
     shutil.copy(model / "tokenizer.json", source)
-    begun = {"finetune_from": str(source), "seq_length": 16, "lr": 1e-3, "train_iters": 1, "micro_batch_size": 4,
-             "eval_iters": 1, "data_path": str(data), "split": "8,1,1", "run_dir": str(tmp_path / "begun")}  # fmt: skip
+    begun = {
+        "finetune_from": str(source),
+        "seq_length": 16,
+        "lr": 1e-3,
+        "train_iters": 1,
+        "micro_batch_size": 4,
+        "eval_iters": 1,
+        "data_path": str(data),
+        "split": "8,1,1",
+        "run_dir": str(tmp_path / "begun"),
+    }
     assert one_rank.run(trained, begun) == [0]
     done = convert("--from", tmp_path / "begun", "--to-hf", tmp_path / "out2")
     assert f"{source}/tokenizer.json is copied" in done.stdout

@@ -120,7 +120,8 @@ def test_where_there_is_no_room_it_says_so_and_goes_on_once_there_is(whole: Path
     assert process.returncode == 2
     assert (
         told
-        == f"error: {tmp_path}/out.partial cannot be written: File too large; once it can, the same command goes on\n"
+        == f"error: {tmp_path}/out.partial cannot be written: File too large; once it can, the same command "
+        f"goes on\n"
     )
     process = begin(whole, tmp_path / "out")
     _, told = process.communicate()

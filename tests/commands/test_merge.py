@@ -27,7 +27,8 @@ def test_merged_parts_are_the_whole_to_the_byte(tmp_path: Path, merge: Callable[
     assert (done.returncode, done.stderr) == (0, "")
     assert (
         done.stdout
-        == f"{tmp_path}/new/all: 4 documents, {sum(len(t.encode()) + 1 for t in TEXTS if t)} tokens of uint16\n"
+        == f"{tmp_path}/new/all: 4 documents, {sum(len(t.encode()) + 1 for t in TEXTS if t)} tokens of "
+        f"uint16\n"
     )
     for suffix in (".bin", ".idx", ".json"):
         assert (

@@ -29,9 +29,17 @@ from tests.helpers.runs import refusal
 ROOT = Path(__file__).parents[2]
 DEEPSPEED = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2", "--master_port"]
 TORCHRUN = [
-    sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1",
-    "--monitor-interval", "0.5", "--master-port",
-]  # fmt: skip
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--nproc-per-node",
+    "2",
+    "--max-restarts",
+    "1",
+    "--monitor-interval",
+    "0.5",
+    "--master-port",
+]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
 
 
@@ -42,11 +50,22 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def values(data: Path, **changes: Any) -> dict[str, Any]:
     return {
-        "preset": "llama-tiny", "num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 16,
-        "vocab_size": 50, "data_path": str(data), "split": "8,1,1", "micro_batch_size": 2, "global_batch_size": 8,
-        "train_iters": 60, "lr": 1e-3, "eval_iters": 3, "log_interval": 1,
+        "preset": "llama-tiny",
+        "num_layers": 2,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "seq_length": 16,
+        "vocab_size": 50,
+        "data_path": str(data),
+        "split": "8,1,1",
+        "micro_batch_size": 2,
+        "global_batch_size": 8,
+        "train_iters": 60,
+        "lr": 1e-3,
+        "eval_iters": 3,
+        "log_interval": 1,
         "adalrs": {"enabled": True, "window": 6, "search_start": 0.25, "search_end": 0.8},
-    } | changes  # fmt: skip
+    } | changes
 
 
 def launch(
@@ -64,8 +83,13 @@ def launch(
         port = probe.getsockname()[1]
     return subprocess.Popen(
         [*launcher, str(port), program, "--config", str(file), *flags],
-        cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def finished(process: subprocess.Popen[str]) -> str:

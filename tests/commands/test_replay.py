@@ -30,9 +30,16 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_both_modes_on_a_terminal(replay: Callable[..., Done], record: Path) -> None:
     done = replay(record)
     assert (done.returncode, done.stderr) == (0, "")
-    for part in ("1000 losses", "paper over 1000 steps searches from step 100 to 400 in windows of 25", "discarding at",
-                 "races scales from step 100 to 400", "what a trial would have seen is not on record", "assumed",
-                 "least gain", "The same with other lengths"):  # fmt: skip
+    for part in (
+        "1000 losses",
+        "paper over 1000 steps searches from step 100 to 400 in windows of 25",
+        "discarding at",
+        "races scales from step 100 to 400",
+        "what a trial would have seen is not on record",
+        "assumed",
+        "least gain",
+        "The same with other lengths",
+    ):
         assert part in " ".join(done.stdout.split())
 
 

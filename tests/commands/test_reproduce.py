@@ -34,7 +34,11 @@ def reproduce(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_prose_is_docstrings() -> None:
-    source = '"""Top."""\nx = "no prose"\nclass A:\n    """Of a class."""\n    def f(self):\n        """Of a method."""\n'
+    source = (
+        '"""Top."""\nx = "no prose"\nclass A:\n    """Of a class."""\n    def f(self):\n        """Of '
+        "a "
+        'method."""\n'
+    )
     assert corpus.prose_of(source) == "Top.\n\nOf a class.\n\nOf a method."
     assert corpus.prose_of("topics = {'a': 'long text', 'b': 'word'}", every_text=True) == "long text"
     assert corpus.prose_of("print 'of another Python'") == ""
@@ -76,8 +80,10 @@ def test_smoke_killed_and_called_again_runs_only_what_is_missing(tmp_path: Path)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Searches: code, cosine, 1 seed" in page
     assert "megatron_adalrs.commands.pretrain --config" in page
-    weights = {json.loads(file.read_text().splitlines()[0])["weights_from"] for file in
-               tmp_path.glob("out/runs/continual-*/metrics.jsonl")}  # fmt: skip
+    weights = {
+        json.loads(file.read_text().splitlines()[0])["weights_from"]
+        for file in tmp_path.glob("out/runs/continual-*/metrics.jsonl")
+    }
     assert weights == {
         str(tmp_path / "out" / "runs" / by_method["fixed"].name / "checkpoints" / "iter_0000200")
     }

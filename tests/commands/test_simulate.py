@@ -31,7 +31,11 @@ def test_a_table_and_a_plot(simulate: Callable[..., Done], tmp_path: Path) -> No
 
 
 def test_cells_as_json(simulate: Callable[..., Done]) -> None:
-    flags = "--block 2 --runs 3 --noise 0.1 0.2 --lengths 1 40 --initial 0.1 --adalrs.mode robust --schedule WSD --json"
+    flags = (
+        "--block 2 --runs 3 --noise 0.1 0.2 --lengths 1 40 --initial 0.1 --adalrs.mode robust "
+        "--schedule "
+        "WSD --json"
+    )
     done = simulate(*flags.split())
     assert done.returncode == 0
     cells = json.loads(done.stdout)["cells"]

@@ -35,7 +35,10 @@ def test_a_blend_with_names() -> None:
 
 
 def test_flags_and_the_written_configuration_say_the_same() -> None:
-    flags = "--preset gpt2-tiny --seq-length 8 --train-iters 10 --lr 1e-3 --train-data-path 1 a 3 b --valid-data-path c n=d"
+    flags = (
+        "--preset gpt2-tiny --seq-length 8 --train-iters 10 --lr 1e-3 --train-data-path 1 a 3 b "
+        "--valid-data-path c n=d"
+    )
     config = parse_arguments(f"{flags} --train-data-path 1 a 3 b --valid-data-path c n=d".split())
     assert [corpus.name for corpus in config.data.corpora] == ["a", "b", "c", "n"]
     assert [split for split, _ in config.data.parts] == ["1,0,0", "0,1,0"]

@@ -1,4 +1,5 @@
-"""Mutated .bin/.idx pairs and index caches: what is read is right as far as a file without a checksum can tell."""
+"""Mutated .bin/.idx pairs and index caches: what is read is right as far as a file without a checksum can
+tell."""
 
 from __future__ import annotations
 

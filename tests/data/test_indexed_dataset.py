@@ -54,7 +54,8 @@ def test_writes_the_bytes_written_by_hand(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["built.bin", "built.idx"]
 
 
-# A vector for each token type: its code, the struct format of a token, its name, and six tokens, its limits among them.
+# A vector for each token type: its code, the struct format of a token, its name, and six tokens, its limits
+# among them.
 VECTORS = [
     (1, "B", "uint8", [0, 1, 127, 128, 254, 255]),
     (2, "b", "int8", [0, 1, -1, 127, -127, -128]),
@@ -68,7 +69,8 @@ VECTORS = [
 
 
 def vector(code: int, token: str, values: list) -> tuple[bytes, bytes]:
-    """Index and tokens of three documents, [a b c], none and [d e | f], as the format's description spells them."""
+    """Index and tokens of three documents, [a b c], none and [d e | f], as the format's description spells
+    them."""
     size = struct.calcsize(f"<{token}")
     index = b"MMIDIDX\x00\x00"
     index += struct.pack("<Q", 1)  # version

@@ -1,4 +1,5 @@
-"""One tokenizer from the data to the checkpoint, another is refused wherever it comes in; where documents end."""
+"""One tokenizer from the data to the checkpoint, another is refused wherever it comes in; where documents
+end."""
 
 from __future__ import annotations
 
@@ -61,9 +62,15 @@ def test_another_tokenizer_is_refused(one_rank: Ranks, tmp_path: Path, corpora: 
 
 VALUES = {"preset": "gpt2-tiny", "seq_length": 8, "train_iters": 1, "lr": 1e-3}
 NOTE = {
-    "tokenizer_type": "ByteTokenizer", "vocab_size": 257, "eod": 256, "append_eod": True, "dtype": "uint16",
-    "documents": 20, "tokens": 400, "tokenizer_sha256": "1" * 64,
-}  # fmt: skip
+    "tokenizer_type": "ByteTokenizer",
+    "vocab_size": 257,
+    "eod": 256,
+    "append_eod": True,
+    "dtype": "uint16",
+    "documents": 20,
+    "tokens": 400,
+    "tokenizer_sha256": "1" * 64,
+}
 
 
 def test_corpora_of_different_tokenizers_are_refused(tmp_path: Path) -> None:

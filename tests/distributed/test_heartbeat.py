@@ -1,4 +1,5 @@
-"""Ranks that watch each other: a rank that dies or stands still is named by the others within a bounded time."""
+"""Ranks that watch each other: a rank that dies or stands still is named by the others within a bounded
+time."""
 
 from __future__ import annotations
 
@@ -255,9 +256,14 @@ def trained(rank: int, port: int, flags: list[str], told: str, dies_in: str | No
         dies_in: function of megatron_adalrs.training.build in which this process is killed.
     """
     os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     for name, stream in (("out", 1), ("err", 2)):
         os.dup2(os.open(f"{told}.{name}", os.O_WRONLY | os.O_CREAT), stream)
     import pretrain_gpt
@@ -276,11 +282,21 @@ class RealRanks:
     def __init__(self, folder: Path, **changes: Any) -> None:
         self.folder, self.port = folder, free_port()
         values = {
-            "preset": "llama-tiny", "num_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "seq_length": 16,
-            "vocab_size": 50, "data_path": counting_corpus(folder / "counting"), "split": "8,1,1", "lr": 1e-3,
-            "micro_batch_size": 1, "train_iters": 100_000, "log_interval": 10, "run_dir": folder / "run",
+            "preset": "llama-tiny",
+            "num_layers": 1,
+            "hidden_size": 16,
+            "num_attention_heads": 2,
+            "seq_length": 16,
+            "vocab_size": 50,
+            "data_path": counting_corpus(folder / "counting"),
+            "split": "8,1,1",
+            "lr": 1e-3,
+            "micro_batch_size": 1,
+            "train_iters": 100_000,
+            "log_interval": 10,
+            "run_dir": folder / "run",
             "heartbeat_timeout": 3,
-        } | changes  # fmt: skip
+        } | changes
         self.flags = [
             text for name, value in values.items() for text in (f"--{name.replace('_', '-')}", str(value))
         ]
@@ -342,9 +358,11 @@ def test_a_rank_that_dies_before_training_is_named_too(
     assert first.exitcode == LOST
     told = job.told(0)
     assert re.search(
-        rf"^error: rank 0 on \S+ leaves before training: .*rank 1 on \S+ \(process {second.pid}, not training yet\)",
-        told, re.MULTILINE,
-    )  # fmt: skip
+        rf"^error: rank 0 on \S+ leaves before training: .*rank 1 on \S+ \(process {second.pid}, not "
+        rf"training yet\)",
+        told,
+        re.MULTILINE,
+    )
     assert "Traceback" not in told
 
 

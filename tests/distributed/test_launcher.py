@@ -40,25 +40,55 @@ def test_rank_and_world_of_each_launcher(
 def test_ranks_that_srun_starts_train_together(tmp_path: Path) -> None:
     data = counting_corpus(tmp_path / "counting")
     command = [
-        sys.executable, "pretrain_gpt.py", "--preset", "gpt2-tiny", "--num-layers", "1", "--hidden-size", "16",
-        "--num-attention-heads", "2", "--seq-length", "16", "--vocab-size", "50", "--data-path", str(data),
-        "--split", "8,1,1", "--train-iters", "3", "--lr", "1e-3", "--eval-iters", "1",
-        "--run-dir", str(tmp_path / "run"),
-    ]  # fmt: skip
+        sys.executable,
+        "pretrain_gpt.py",
+        "--preset",
+        "gpt2-tiny",
+        "--num-layers",
+        "1",
+        "--hidden-size",
+        "16",
+        "--num-attention-heads",
+        "2",
+        "--seq-length",
+        "16",
+        "--vocab-size",
+        "50",
+        "--data-path",
+        str(data),
+        "--split",
+        "8,1,1",
+        "--train-iters",
+        "3",
+        "--lr",
+        "1e-3",
+        "--eval-iters",
+        "1",
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
     common = {
         name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     }
     common |= {
-        "SLURM_STEP_NUM_TASKS": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(20000 + os.getpid() % 20000),
-        "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT),
-    }  # fmt: skip
+        "SLURM_STEP_NUM_TASKS": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(20000 + os.getpid() % 20000),
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "PYTHONPATH": str(ROOT),
+    }
     ranks = [
         subprocess.Popen(
-            command, cwd=ROOT, env=common | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            command,
+            cwd=ROOT,
+            env=common | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for rank in range(2)
-    ]  # fmt: skip
+    ]
     first, second = (rank.communicate(timeout=300)[0] for rank in ranks)
     assert [rank.returncode for rank in ranks] == [0, 0], first + second
     assert "2 rank(s)" in first and "done: 3 steps" in first

@@ -45,7 +45,8 @@ def test_training_waits_for_no_compiler(two_ranks: Ranks) -> None:
 
 
 def counters_of_an_optimizer_with_numbers() -> list[list[dict[str, int]]]:
-    """State that is no tensor, as the step of DeepSpeed's optimizer on the processor, before and after it went back."""
+    """State that is no tensor, as the step of DeepSpeed's optimizer on the processor, before and after it
+    went back."""
     config, mesh = tiny_config(), ProcessMesh.from_environment()
     engine = Engine(config, 256, mesh)
     engine.train_batch(micro_batches(config, mesh, 0))

@@ -15,9 +15,15 @@ from tests.helpers.runs import VOCABULARY, start
 EOD = 3
 STEPS = 5
 MARKED = {
-    "reset_attention_mask": True, "reset_position_ids": True, "eod_mask_loss": True, "eod_token_id": EOD,
-    "lr": 2e-3, "micro_batch_size": 1, "global_batch_size": 8, "clip_grad": 1.1,
-}  # fmt: skip
+    "reset_attention_mask": True,
+    "reset_position_ids": True,
+    "eod_mask_loss": True,
+    "eod_token_id": EOD,
+    "lr": 2e-3,
+    "micro_batch_size": 1,
+    "global_batch_size": 8,
+    "clip_grad": 1.1,
+}
 TENSOR, PIPE, CONTEXT = (
     f"{name}_size" for name in ("tensor_model_parallel", "pipeline_model_parallel", "context_parallel")
 )

@@ -13,7 +13,10 @@ import pytest
 
 from megatron_adalrs.engine.extension_locks import remove_abandoned_locks
 
-HOLDER = "import os, sys, time; os.open(sys.argv[1], os.O_CREAT | os.O_EXCL); print('held', flush=True); time.sleep(60)"
+HOLDER = (
+    "import os, sys, time; os.open(sys.argv[1], os.O_CREAT | os.O_EXCL); print('held', flush=True); "
+    "time.sleep(60)"
+)
 
 
 @pytest.fixture

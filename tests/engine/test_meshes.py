@@ -1,4 +1,5 @@
-"""From one seed, losses and gradient norms do not depend on the mesh that shares the work, nor on the ZeRO stage."""
+"""From one seed, losses and gradient norms do not depend on the mesh that shares the work, nor on the ZeRO
+stage."""
 
 from __future__ import annotations
 
@@ -15,12 +16,16 @@ COMMON = {"num_layers": 2, "lr": 2e-3, "micro_batch_size": 4, "global_batch_size
 SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": COMMON | {"preset": "gpt2-tiny"},
     "qwen2": COMMON | {"preset": "qwen2-tiny", "num_query_groups": 2},
-    "untied": COMMON | {
-        "preset": "llama-tiny", "num_query_groups": 4, "untie_embeddings_and_output_weights": True,
-        "use_rope_scaling": True, "rope_scaling_original_max_position_embeddings": 8,
+    "untied": COMMON
+    | {
+        "preset": "llama-tiny",
+        "num_query_groups": 4,
+        "untie_embeddings_and_output_weights": True,
+        "use_rope_scaling": True,
+        "rope_scaling_original_max_position_embeddings": 8,
     },
     "deep": COMMON | {"preset": "gpt2-tiny", "num_layers": 4},
-}  # fmt: skip
+}
 TENSOR, PIPE, CONTEXT = (
     f"{name}_size" for name in ("tensor_model_parallel", "pipeline_model_parallel", "context_parallel")
 )
@@ -60,7 +65,8 @@ EIGHT_RANKS = [
 
 
 def train(values: dict[str, Any]) -> dict[str, list[float]]:
-    """Losses and gradient norms of training, with evaluations in the middle and at the end: a ragged one, too."""
+    """Losses and gradient norms of training, with evaluations in the middle and at the end: a ragged one,
+    too."""
     config, mesh, engine = start(values)
     full = config.micro_batches_per_step(mesh.data.size)
     results, evaluations = [], []

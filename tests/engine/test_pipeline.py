@@ -16,7 +16,8 @@ LLAMA = GPT2 | {"preset": "llama-tiny", "untie_embeddings_and_output_weights": T
 
 
 def padding(values: dict[str, Any]) -> list[float]:
-    """Largest element among the padding rows of each vocabulary table that this stage holds, after a few steps."""
+    """Largest element among the padding rows of each vocabulary table that this stage holds, after a few
+    steps."""
     config, mesh, engine = start(values)
     for step in range(3):
         engine.train_batch(micro_batches(config, mesh, step))

@@ -13,9 +13,14 @@ from tests.helpers.ranks import Ranks
 
 PIPE, TENSOR, CONTEXT = "pipeline_model_parallel_size", "tensor_model_parallel_size", "context_parallel_size"
 MODEL = {
-    "preset": "qwen2-tiny", "num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_query_groups": 2,
-    "untie_embeddings_and_output_weights": False, "make_vocab_size_divisible_by": 3,
-}  # fmt: skip
+    "preset": "qwen2-tiny",
+    "num_layers": 2,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_query_groups": 2,
+    "untie_embeddings_and_output_weights": False,
+    "make_vocab_size_divisible_by": 3,
+}
 SAVED = {
     "zero1": {"zero_stage": 1},
     "zero3": {"zero_stage": 3},
@@ -51,7 +56,8 @@ def save(values: dict[str, Any], folder: str) -> float:
 
 
 def read(values: dict[str, Any], saved: dict[str, Any], folder: str) -> tuple[float, float]:
-    """The loss of the weights in a folder, and the same after a rebuilding of weights from the optimizer's masters."""
+    """The loss of the weights in a folder, and the same after a rebuilding of weights from the optimizer's
+    masters."""
     config = runs.tiny_config(**MODEL | values | {"make_vocab_size_divisible_by": 8, "seed": 5})
     mesh = runs.mesh_of(config)
     theirs = runs.tiny_config(**MODEL | saved)

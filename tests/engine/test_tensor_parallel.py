@@ -48,7 +48,8 @@ def norms(values: dict[str, Any]) -> list[float]:
 def test_in_bf16_the_gradient_norm_counts_every_parameter_once(
     one_rank: Ranks, two_ranks: Ranks, zero_stage: int
 ) -> None:
-    # Leaving out the other rank's shards, as DeepSpeed does for unmarked gradients, would make it a third smaller.
+    # Leaving out the other rank's shards, as DeepSpeed does for unmarked gradients, would make it a third
+    # smaller.
     values = FAMILIES["gpt2"] | {"lr": 1e-3, "clip_grad": 0.5, "zero_stage": zero_stage}
     (expected,) = one_rank.run(norms, values)
     results = two_ranks.run(norms, values | TWO | {"bf16": True})

@@ -13,8 +13,8 @@ from megatron_adalrs.engine import Engine
 class Fault:
     """The forward passes of one rank's part of the model go wrong while `kind` is set.
 
-    "loss": the part's output is NaN, and with it loss and gradients; "gradient": the gradients alone; "spike": the
-    output, which without a pipeline is the loss, is 50 larger.
+    "loss": the part's output is NaN, and with it loss and gradients; "gradient": the gradients alone;
+    "spike": the output, which without a pipeline is the loss, is 50 larger.
     """
 
     def __init__(self, engine: Engine, rank: int) -> None:

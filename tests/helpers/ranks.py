@@ -1,4 +1,5 @@
-"""Real gloo ranks for tests: processes that are started once, joined in one process group, and reused by every test."""
+"""Real gloo ranks for tests: processes that are started once, joined in one process group, and reused by
+every test."""
 
 from __future__ import annotations
 
@@ -88,12 +89,14 @@ class Ranks:
 
 
 def context(accelerator: str) -> Any:
-    """How ranks are started: on processors as forks of a process that has imported what takes long, and run nothing."""
+    """How ranks are started: on processors as forks of a process that has imported what takes long, and run
+    nothing."""
     if accelerator != "cpu":
         return multiprocessing.get_context("spawn")
     os.environ["DS_ACCELERATOR"] = accelerator  # which DeepSpeed reads when it is imported
     starts = multiprocessing.get_context("forkserver")
-    # The second, with torch's compiler, is what DeepSpeed imports for the first ZeRO optimizer: 2.5 s in each process.
+    # The second, with torch's compiler, is what DeepSpeed imports for the first ZeRO optimizer: 2.5 s in each
+    # process.
     starts.set_forkserver_preload(
         ["megatron_adalrs.training.build", "deepspeed.runtime.zero.muon.muon_optimizer"]
     )
@@ -102,9 +105,15 @@ def context(accelerator: str) -> Any:
 
 def _serve(rank: int, world_size: int, port: int, accelerator: str, pipe: Connection) -> None:
     os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": accelerator,
-    }  # fmt: skip
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": accelerator,
+    }
     import torch
 
     from megatron_adalrs.distributed.process_mesh import ProcessMesh
@@ -132,8 +141,9 @@ def _serve(rank: int, world_size: int, port: int, accelerator: str, pipe: Connec
 
 
 def _share_one_gloo_device() -> None:
-    """For all groups of this process. Each would have a thread of its own that wakes a hundred times a second, and what
-    engines leave behind keeps groups alive: hundreds of them by the end of a suite, and half of its time.
+    """For all groups of this process. Each would have a thread of its own that wakes a hundred times a
+    second, and what engines leave behind keeps groups alive: hundreds of them by the end of a suite, and half
+        of its time.
     """
     from torch.distributed import ProcessGroupGloo
 

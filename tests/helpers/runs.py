@@ -19,9 +19,17 @@ VOCABULARY = 50
 def tiny_config(**values: Any) -> Config:
     """Two layers of width 32, sequences of 16, two micro-batches of two samples on each of two ranks."""
     defaults = {
-        "preset": "gpt2-tiny", "num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 16,
-        "train_iters": 100, "lr": 1e-2, "data_path": "none", "micro_batch_size": 2, "global_batch_size": 8,
-    }  # fmt: skip
+        "preset": "gpt2-tiny",
+        "num_layers": 2,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "seq_length": 16,
+        "train_iters": 100,
+        "lr": 1e-2,
+        "data_path": "none",
+        "micro_batch_size": 2,
+        "global_batch_size": 8,
+    }
     return config_from_values(defaults | values)
 
 
@@ -41,7 +49,8 @@ def start(values: dict[str, Any]) -> tuple[Config, ProcessMesh, Engine]:
 
 
 def micro_batches(config: Config, mesh: ProcessMesh, step: int) -> list[np.ndarray]:
-    """This rank's micro-batches of a step: counting from random starts. The global batch is the same for any mesh."""
+    """This rank's micro-batches of a step: counting from random starts. The global batch is the same for any
+    mesh."""
     size, micro = config.global_batch_size(mesh.data.size), config.training.micro_batch_size
     starts = np.random.default_rng(step).integers(0, VOCABULARY, (size, 1))
     samples = (starts + np.arange(config.model.seq_length + 1)) % VOCABULARY

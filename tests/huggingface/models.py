@@ -21,39 +21,61 @@ from transformers import (
 )
 
 _GPT2 = {
-    "vocab_size": 257, "n_embd": 24, "n_layer": 2, "n_head": 3, "n_positions": 16,
-    "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
-}  # fmt: skip
+    "vocab_size": 257,
+    "n_embd": 24,
+    "n_layer": 2,
+    "n_head": 3,
+    "n_positions": 16,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+}
 _GATED = {
-    "vocab_size": 257, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2,
-    "intermediate_size": 40, "max_position_embeddings": 16,
-}  # fmt: skip
+    "vocab_size": 257,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "intermediate_size": 40,
+    "max_position_embeddings": 16,
+}
 KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "gpt2 tied": (GPT2Config, GPT2LMHeadModel, _GPT2),
     "gpt2 untied": (GPT2Config, GPT2LMHeadModel, _GPT2 | {"tie_word_embeddings": False, "n_inner": 40}),
     "llama untied": (LlamaConfig, LlamaForCausalLM, _GATED | {"head_dim": 10, "rms_norm_eps": 1e-5}),
-    # Five frequencies: one stays, one is blended, the others are divided. `rope_scaling` is what both versions take.
+    # Five frequencies: one stays, one is blended, the others are divided. `rope_scaling` is what both
+    # versions take.
     "llama scaled": (
-        LlamaConfig, LlamaForCausalLM,
-        _GATED | {
-            "head_dim": 10, "max_position_embeddings": 48, "rope_theta": 100.0,
+        LlamaConfig,
+        LlamaForCausalLM,
+        _GATED
+        | {
+            "head_dim": 10,
+            "max_position_embeddings": 48,
+            "rope_theta": 100.0,
             "rope_scaling": {
-                "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "rope_type": "llama3",
+                "factor": 4.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
                 "original_max_position_embeddings": 32,
             },
         },
     ),
     "llama tied, biases": (
-        LlamaConfig, LlamaForCausalLM,
-        _GATED | {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, "num_key_value_heads": 6},
+        LlamaConfig,
+        LlamaForCausalLM,
+        _GATED
+        | {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True, "num_key_value_heads": 6},
     ),
     "qwen2 untied": (Qwen2Config, Qwen2ForCausalLM, _GATED | {"rope_theta": 1e6, "num_key_value_heads": 1}),
     "qwen2 tied": (Qwen2Config, Qwen2ForCausalLM, _GATED | {"tie_word_embeddings": True, "head_dim": 6}),
-}  # fmt: skip
+}
 
 
 def made(kind: str, **changes: Any) -> PreTrainedModel:
-    """A model of a kind, its weights far enough from 0 for every one of them to count, norms and biases too."""
+    """A model of a kind, its weights far enough from 0 for every one of them to count, norms and biases
+    too."""
     config, model, values = KINDS[kind]
     torch.manual_seed(0)
     made = (

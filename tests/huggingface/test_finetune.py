@@ -1,4 +1,5 @@
-"""--finetune-from a Hugging Face folder on any mesh, training, export, and transformers' loss of what was exported."""
+"""--finetune-from a Hugging Face folder on any mesh, training, export, and transformers' loss of what was
+exported."""
 
 from __future__ import annotations
 
@@ -43,9 +44,17 @@ def convert(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 def values(data: Path, run: Path, source: Path, **changes: Any) -> dict[str, Any]:
     """No shape but the sequence's: Hugging Face's folder has it."""
     return {
-        "finetune_from": str(source), "seq_length": 16, "data_path": str(data), "split": "8,1,1", "lr": 1e-2,
-        "micro_batch_size": BATCH, "global_batch_size": BATCH, "train_iters": 4, "eval_iters": 5, "run_dir": str(run),
-    } | changes  # fmt: skip
+        "finetune_from": str(source),
+        "seq_length": 16,
+        "data_path": str(data),
+        "split": "8,1,1",
+        "lr": 1e-2,
+        "micro_batch_size": BATCH,
+        "global_batch_size": BATCH,
+        "train_iters": 4,
+        "eval_iters": 5,
+        "run_dir": str(run),
+    } | changes
 
 
 @torch.no_grad()

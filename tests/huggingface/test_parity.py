@@ -63,9 +63,15 @@ def test_ours_is_written_as_the_same_function(tmp_path: Path, kind: str) -> None
     randomise(ours)
     weights: dict[str, Tensor] = {name: parameter.detach() for name, parameter in ours.named_parameters()}
     write_model(
-        tmp_path / "theirs", config, 257, lambda name, shape: weights[name][: shape[0]], lambda name: torch.float32,
-        {"eos_token_id": 256}, {}, max_shard_size=9000,
-    )  # fmt: skip
+        tmp_path / "theirs",
+        config,
+        257,
+        lambda name, shape: weights[name][: shape[0]],
+        lambda name: torch.float32,
+        {"eos_token_id": 256},
+        {},
+        max_shard_size=9000,
+    )
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "theirs").eval()
     assert theirs.dtype == torch.float32
     assert (theirs.config.eos_token_id, theirs.generation_config.eos_token_id) == (256, 256)

@@ -1,4 +1,5 @@
-"""A model that ours cannot be, and damaged folders, are told in one sentence that names the field or the file."""
+"""A model that ours cannot be, and damaged folders, are told in one sentence that names the field or the
+file."""
 
 from __future__ import annotations
 
@@ -20,53 +21,141 @@ from megatron_adalrs.huggingface.rope_config import rotary_json
 from tests.huggingface.models import change_config, saved
 
 LLAMA3 = {
-    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192, "rope_theta": 10000.0,
-}  # fmt: skip
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+    "rope_theta": 10000.0,
+}
 CANNOT = "our model cannot scale rotary positions so, required rope_type llama3 or default"
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"model_type": "mistral"}, "model_type: 'mistral': required one of gpt2, llama, qwen2"),
     ("llama", {"model_type": None}, "model_type: None: required one of"),
-    ("llama", {"architectures": ["LlamaModel"]}, "architectures: ['LlamaModel']: required ['LlamaForCausalLM']"),
-    ("llama", {"quantization_config": {"bits": 4}}, "quantization_config: {'bits': 4}: our model has no such thing"),
+    (
+        "llama",
+        {"architectures": ["LlamaModel"]},
+        "architectures: ['LlamaModel']: required ['LlamaForCausalLM']",
+    ),
+    (
+        "llama",
+        {"quantization_config": {"bits": 4}},
+        "quantization_config: {'bits': 4}: our model has no such thing",
+    ),
     ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, f"rope_scaling: 'linear': {CANNOT}"),
     ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, f"rope_scaling: 'dynamic': {CANNOT}"),
-    ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, f"rope_parameters: 'yarn': {CANNOT}"),
+    (
+        "llama",
+        {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}},
+        f"rope_parameters: 'yarn': {CANNOT}",
+    ),
     ("llama", {"rope_parameters": {"rope_type": "longrope"}}, f"rope_parameters: 'longrope': {CANNOT}"),
-    ("llama", {"rope_parameters": {"rope_type": "llama3"}}, "rope_parameters.factor: None: must be a number above 0"),
-    ("llama", {"rope_parameters": LLAMA3 | {"factor": 0.5}}, "rope_parameters.factor: 0.5: must be at least 1"),
-    ("llama", {"rope_parameters": LLAMA3 | {"factor": "8"}}, "rope_parameters.factor: '8': must be a number above 0"),
-    ("llama", {"rope_parameters": LLAMA3 | {"low_freq_factor": 4}}, "low_freq_factor: 4: must be below high_freq"),
-    ("llama", {"rope_parameters": LLAMA3 | {"original_max_position_embeddings": 0.5}}, "0.5: must be a whole number"),
-    ("llama", {"rope_parameters": LLAMA3 | {"beta_fast": 32}}, "our model has no beta_fast of rope_type llama3"),
-    ("llama", {"rope_parameters": {"full_attention": LLAMA3}}, "our model has no full_attention of rope_type default"),
+    (
+        "llama",
+        {"rope_parameters": {"rope_type": "llama3"}},
+        "rope_parameters.factor: None: must be a number above 0",
+    ),
+    (
+        "llama",
+        {"rope_parameters": LLAMA3 | {"factor": 0.5}},
+        "rope_parameters.factor: 0.5: must be at least 1",
+    ),
+    (
+        "llama",
+        {"rope_parameters": LLAMA3 | {"factor": "8"}},
+        "rope_parameters.factor: '8': must be a number above 0",
+    ),
+    (
+        "llama",
+        {"rope_parameters": LLAMA3 | {"low_freq_factor": 4}},
+        "low_freq_factor: 4: must be below high_freq",
+    ),
+    (
+        "llama",
+        {"rope_parameters": LLAMA3 | {"original_max_position_embeddings": 0.5}},
+        "0.5: must be a whole number",
+    ),
+    (
+        "llama",
+        {"rope_parameters": LLAMA3 | {"beta_fast": 32}},
+        "our model has no beta_fast of rope_type llama3",
+    ),
+    (
+        "llama",
+        {"rope_parameters": {"full_attention": LLAMA3}},
+        "our model has no full_attention of rope_type default",
+    ),
     ("llama", {"rope_scaling": LLAMA3}, "they contradict each other"),
-    ("llama", {"rope_scaling": LLAMA3 | {"factor": 32.0}, "rope_parameters": LLAMA3}, "they contradict each other"),
-    ("llama", {"rope_scaling": LLAMA3 | {"type": "linear"}}, "{'rope_type': 'llama3', 'type': 'linear'}: they contra"),
+    (
+        "llama",
+        {"rope_scaling": LLAMA3 | {"factor": 32.0}, "rope_parameters": LLAMA3},
+        "they contradict each other",
+    ),
+    (
+        "llama",
+        {"rope_scaling": LLAMA3 | {"type": "linear"}},
+        "{'rope_type': 'llama3', 'type': 'linear'}: they contra",
+    ),
     ("llama", {"rope_parameters": LLAMA3, "rope_theta": 5e5}, "'rope_parameters': 10000.0}: they contradict"),
-    ("llama", {"rope_parameters": LLAMA3, "original_max_position_embeddings": 4096}, "embeddings: 4096: rotary pos"),
+    (
+        "llama",
+        {"rope_parameters": LLAMA3, "original_max_position_embeddings": 4096},
+        "embeddings: 4096: rotary pos",
+    ),
     ("llama", {"rope_scaling": 2.0}, "rope_scaling: 2.0: must hold parameters by name"),
-    ("llama", {"rope_theta": 7.0}, "rope_theta: {'rope_theta': 7.0, 'rope_parameters': 10000.0}: they contradict"),
+    (
+        "llama",
+        {"rope_theta": 7.0},
+        "rope_theta: {'rope_theta': 7.0, 'rope_parameters': 10000.0}: they contradict",
+    ),
     ("llama", {"rope_theta": 10**400, "rope_parameters": None}, "0: must be a number above 0"),
     ("llama", {"rope_theta": -1.0, "rope_parameters": None}, "rope_theta: -1.0: must be a number above 0"),
     ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor: 0.5: our model rotates all of a head"),
     ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "required partial_rotary_factor 1"),
     ("llama", {"attention_bias": True}, "mlp_bias: False: required attention_bias, which is True"),
-    ("llama", {"hidden_act": "gelu"}, 'hidden_act: \'gelu\': our model has no such thing, required "silu" or "swish"'),
+    (
+        "llama",
+        {"hidden_act": "gelu"},
+        'hidden_act: \'gelu\': our model has no such thing, required "silu" or "swish"',
+    ),
     ("llama", {"num_key_value_heads": 4}, "is not divisible by num_key_value_heads: 6 = 1 x 4 + 2"),
-    ("llama", {"head_dim": 5}, "kv_channels: rotary positions rotate pairs, so the head size must be even, not 5"),
-    ("llama", {"head_dim": None, "num_attention_heads": 5}, "hidden_size: 24: is not divisible by num_attention_heads"),
+    (
+        "llama",
+        {"head_dim": 5},
+        "kv_channels: rotary positions rotate pairs, so the head size must be even, not 5",
+    ),
+    (
+        "llama",
+        {"head_dim": None, "num_attention_heads": 5},
+        "hidden_size: 24: is not divisible by num_attention_heads",
+    ),
     ("llama", {"vocab_size": "257"}, "vocab_size: '257': must be a whole number above 0"),
     ("llama", {"rms_norm_eps": 0}, "rms_norm_eps: 0: must be a number above 0"),
     ("llama", {"tie_word_embeddings": "no"}, "tie_word_embeddings: 'no': must be true or false"),
-    ("qwen2", {"use_sliding_window": True}, "use_sliding_window: True: our model has no such thing, required false"),
-    ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types: ['full_attention', 'sliding_att"),
+    (
+        "qwen2",
+        {"use_sliding_window": True},
+        "use_sliding_window: True: our model has no such thing, required false",
+    ),
+    (
+        "qwen2",
+        {"layer_types": ["full_attention", "sliding_attention"]},
+        "layer_types: ['full_attention', 'sliding_att",
+    ),
     ("gpt2", {"activation_function": "gelu"}, "activation_function: 'gelu': our model has no such thing"),
-    ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights: False: our model has no such thing, required true"),
-    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx: True: our model has no"),
+    (
+        "gpt2",
+        {"scale_attn_weights": False},
+        "scale_attn_weights: False: our model has no such thing, required true",
+    ),
+    (
+        "gpt2",
+        {"scale_attn_by_inverse_layer_idx": True},
+        "scale_attn_by_inverse_layer_idx: True: our model has no",
+    ),
     ("gpt2", {"add_cross_attention": True}, "add_cross_attention: True: our model has no such thing"),
     ("gpt2", {"n_head": 5}, "n_embd: 24: is not divisible by n_head: 24 = 4 x 5 + 4"),
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")
@@ -193,18 +282,31 @@ def test_a_folder_that_is_damaged(folders: dict[str, Path], tmp_path: Path) -> N
         ({"num_query_groups": 2}, "num_query_groups: 2: gpt2, the nearest family, has 4"),
         ({"kv_channels": 4}, "kv_channels: 4: gpt2, the nearest family, has 8"),
         ({"add_qkv_bias": False}, "add_qkv_bias: False: gpt2, the nearest family, has True"),
-        ({"position_embedding_type": "rope"}, "normalization: 'LayerNorm': llama, the nearest family, has 'RMSNorm'"),
         (
-            {"position_embedding_type": "rope", "normalization": "RMSNorm", "swiglu": True, "add_qkv_bias": False},
+            {"position_embedding_type": "rope"},
+            "normalization: 'LayerNorm': llama, the nearest family, has 'RMSNorm'",
+        ),
+        (
+            {
+                "position_embedding_type": "rope",
+                "normalization": "RMSNorm",
+                "swiglu": True,
+                "add_qkv_bias": False,
+            },
             "add_qkv_bias: False: llama, the nearest family, has True",
         ),
         (
-            {"position_embedding_type": "rope", "normalization": "RMSNorm", "swiglu": True, "hidden_size": 30,
-             "kv_channels": 8},
+            {
+                "position_embedding_type": "rope",
+                "normalization": "RMSNorm",
+                "swiglu": True,
+                "hidden_size": 30,
+                "kv_channels": 8,
+            },
             "hidden_size: 30: llama divides it into heads: 30 = 7 x 4 + 2",
         ),
     ],
-)  # fmt: skip
+)
 def test_a_shape_of_ours_that_no_family_has(changes: dict[str, Any], message: str) -> None:
     shape = {"num_layers": 1, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 8}
     with pytest.raises(ValueError) as error:

@@ -1,4 +1,5 @@
-"""Tokenizers of ours as AutoTokenizer of transformers reads them: the same ids for any text, and the text back."""
+"""Tokenizers of ours as AutoTokenizer of transformers reads them: the same ids for any text, and the text
+back."""
 
 from __future__ import annotations
 
@@ -96,9 +97,13 @@ def test_any_text_has_the_same_ids(
 
 def trained(path: Path, **settings: object) -> Path:
     usual = {
-        "model_type": "bpe", "vocab_size": 400, "hard_vocab_limit": False, "normalization_rule_name": "identity",
-        "byte_fallback": True, "remove_extra_whitespaces": False,
-    }  # fmt: skip
+        "model_type": "bpe",
+        "vocab_size": 400,
+        "hard_vocab_limit": False,
+        "normalization_rule_name": "identity",
+        "byte_fallback": True,
+        "remove_extra_whitespaces": False,
+    }
     with path.open("wb") as stream:
         SentencePieceTrainer.train(
             sentence_iterator=iter(TEXTS["code"].split("\n")),
@@ -149,8 +154,9 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     files, told = made_for_transformers("ByteTokenizer", {}, "gpt2")
     assert (files, told) == (
-        {}, "no tokenizer.json is made: it needs the package tokenizers: pip install 'megatron-adalrs[hf]'",
-    )  # fmt: skip
+        {},
+        "no tokenizer.json is made: it needs the package tokenizers: pip install 'megatron-adalrs[hf]'",
+    )
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)

@@ -19,8 +19,18 @@ def run_on_bytes(one_rank: Ranks, folder: Path) -> Path:
     preprocess(texts, folder / "corpus", Recipe("ByteTokenizer"))
     run = folder / "run"
     config = values(
-        folder / "corpus", run, preset="llama-tiny", hidden_size=32, num_attention_heads=4, seq_length=32,
-        max_position_embeddings=64, vocab_size=None, lr=2e-2, train_iters=120, hidden_dropout=0.0, eval_iters=5,
-    )  # fmt: skip
+        folder / "corpus",
+        run,
+        preset="llama-tiny",
+        hidden_size=32,
+        num_attention_heads=4,
+        seq_length=32,
+        max_position_embeddings=64,
+        vocab_size=None,
+        lr=2e-2,
+        train_iters=120,
+        hidden_dropout=0.0,
+        eval_iters=5,
+    )
     assert one_rank.run(trained, config) == [0]
     return run

@@ -17,11 +17,16 @@ SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": PRESETS["gpt2-tiny"] | {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4},
     "llama": PRESETS["llama-tiny"] | {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4},
     "scaled": PRESETS["llama-tiny"]
-    | {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "use_rope_scaling": True,
-       "rope_scaling_original_max_position_embeddings": 8},
+    | {
+        "num_layers": 2,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "use_rope_scaling": True,
+        "rope_scaling_original_max_position_embeddings": 8,
+    },
     "grouped": PRESETS["qwen2-tiny"]
     | {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_query_groups": 2},
-}  # fmt: skip
+}
 
 
 def model_of(shape: str, **changes: Any) -> GPT:

@@ -91,7 +91,8 @@ def test_bytes_of_a_text_are_counted_whatever_the_windows(length: int) -> None:
     size = TextSize(tokenizer)
     for start in range(0, len(stream) - 1, length):
         size.add(stream[start], np.array(stream[start + 1 : start + 1 + length]))
-    # The first byte is not predicted: what is left of that character shows as two replacements of three bytes.
+    # The first byte is not predicted: what is left of that character shows as two replacements of three
+    # bytes.
     assert size.total() == sum(len(text.encode()) for text in texts) - 3 + 2 * 3
     apart = TextSize(tokenizer, apart=True)
     for text in texts:

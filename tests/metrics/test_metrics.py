@@ -18,10 +18,21 @@ from megatron_adalrs.utils.format import duration, perplexity, quantity
 
 def train(step: int, phase: str = "watch", loss: float = 2.0) -> dict[str, Any]:
     return {
-        "step": step, "total_steps": step, "loss": loss, "lr": 1e-3, "scale": 3.0, "phase": phase, "grad_norm": 0.5,
-        "applied": True, "tokens_per_second": 12345.0, "flops_per_second": 2.5e12, "seconds": 0.5, "memory_bytes": 3e9,
-        "consumed_tokens": 64 * step, "discarded_tokens": 0,
-    }  # fmt: skip
+        "step": step,
+        "total_steps": step,
+        "loss": loss,
+        "lr": 1e-3,
+        "scale": 3.0,
+        "phase": phase,
+        "grad_norm": 0.5,
+        "applied": True,
+        "tokens_per_second": 12345.0,
+        "flops_per_second": 2.5e12,
+        "seconds": 0.5,
+        "memory_bytes": 3e9,
+        "consumed_tokens": 64 * step,
+        "discarded_tokens": 0,
+    }
 
 
 def decision(event: str, step: int, restore: str | None = None) -> dict[str, Any]:
@@ -109,8 +120,18 @@ def test_the_console_shows_what_a_person_asks_for(capsys: pytest.CaptureFixture[
     terminal.write("eval", {"split": "valid", "step": 5, "loss": 1.5, "perplexity": 4.4817})
     terminal.close()
     line, started, rewound, evaluated = capsys.readouterr().out.strip().splitlines()
-    for part in ("step   5/100", "loss 2.0000", "lr 1.00e-03", "scale 3", "watch", "grad norm 0.50", "12.3 ktoken/s",
-                 "2.5 TFLOP/s", "3 GB", "48s left"):  # fmt: skip
+    for part in (
+        "step   5/100",
+        "loss 2.0000",
+        "lr 1.00e-03",
+        "scale 3",
+        "watch",
+        "grad norm 0.50",
+        "12.3 ktoken/s",
+        "2.5 TFLOP/s",
+        "3 GB",
+        "48s left",
+    ):
         assert part in line
     assert "AdaLRS trial started | why trial_started" in started
     assert rewound == "loss guard rewound | why loss_guard_rewound"

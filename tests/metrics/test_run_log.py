@@ -137,7 +137,8 @@ def test_what_bad_numbers_undid_at_the_end_of_a_run_is_not_kept(
 
 
 def test_a_bad_number_in_one_arm_undoes_nothing_of_the_other(tmp_path: Path) -> None:
-    """From step 10 on a control to 14, and back to 10; a step skipped there; then back to the control's end."""
+    """From step 10 on a control to 14, and back to 10; a step skipped there; then back to the control's
+    end."""
     metrics = [*steps(1, 14), *steps(11, 13, undone=4), *steps(13, 13, undone=5), *steps(15, 16, undone=4)]
     decisions = [
         decision("control_started", 10, 10, 1.0, 1.0, capture="a"),

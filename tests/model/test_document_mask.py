@@ -38,7 +38,8 @@ def model(shape: str, documents: DocumentMasking, **values: Any) -> GPT:
 
 
 def sample() -> torch.Tensor:
-    """[2, 25]: documents of 5, 9, 1 and 10 tokens and of 12, 12 and 1, without end-of-document tokens within."""
+    """[2, 25]: documents of 5, 9, 1 and 10 tokens and of 12, 12 and 1, without end-of-document tokens
+    within."""
     tokens = torch.randint(8, 50, (2, 25), generator=torch.Generator().manual_seed(0))
     tokens[0, [4, 13, 14]] = EOD
     tokens[1, [11, 23]] = EOD
@@ -46,7 +47,8 @@ def sample() -> torch.Tensor:
 
 
 def resets(data: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What Megatron-LM's function comes to, one document after the other: who sees whom, positions, what counts."""
+    """What Megatron-LM's function comes to, one document after the other: who sees whom, positions, what
+    counts."""
     sees = torch.ones(*data.shape, data.shape[1]).tril()
     positions = torch.arange(data.shape[1]).repeat(len(data), 1)
     for row, tokens in enumerate(data):
@@ -90,7 +92,8 @@ def test_positions_alone_and_attention_alone() -> None:
     ):
         logits = model(shape, documents).logits(tokens)
         assert (logits - model(shape, DocumentMasking()).logits(tokens)).abs().max() > 0.01
-    # Rotary positions are relative: where attention is reset, resetting them too changes nothing but rounding.
+    # Rotary positions are relative: where attention is reset, resetting them too changes nothing but
+    # rounding.
     both, attention = (
         model("llama", DocumentMasking(EOD, attention=True, positions=p)).logits(tokens)
         for p in (True, False)

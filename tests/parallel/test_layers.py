@@ -1,4 +1,5 @@
-"""Along an axis of one rank the parallel parts are torch's own; how a whole parameter is cut; impossible meshes."""
+"""Along an axis of one rank the parallel parts are torch's own; how a whole parameter is cut; impossible
+meshes."""
 
 from __future__ import annotations
 
@@ -23,9 +24,15 @@ from megatron_adalrs.parallel.layers import (
 from megatron_adalrs.parallel.layout import Layout
 
 VALUES = {
-    "preset": "gpt2-tiny", "num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 16,
-    "train_iters": 10, "lr": 1e-3, "data_path": "none",
-}  # fmt: skip
+    "preset": "gpt2-tiny",
+    "num_layers": 2,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "seq_length": 16,
+    "train_iters": 10,
+    "lr": 1e-3,
+    "data_path": "none",
+}
 
 
 def rank_of_two(rank: int) -> Layout:

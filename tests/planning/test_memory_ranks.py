@@ -48,7 +48,8 @@ FOUR_RANKS = [GPT2 | {PIPE: 4, "num_layers": 4}, UNTIED | {TENSOR: 2, CONTEXT: 2
 
 
 def measured(values: dict[str, Any]) -> dict[str, int]:
-    """Parameters and the most bytes of tensors at once, over a step that has optimizer state; and the plan of both."""
+    """Parameters and the most bytes of tensors at once, over a step that has optimizer state; and the plan of
+    both."""
     with LiveMemory() as memory:
         config, mesh, engine = start(values)
         for step in range(2):

@@ -39,9 +39,20 @@ def tokenizers_of_all_kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[st
 def test_the_texts_are_in_ten_scripts_and_more(tokenizers_of_all_kinds: dict[str, Tokenizer]) -> None:
     scripts = {unicodedata.name(letter).split()[0] for letter in "".join(TEXTS.values()) if letter.isalpha()}
     assert scripts >= {
-        "LATIN", "GREEK", "CYRILLIC", "HEBREW", "ARABIC", "DEVANAGARI", "THAI", "CJK", "HIRAGANA", "KATAKANA", "HANGUL",
-        "GEORGIAN", "ETHIOPIC",
-    }  # fmt: skip
+        "LATIN",
+        "GREEK",
+        "CYRILLIC",
+        "HEBREW",
+        "ARABIC",
+        "DEVANAGARI",
+        "THAI",
+        "CJK",
+        "HIRAGANA",
+        "KATAKANA",
+        "HANGUL",
+        "GEORGIAN",
+        "ETHIOPIC",
+    }
     assert "\u200d" in TEXTS["emoji"], "joined by something that is not seen"
     assert "\n\n" in TEXTS["blanks"] and "\t\t" in TEXTS["blanks"] and "    " in TEXTS["code"]
     assert {type(tokenizer).__name__ for tokenizer in tokenizers_of_all_kinds.values()} == {*TOKENIZER_KINDS}

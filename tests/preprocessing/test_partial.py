@@ -1,4 +1,5 @@
-"""Preprocessing that is killed and goes on. What lies in PREFIX.partial at some instant is what a kill would leave."""
+"""Preprocessing that is killed and goes on. What lies in PREFIX.partial at some instant is what a kill would
+leave."""
 
 from __future__ import annotations
 

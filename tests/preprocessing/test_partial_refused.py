@@ -1,4 +1,5 @@
-"""Unfinished work that is another's, of another job, or damaged is refused and left as it is: see test_partial.py."""
+"""Unfinished work that is another's, of another job, or damaged is refused and left as it is: see
+test_partial.py."""
 
 from __future__ import annotations
 

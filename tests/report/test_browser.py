@@ -66,12 +66,22 @@ def look_at(page: Path, width: int, dark: bool, folder: Path) -> dict[str, Any]:
     (folder / "page.html").write_text(body + MEASURE + rest, encoding="utf-8")
     (folder / "frame.html").write_text(FRAME.replace("WIDTH", str(width)), encoding="utf-8")
     command = [
-        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        f"--user-data-dir={folder / 'profile'}", "--window-size=1400,1000", "--virtual-time-budget=20000",
+        chromium,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        f"--user-data-dir={folder / 'profile'}",
+        "--window-size=1400,1000",
+        "--virtual-time-budget=20000",
         f"--blink-settings=preferredColorScheme={0 if dark else 1}",
-        "--dump-dom", (folder / "frame.html").as_uri(),
-    ]  # fmt: skip
+        "--dump-dom",
+        (folder / "frame.html").as_uri(),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     found = re.search(r'data-found="([^"]*)"', done.stdout)
     assert found, f"the page reported nothing; chromium exited with {done.returncode}: {done.stderr[-2000:]}"

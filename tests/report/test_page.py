@@ -270,8 +270,11 @@ def test_the_page_replaces_an_older_one_as_a_whole_or_not_at_all(make_run: MakeR
     write_report([run])
     assert path.read_text() != before
     assert sorted(file.name for file in run.iterdir()) == [
-        "config.yaml", "decisions.jsonl", "metrics.jsonl", "report.html",
-    ]  # fmt: skip
+        "config.yaml",
+        "decisions.jsonl",
+        "metrics.jsonl",
+        "report.html",
+    ]
 
 
 def test_no_run_and_a_run_twice_are_refused(make_run: MakeRun) -> None:

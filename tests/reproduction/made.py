@@ -15,8 +15,17 @@ BEST |= {("continual", "cosine"): 1e-3}
 def result(method: str, lr: float, seed: int, valid: float, **changes: Any) -> Result:
     run = Run(MAIN.name, "cosine", method, lr, seed, changes.pop("settings", ()))
     values: dict[str, Any] = {
-        "name": f"{method}-{lr:g}-{seed}", "command": "python pretrain_gpt.py", "train_iters": 1000, "scale": 1.0,
-        "discarded_steps": 0, "snapshot_seconds": 0.0, "wall_seconds": 10.0, "curve": ((1000, valid),),
-        "velocity": 1e-3, "velocity_error": 1e-5, "window_loss": 3.0, "step_seconds": 0.01,
-    }  # fmt: skip
+        "name": f"{method}-{lr:g}-{seed}",
+        "command": "python pretrain_gpt.py",
+        "train_iters": 1000,
+        "scale": 1.0,
+        "discarded_steps": 0,
+        "snapshot_seconds": 0.0,
+        "wall_seconds": 10.0,
+        "curve": ((1000, valid),),
+        "velocity": 1e-3,
+        "velocity_error": 1e-5,
+        "window_loss": 3.0,
+        "step_seconds": 0.01,
+    }
     return Result(run=run, valid=valid, **values | changes)

@@ -49,8 +49,9 @@ def test_the_search_table_has_mean_worst_discarded_and_goals() -> None:
         result("robust", 3e-4, 0, 2.01, discarded_steps=100, scale=9.0, curve=((500, 2.5), (1100, 2.01))),
         result("robust", 3e-4, 1, 3.11, discarded_steps=300, scale=4.0, curve=((500, 3.9), (1300, 3.11))),
         result("robust", 3e-4, 0, 2.04, settings=plan.EQUAL_COMPUTE),
-        result("paper", 3e-4, 0, 2.4), result("paper", 3e-4, 1, 3.5),
-    ]  # fmt: skip
+        result("paper", 3e-4, 0, 2.4),
+        result("paper", 3e-4, 1, 3.5),
+    ]
     table = tables.search_table(Results(runs), MAIN, "cosine", (1 / 10, 1), 3e-3)
     rows = {row[0]: row[1:] for row in table.rows}
     assert table.head == ("initial rate / best fixed", "1/10", "1")
@@ -99,12 +100,20 @@ def test_the_report_has_a_section_for_every_experiment() -> None:
     made = sections.sections_of(Results(runs), plan.EXPERIMENTS[:-2], TINY)
     titles = [section.table.title for section in made]
     assert titles == [
-        "Fixed rates: code, cosine", "Fixed rates: code, WSD", "Fixed rates: continual, cosine",
+        "Fixed rates: code, cosine",
+        "Fixed rates: code, WSD",
+        "Fixed rates: continual, cosine",
         "Searches: code, cosine, 1 seed",
-        "What a search costs: code, cosine", "Searches: code, WSD, 1 seed", "What a search costs: code, WSD",
-        "With and without backtracking", "Factors", "Windows and decay of the factors",
-        "Searches: continual, cosine, 1 seed", "What a search costs: continual, cosine", "Peers: code",
-    ]  # fmt: skip
+        "What a search costs: code, cosine",
+        "Searches: code, WSD, 1 seed",
+        "What a search costs: code, WSD",
+        "With and without backtracking",
+        "Factors",
+        "Windows and decay of the factors",
+        "Searches: continual, cosine, 1 seed",
+        "What a search costs: continual, cosine",
+        "Peers: code",
+    ]
     assert "backtrack off" in made[7].table.markdown()
     assert "alpha 2, beta 1.67" in made[8].table.markdown()
     assert "700 steps on prose from the weights that 2000 steps on code at the best fixed rate (0.003," in (
@@ -117,8 +126,11 @@ def test_the_report_has_a_section_for_every_experiment() -> None:
     assert "| schedulefree | constant | 0.003 |" in made[12].table.markdown()
     drawn = [trace.name for trace in made[0].figure.data if trace.name]
     assert drawn == [
-        "final validation loss", "its optimum: 0.003", "velocity in the search window", "its optimum: 0.0001",
-    ]  # fmt: skip
+        "final validation loss",
+        "its optimum: 0.003",
+        "velocity in the search window",
+        "its optimum: 0.0001",
+    ]
 
 
 def test_a_damaged_result_is_named(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""After a backtrack the following losses and weights equal, bit for bit, those of a run that never took the trial."""
+"""After a backtrack the following losses and weights equal, bit for bit, those of a run that never took the
+trial."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ def run(values: dict[str, Any], start: int, trial_steps: int) -> dict[str, Any]:
 
 
 def assert_bit_exact(ranks: Ranks, values: dict[str, Any], start: int = 3) -> None:
-    """A run that takes and undoes a trial goes on as if it had not, and its snapshot is as large as estimated."""
+    """A run that takes and undoes a trial goes on as if it had not, and its snapshot is as large as
+    estimated."""
     untouched = ranks.run(run, values, start=start, trial_steps=0)
     undone = ranks.run(run, values, start=start, trial_steps=4)
     for rank in range(ranks.world_size):
@@ -136,7 +138,8 @@ def test_backtracking_is_bit_exact_with_the_optimizer_offloaded(
 
 
 def scales(start: int) -> list[float]:
-    """Loss scales before a trial, after it overflowed, and after it was undone; then ten losses and ten of a rerun."""
+    """Loss scales before a trial, after it overflowed, and after it was undone; then ten losses and ten of a
+    rerun."""
     config, mesh, engine = runs.start({"fp16": True, "zero_stage": 1})
     snapshot = EngineSnapshot(engine)
     for step in range(start):

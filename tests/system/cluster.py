@@ -1,7 +1,8 @@
 """Two nodes on one machine: network namespaces joined by a virtual cable, an SSH server in each.
 
-They share the file system, as nodes of a cluster do. Everything else is each one's own: host name, addresses, ports,
-loopback. `deepspeed` finds them as it finds any: by the names in a hostfile, through `ssh` and its configuration.
+They share the file system, as nodes of a cluster do. Everything else is each one's own: host name, addresses,
+ports, loopback. `deepspeed` finds them as it finds any: by the names in a hostfile, through `ssh` and its
+configuration.
 """
 
 from __future__ import annotations
@@ -127,9 +128,14 @@ class Cluster:
         self._environment_of_nodes.write_text(
             "".join(f"{name}={value}\n" for name, value in environment.items())
         )
-        launcher = os.environ | environment | {
-            "PATH": f"{self.folder / 'bin'}:{SEARCHED}", "DS_ENV_FILE": str(self._environment_of_nodes),
-        }  # fmt: skip
+        launcher = (
+            os.environ
+            | environment
+            | {
+                "PATH": f"{self.folder / 'bin'}:{SEARCHED}",
+                "DS_ENV_FILE": str(self._environment_of_nodes),
+            }
+        )
         command = [
             str(Path(sys.executable).with_name("deepspeed")),
             "--hostfile",
@@ -157,8 +163,10 @@ class Cluster:
         for key in ("host_key", "user_key"):
             run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.folder / key))
         (self.folder / "sshd_config").write_text(
-            f"Port {SSH_PORT}\nHostKey {self.folder}/host_key\nAuthorizedKeysFile {self.folder}/user_key.pub\n"
-            "PermitRootLogin prohibit-password\nPasswordAuthentication no\nStrictModes no\nUsePAM no\nPidFile none\n"
+            f"Port {SSH_PORT}\nHostKey {self.folder}/host_key\nAuthorizedKeysFile "
+            f"{self.folder}/user_key.pub\n"
+            "PermitRootLogin prohibit-password\nPasswordAuthentication no\nStrictModes no\nUsePAM "
+            "no\nPidFile none\n"
         )
         hosts = "".join(f"Host {node.name}\n  HostName {node.address}\n" for node in self.nodes)
         (self.folder / "ssh_config").write_text(

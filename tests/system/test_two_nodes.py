@@ -45,11 +45,24 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def values(data: Path, run_dir: Path) -> dict[str, Any]:
     """Steps of many micro-batches, so that there is time to strike between the first and the last."""
     return {
-        "preset": "llama-tiny", "num_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "seq_length": 16,
-        "vocab_size": 50, "data_path": str(data), "split": "8,1,1", "micro_batch_size": 1, "global_batch_size": 16,
-        "train_iters": STEPS, "lr": 1e-3, "log_interval": 1, "save_interval": 10, "keep_last": 2,
-        "heartbeat_timeout": TIMEOUT, "run_dir": run_dir,
-    }  # fmt: skip
+        "preset": "llama-tiny",
+        "num_layers": 1,
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "seq_length": 16,
+        "vocab_size": 50,
+        "data_path": str(data),
+        "split": "8,1,1",
+        "micro_batch_size": 1,
+        "global_batch_size": 16,
+        "train_iters": STEPS,
+        "lr": 1e-3,
+        "log_interval": 1,
+        "save_interval": 10,
+        "keep_last": 2,
+        "heartbeat_timeout": TIMEOUT,
+        "run_dir": run_dir,
+    }
 
 
 def trained(config: dict[str, Any]) -> int:
@@ -73,7 +86,10 @@ def losses(run: Path) -> dict[int, float]:
 
 
 # What was heard last may be from before the first step: the steps are short.
-FAR_IS_LOST = r"error: rank 0 on node-a leaves at step \d+: .*rank 1 on node-b \(process \d+, (step \d+|not training yet)"
+FAR_IS_LOST = (
+    r"error: rank 0 on node-a leaves at step \d+: .*rank 1 on node-b \(process \d+, (step \d+|not "
+    r"training yet)"
+)
 
 
 class Job:
@@ -87,8 +103,11 @@ class Job:
     def launch(self, *flags: str) -> subprocess.Popen[str]:
         self.launches += 1
         environment = {
-            "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "eth0",
-        }  # fmt: skip
+            "OMP_NUM_THREADS": "1",
+            "DS_ACCELERATOR": "cpu",
+            "PYTHONPATH": str(ROOT),
+            "GLOO_SOCKET_IFNAME": "eth0",
+        }
         if "TORCH_EXTENSIONS_DIR" in os.environ:
             environment["TORCH_EXTENSIONS_DIR"] = os.environ["TORCH_EXTENSIONS_DIR"]
         settings = values(self.data, self.run_dir).items()
@@ -162,7 +181,10 @@ def test_when_the_link_is_cut_both_nodes_leave_and_the_job_resumes(
         far.set_link("up")
     assert re.search(FAR_IS_LOST, job.words(0)), job.everything()
     # Where the cut came before its first look at rank 0's beat, it knows the rank but not its host.
-    told = r"error: rank 1 on node-b leaves at step \d+: rank 0( on node-a .*)?, its host .* the store at 10.73.0.1:"
+    told = (
+        r"error: rank 1 on node-b leaves at step \d+: rank 0( on node-a .*)?, its host .* the store at "
+        r"10.73.0.1:"
+    )
     assert re.search(told, job.words(1)), job.everything()
     assert "Traceback" not in job.words(0) + job.words(1)
     assert "resumed from" in job.finish(job.launch("--auto-resume"))
@@ -172,7 +194,8 @@ def test_when_the_link_is_cut_both_nodes_leave_and_the_job_resumes(
 def test_when_a_node_is_killed_the_other_leaves_and_the_job_resumes(
     job: Job, expected: dict[int, float]
 ) -> None:
-    """First the far one; then, in the resumed run, the one with the store, from which the job was launched."""
+    """First the far one; then, in the resumed run, the one with the store, from which the job was
+    launched."""
     first, far = job.cluster.nodes
     process = job.launch()
     job.reach(25, process)

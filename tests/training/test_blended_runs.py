@@ -20,9 +20,17 @@ from tests.helpers.runs import refusal
 
 STEPS = 60
 LOST = {
-    "enabled": True, "mode": "robust", "alpha": 2.0, "search_start": 0.3, "search_end": 0.9, "trial_steps": 4,
-    "return_steps": 10, "restart_steps": 12, "confidence": 1e9, "min_scale": 1.0,
-}  # fmt: skip
+    "enabled": True,
+    "mode": "robust",
+    "alpha": 2.0,
+    "search_start": 0.3,
+    "search_end": 0.9,
+    "trial_steps": 4,
+    "return_steps": 10,
+    "restart_steps": 12,
+    "confidence": 1e9,
+    "min_scale": 1.0,
+}
 """A search whose races are all lost: whatever a trial consumed is given back."""
 
 
@@ -41,11 +49,23 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def values(data: Path, run: Path, **changes: Any) -> dict[str, Any]:
     return {
-        "preset": "llama-tiny", "num_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "seq_length": 16,
-        "vocab_size": 50, "micro_batch_size": 1, "global_batch_size": 4, "train_iters": STEPS, "lr": 1e-2,
-        "train_data_path": [3, f"{data}/ones", 1, f"even={data}/twos"], "eval_iters": 2, "eval_interval": 20,
-        "valid_data_path": [3, f"{data}/ones", 1, f"{data}/threes"], "run_dir": str(run), "log_interval": 1,
-    } | changes  # fmt: skip
+        "preset": "llama-tiny",
+        "num_layers": 1,
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "seq_length": 16,
+        "vocab_size": 50,
+        "micro_batch_size": 1,
+        "global_batch_size": 4,
+        "train_iters": STEPS,
+        "lr": 1e-2,
+        "train_data_path": [3, f"{data}/ones", 1, f"even={data}/twos"],
+        "eval_iters": 2,
+        "eval_interval": 20,
+        "valid_data_path": [3, f"{data}/ones", 1, f"{data}/threes"],
+        "run_dir": str(run),
+        "log_interval": 1,
+    } | changes
 
 
 def trained(config: dict[str, Any], ends_in_a_trial: bool = False) -> int:

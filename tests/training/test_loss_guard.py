@@ -19,7 +19,8 @@ NAN, INF = math.nan, math.inf
 
 
 class Run:
-    """A run of steps with given losses, as the trainer carries decisions out; a point to rewind to every `interval`."""
+    """A run of steps with given losses, as the trainer carries decisions out; a point to rewind to every
+    `interval`."""
 
     def __init__(self, train_iters: int = 1000, scales_loss: bool = False, **settings: Any) -> None:
         self.machine = LossGuard(LossGuardConfig(**settings), train_iters, scales_loss)

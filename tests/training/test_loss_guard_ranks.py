@@ -38,18 +38,34 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def values(data: Path, run: Path, policy: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     settings = {"rewind_interval": 2, "min_history": 4, "max_skipped": 0.7} | changes.get("loss_guard", {})
-    return {
-        "preset": "gpt2-tiny", "num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 16,
-        "vocab_size": 50, "data_path": str(data), "split": "8,1,1", "micro_batch_size": 2, "global_batch_size": BATCH,
-        "train_iters": STEPS, "lr": 1e-3, "eval_iters": 1, "run_dir": str(run), "check_ranks_every": STEPS,
-    } | changes | {"loss_guard": settings | {"policy": policy}}  # fmt: skip
+    return (
+        {
+            "preset": "gpt2-tiny",
+            "num_layers": 2,
+            "hidden_size": 32,
+            "num_attention_heads": 4,
+            "seq_length": 16,
+            "vocab_size": 50,
+            "data_path": str(data),
+            "split": "8,1,1",
+            "micro_batch_size": 2,
+            "global_batch_size": BATCH,
+            "train_iters": STEPS,
+            "lr": 1e-3,
+            "eval_iters": 1,
+            "run_dir": str(run),
+            "check_ranks_every": STEPS,
+        }
+        | changes
+        | {"loss_guard": settings | {"policy": policy}}
+    )
 
 
 def trained(
     config: dict[str, Any], faults: Mapping[int, str], skipped_samples: Spans = ()
 ) -> tuple[int, Any, int, int]:
-    """Train where batches of the data go wrong on one rank. Exit code, state, most points of the past at a time, and
-    losses in memory.
+    """Train where batches of the data go wrong on one rank. Exit code, state, most points of the past at a
+    time, and losses in memory.
 
     Args:
         skipped_samples: what the run is to know from the start.
@@ -198,10 +214,19 @@ def test_a_run_that_nothing_helps_stops(
 
 
 SEARCH = {
-    "enabled": True, "mode": "robust", "alpha": 8.0, "search_start": 0.4, "search_end": 0.9, "trial_steps": 2,
-    "return_steps": 10, "restart_steps": 12, "confidence": 1e9, "restart_confidence": -1e9,
-    "restart_factor": 3.0, "min_scale": 0.1,
-}  # fmt: skip
+    "enabled": True,
+    "mode": "robust",
+    "alpha": 8.0,
+    "search_start": 0.4,
+    "search_end": 0.9,
+    "trial_steps": 2,
+    "return_steps": 10,
+    "restart_steps": 12,
+    "confidence": 1e9,
+    "restart_confidence": -1e9,
+    "restart_factor": 3.0,
+    "min_scale": 0.1,
+}
 SEARCHING = {"train_iters": 40, "lr": 0.1, "adalrs": SEARCH, "loss_guard": {"sigma": 1e9}}
 
 
@@ -215,8 +240,8 @@ SEARCHING = {"train_iters": 40, "lr": 0.1, "adalrs": SEARCH, "loss_guard": {"sig
 def test_outside_of_trials_the_policy_holds_during_a_search(
     one_rank: Ranks, data: Path, tmp_path: Path, policy: str, skipped_samples: Spans
 ) -> None:
-    """Before the first race and in its control. Its trial and a restart then see the same batches as their controls, so
-    all goes as if the data did not have what is passed over."""
+    """Before the first race and in its control. Its trial and a restart then see the same batches as their
+    controls, so all goes as if the data did not have what is passed over."""
     runs = Runs(one_rank, data, tmp_path, SEARCHING)
     _, state, held, remembered = runs.train("run", policy, {5: "loss", 20: "gradient"})
     assert state.skipped_samples == skipped_samples and len(runs.events("run")) == 2

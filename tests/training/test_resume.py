@@ -1,4 +1,5 @@
-"""A run that is ended in the middle of its search and resumed has the losses of one that never stopped, bit for bit."""
+"""A run that is ended in the middle of its search and resumed has the losses of one that never stopped, bit
+for bit."""
 
 from __future__ import annotations
 
@@ -18,15 +19,24 @@ from tests.helpers.ranks import Ranks
 STEPS = 60
 PAPER = {"enabled": True, "window": 5, "search_start": 0.25, "search_end": 0.8, "decay_threshold": 9.0}
 ROBUST = {
-    "enabled": True, "mode": "robust", "alpha": 2.0, "search_start": 0.3, "search_end": 0.9, "trial_steps": 4,
-    "return_steps": 10, "restart_steps": 12,
-}  # fmt: skip
+    "enabled": True,
+    "mode": "robust",
+    "alpha": 2.0,
+    "search_start": 0.3,
+    "search_end": 0.9,
+    "trial_steps": 4,
+    "return_steps": 10,
+    "restart_steps": 12,
+}
 PIPE = {"pipeline_model_parallel_size": 2, "num_layers": 2}
 CELLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "zero0": ({}, PAPER), "zero1-bf16": ({"zero_stage": 1, "bf16": True}, ROBUST), "zero2": ({"zero_stage": 2}, PAPER),
-    "zero3": ({"zero_stage": 3}, ROBUST), "pipe": (PIPE, ROBUST),
+    "zero0": ({}, PAPER),
+    "zero1-bf16": ({"zero_stage": 1, "bf16": True}, ROBUST),
+    "zero2": ({"zero_stage": 2}, PAPER),
+    "zero3": ({"zero_stage": 3}, ROBUST),
+    "pipe": (PIPE, ROBUST),
     "pipe-zero1-bf16": (PIPE | {"zero_stage": 1, "bf16": True}, PAPER),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +46,22 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def values(data: Path, run: Path, search: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return {
-        "preset": "llama-tiny", "num_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "seq_length": 16,
-        "vocab_size": 50, "data_path": str(data), "split": "1,0,0", "micro_batch_size": 2, "global_batch_size": 8,
-        "train_iters": STEPS, "lr": 1e-3, "hidden_dropout": 0.1, "run_dir": str(run), "adalrs": search,
-    } | changes  # fmt: skip
+        "preset": "llama-tiny",
+        "num_layers": 1,
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "seq_length": 16,
+        "vocab_size": 50,
+        "data_path": str(data),
+        "split": "1,0,0",
+        "micro_batch_size": 2,
+        "global_batch_size": 8,
+        "train_iters": STEPS,
+        "lr": 1e-3,
+        "hidden_dropout": 0.1,
+        "run_dir": str(run),
+        "adalrs": search,
+    } | changes
 
 
 def trained(config: dict[str, Any], ends_after: int | None = None) -> int:

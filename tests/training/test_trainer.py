@@ -1,4 +1,5 @@
-"""The training loop with a real engine: races and restarts of the robust search leave no trace but their verdicts."""
+"""The training loop with a real engine: races and restarts of the robust search leave no trace but their
+verdicts."""
 
 from __future__ import annotations
 
@@ -20,9 +21,15 @@ from tests.helpers.ranks import Ranks
 STEPS = 160
 NEVER = 1e9
 SEARCH = {
-    "enabled": True, "mode": "robust", "alpha": 2.0, "search_start": 0.25, "search_end": 0.9, "trial_steps": 8,
-    "return_steps": 10, "restart_steps": 12,
-}  # fmt: skip
+    "enabled": True,
+    "mode": "robust",
+    "alpha": 2.0,
+    "search_start": 0.25,
+    "search_end": 0.9,
+    "trial_steps": 8,
+    "return_steps": 10,
+    "restart_steps": 12,
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,15 +39,30 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def values(data: Path, run: Path, search: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return {
-        "preset": "llama-tiny", "num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 16,
-        "vocab_size": 50, "data_path": str(data), "split": "8,1,1", "micro_batch_size": 2, "global_batch_size": 8,
-        "train_iters": STEPS, "lr": 1e-3, "eval_iters": 2, "eval_interval": 40, "hidden_dropout": 0.1, "zero_stage": 1,
-        "run_dir": str(run), "adalrs": search,
-    } | changes  # fmt: skip
+        "preset": "llama-tiny",
+        "num_layers": 2,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "seq_length": 16,
+        "vocab_size": 50,
+        "data_path": str(data),
+        "split": "8,1,1",
+        "micro_batch_size": 2,
+        "global_batch_size": 8,
+        "train_iters": STEPS,
+        "lr": 1e-3,
+        "eval_iters": 2,
+        "eval_interval": 40,
+        "hidden_dropout": 0.1,
+        "zero_stage": 1,
+        "run_dir": str(run),
+        "adalrs": search,
+    } | changes
 
 
 def trained(config: dict[str, Any], ends_after: int | None = None) -> list[int]:
-    """Train; where asked, have a signal end the process after so many steps. Returns how many snapshots were held."""
+    """Train; where asked, have a signal end the process after so many steps. Returns how many snapshots were
+    held."""
     trainer = build_trainer(config_from_values(config))
     observe, apply_decision = trainer.controller.observe, trainer.apply_decision
     held = []
