@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import plotly.graph_objects as go
-import plotly.offline
-from markupsafe import Markup
-
-from megatron_adalrs import __version__
 from megatron_adalrs.metrics.records import Decision
 from megatron_adalrs.metrics.run_log import RunLog, read_run
 from megatron_adalrs.report import text
 from megatron_adalrs.report.drawing import RUN_COLORS, Run, event_color, event_name
 from megatron_adalrs.report.figures import Plot, all_plots
+from megatron_adalrs.report.html import html_page, render_body
 from megatron_adalrs.report.summary import headline
+from megatron_adalrs.utils.atomic_files import atomic_write
 
 
 def write_report(
@@ -75,35 +69,22 @@ def _write(output: Path, page: str) -> None:
         raise FileNotFoundError(f"{output}: the folder {output.parent} does not exist")
     if output.is_dir():
         raise IsADirectoryError(f"{output}: a file is required, this is a folder")
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(output) as stream:
+        stream.write(page.encode())
 
 
 def _render(runs: Sequence[Run], title: str, output: Path) -> str:
     plots = all_plots(runs)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(_asset("page.html")).render(
+    body = render_body(
+        Path(__file__).with_name("page.html").read_text(encoding="utf-8"),
         title=title,
         runs=[_run_context(run) for run in runs],
         headline=headline([run.log for run in runs]),
         plots=[_plot_context(plot) for plot in plots],
-        figures=_script_json({plot.key: plot.figure for plot in plots if plot.figure is not None}),
         settings=_settings([run.log.config for run in runs]),
         commands=_commands(runs, output),
-        written=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        version=__version__,
-        style=Markup(_asset("style.css")),
-        script=Markup(_asset("page.js")),
-        plotly=Markup(plotly.offline.get_plotlyjs()),
     )
-
-
-def _asset(name: str) -> str:
-    return resources.files("megatron_adalrs.report").joinpath(name).read_text(encoding="utf-8")
+    return html_page(title, body, {plot.key: plot.figure for plot in plots if plot.figure is not None})
 
 
 def _plot_context(plot: Plot) -> dict[str, Any]:
@@ -115,12 +96,6 @@ def _plot_context(plot: Plot) -> dict[str, Any]:
         "note": plot.note,
         "height": height,
     }
-
-
-def _script_json(figures: Mapping[str, go.Figure]) -> Markup:
-    """JSON that cannot end the script element it stands in."""
-    pairs = [f"{json.dumps(key)}:{figure.to_json()}" for key, figure in figures.items()]
-    return Markup("{" + ",".join(pairs).replace("<", "\\u003c") + "}")
 
 
 def _run_context(run: Run) -> dict[str, Any]:
