@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from megatron_adalrs.adalrs.controller import FixedRate
 from megatron_adalrs.benchmarks.options import SHAPE, Arguments
 from megatron_adalrs.benchmarks.overhead import write_random_tokens
-from megatron_adalrs.checkpoint import Places, Saving
+from megatron_adalrs.checkpoint import CheckpointFolder, PendingSave
 from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.model.gpt import GPT, count_parameters, initialise
 from megatron_adalrs.optim.optimizer import build_optimizer
@@ -164,12 +164,12 @@ def measure_saving(arguments: Arguments, trainer: Trainer) -> dict[str, Any]:
     """What a save beside the training makes it wait for, against one copy of as many bytes between two flat
     buffers."""
     trainer.step()
-    places = Places(trainer.config.run.run_dir / "saving", keep_last=1)
+    places = CheckpointFolder(trainer.config.run.run_dir / "saving", keep_last=1)
     files = trainer.engine.files
     steps = count()
 
-    def begin() -> Saving:
-        return Saving(trainer.engine, trainer.mesh, places, next(steps), {}, in_background=True)
+    def begin() -> PendingSave:
+        return PendingSave(trainer.engine, trainer.mesh, places, next(steps), {}, in_background=True)
 
     begin().publish()  # the first allocates the buffers
     source, target = (torch.ones(files.copied_bytes, dtype=torch.uint8) for _ in range(2))

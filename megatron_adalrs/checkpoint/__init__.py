@@ -24,39 +24,39 @@ fitting.py   whether it is of this run's model, mesh and data
 
 from __future__ import annotations
 
-from megatron_adalrs.checkpoint.compatibility import require_fitting, require_identity
+from megatron_adalrs.checkpoint.compatibility import require_compatible, require_same_data
 from megatron_adalrs.checkpoint.load import (
     checkpoint_to_resume,
     find_checkpoint,
     load_checkpoint,
     read_state,
-    restore,
+    restore_entry,
 )
 from megatron_adalrs.checkpoint.manifest import find_damage
 from megatron_adalrs.checkpoint.open_model import OpenedModel, locate_model, open_model
-from megatron_adalrs.checkpoint.resume import how_resumed, resume
-from megatron_adalrs.checkpoint.save import Places, Saving, save_checkpoint
-from megatron_adalrs.checkpoint.weights import open_weights, source_of_weights
+from megatron_adalrs.checkpoint.resume import describe_resume, resume
+from megatron_adalrs.checkpoint.save import CheckpointFolder, PendingSave, save_checkpoint
+from megatron_adalrs.checkpoint.weights import find_initial_weights, open_initial_weights
 from megatron_adalrs.checkpoint.weights_only import write_weights_only
 
 __all__ = [
+    "CheckpointFolder",
     "OpenedModel",
-    "Places",
-    "Saving",
+    "PendingSave",
     "checkpoint_to_resume",
+    "describe_resume",
     "find_checkpoint",
     "find_damage",
-    "how_resumed",
+    "find_initial_weights",
     "load_checkpoint",
     "locate_model",
+    "open_initial_weights",
     "open_model",
-    "open_weights",
     "read_state",
-    "require_fitting",
-    "require_identity",
-    "restore",
+    "require_compatible",
+    "require_same_data",
+    "restore_entry",
     "resume",
     "save_checkpoint",
-    "source_of_weights",
     "write_weights_only",
 ]

@@ -17,7 +17,7 @@ DOCUMENTS = ("reset_attention_mask", "reset_position_ids", "eod_mask_loss")
 _PARALLEL = {name: field.default for name, field in ParallelConfig.model_fields.items()}
 
 
-def require_fitting(checkpoint: Path, state: dict[str, Any], config: Config, mesh: ProcessMesh) -> None:
+def require_compatible(checkpoint: Path, state: dict[str, Any], config: Config, mesh: ProcessMesh) -> None:
     """Check that a checkpoint can be loaded into the model that `config` describes.
 
     Raises:
@@ -98,10 +98,10 @@ def _require_movable(
 def _global_batch_size(state: dict[str, Any]) -> int:
     saved = state["config"]
     size = saved.get("global_batch_size")
-    return size or saved.get("micro_batch_size", 1) * shape_of(state).data
+    return size or saved.get("micro_batch_size", 1) * saved_mesh_shape(state).data
 
 
-def shape_of(state: dict[str, Any]) -> MeshShape:
+def saved_mesh_shape(state: dict[str, Any]) -> MeshShape:
     """The mesh that wrote a checkpoint."""
     sizes = ParallelConfig(
         **{name: state["config"].get(name, value) for name, value in _PARALLEL.items()}
@@ -109,7 +109,7 @@ def shape_of(state: dict[str, Any]) -> MeshShape:
     return MeshShape.of_world(state["world_size"], **sizes)
 
 
-def require_one_tokenizer(model: str, theirs: str | None, ours: str | None) -> None:
+def require_same_tokenizer(model: str, theirs: str | None, ours: str | None) -> None:
     """Raise ValueError where the digests of a model's tokenizer and of that of a run's data are known, and
     differ."""
     if theirs and ours and theirs != ours:
@@ -119,7 +119,7 @@ def require_one_tokenizer(model: str, theirs: str | None, ours: str | None) -> N
         )
 
 
-def require_identity(checkpoint: Path, state: dict[str, Any], identity: dict[str, Any]) -> None:
+def require_same_data(checkpoint: Path, state: dict[str, Any], identity: dict[str, Any]) -> None:
     """Check that a run has the vocabulary of a checkpoint and sees the data that it saw in the same order.
 
     Raises:
@@ -131,7 +131,7 @@ def require_identity(checkpoint: Path, state: dict[str, Any], identity: dict[str
             f"--load: {checkpoint} has vocab_size {saved['vocab_size']}, this run has "
             f"{identity['vocab_size']}"
         )
-    require_one_tokenizer(
+    require_same_tokenizer(
         f"--load: {checkpoint}", saved.get("tokenizer_sha256"), identity["tokenizer_sha256"]
     )
     # One corpus, whatever it is called, is what checkpoints without this entry saw.

@@ -12,9 +12,9 @@ from megatron_adalrs.checkpoint.manifest import (
     MANIFEST,
     STATE,
     WEIGHTS,
+    describe_other_versions,
     find_damage,
-    foreign_versions,
-    original_of,
+    published_path,
     random_name,
     read_json,
     step_of,
@@ -34,7 +34,7 @@ def checkpoints_in(folder: Path) -> list[Path]:
     """Folders that are named like published checkpoints, oldest first; one set aside where a kill left none
     instead."""
     named = [path for path in folder.glob("iter_*") if path.name.removeprefix("iter_").isdecimal()]
-    aside = [path for path in folder.glob(".iter_*.replaced") if not original_of(path).exists()]
+    aside = [path for path in folder.glob(".iter_*.replaced") if not published_path(path).exists()]
     return sorted([*named, *aside], key=step_of)
 
 
@@ -114,13 +114,13 @@ def read_state(checkpoint: Path, flag: str = "--load") -> dict[str, Any]:
             if type(state.get(name, {})) is not dict:
                 raise ValueError(f"{name} must be dict, not {state[name]!r:.40}")
         if "progress" in state:
-            TrainState.require_sound(state["progress"])
+            TrainState.validate(state["progress"])
     except (OSError, ValueError) as error:
         raise ValueError(f"{flag}: cannot read {checkpoint / STATE}: {error}") from None
     return state
 
 
-def restore(checkpoint: Path, state: dict[str, Any], entry: str, load: Callable[[Any], T]) -> T:
+def restore_entry(checkpoint: Path, state: dict[str, Any], entry: str, load: Callable[[Any], T]) -> T:
     """Result of `load`, given an entry of a checkpoint's state.
 
     Raises:
@@ -156,7 +156,7 @@ def _read_random(file: Path) -> dict[str, Any]:
 def _told(checkpoint: Path) -> Path:
     """The same; it is told where other versions wrote it, which DeepSpeed and torch read as far as they
     can."""
-    if told := foreign_versions(checkpoint):
+    if told := describe_other_versions(checkpoint):
         log.warning("%s", told)
     return checkpoint
 

@@ -28,14 +28,14 @@ def random_name(rank: int) -> str:
     return f"random_{rank:05d}.json"
 
 
-def original_of(aside: Path) -> Path:
+def published_path(aside: Path) -> Path:
     """The name of a checkpoint that is set aside while another of its step takes its place."""
     return aside.with_name(aside.name.removeprefix(".").removesuffix(".replaced"))
 
 
 def step_of(checkpoint: Path) -> int:
     """The step in the name of a published checkpoint."""
-    return int(original_of(checkpoint).name.removeprefix("iter_"))
+    return int(published_path(checkpoint).name.removeprefix("iter_"))
 
 
 def write_manifest(checkpoint: Path, hashes: dict[str, str], facts: dict[str, Any]) -> None:
@@ -52,7 +52,7 @@ def write_manifest(checkpoint: Path, hashes: dict[str, str], facts: dict[str, An
     write_json(
         checkpoint / MANIFEST, {"format": FORMAT, "versions": versions_here(), **facts, "files": files}
     )
-    secured(checkpoint / MANIFEST)
+    fsync_and_hash(checkpoint / MANIFEST)
 
 
 def find_damage(checkpoint: Path, hashes: bool = False) -> str | None:
@@ -118,7 +118,7 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     return manifest
 
 
-def foreign_versions(checkpoint: Path) -> str | None:
+def describe_other_versions(checkpoint: Path) -> str | None:
     """What a sound checkpoint was written by, where that is not what reads it; Python's version is no
     matter."""
     theirs, ours = read_manifest(checkpoint)["versions"], versions_here()
@@ -170,12 +170,12 @@ def sha256(path: Path) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write; `secured` brings it to disk."""
+    """Write; `fsync_and_hash` brings it to disk."""
     with path.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=1)
 
 
-def secured(path: Path) -> str:
+def fsync_and_hash(path: Path) -> str:
     """Bring a file to disk. Returns its SHA-256."""
     with path.open("rb") as file:
         os.fsync(file.fileno())

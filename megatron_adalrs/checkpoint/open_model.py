@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from megatron_adalrs.checkpoint.compatibility import shape_of
+from megatron_adalrs.checkpoint.compatibility import saved_mesh_shape
 from megatron_adalrs.checkpoint.load import find_checkpoint, read_state
 from megatron_adalrs.checkpoint.manifest import ENGINE, STATE, TOKENIZER, WEIGHTS
 from megatron_adalrs.checkpoint.tokenizer_files import Tokenizer, tokenizer_of_run
@@ -129,7 +129,7 @@ def _of_weights_only(
 
 
 def _of_run(path: Path, state: dict[str, Any], model: ModelConfig, vocab_size: int, step: int) -> OpenedModel:
-    saved, mesh = state["config"], shape_of(state)
+    saved, mesh = state["config"], saved_mesh_shape(state)
     weights = SavedWeights(path / ENGINE, model, vocab_size, saved["zero_stage"], mesh.pipe, mesh.tensor)
     precision = torch.bfloat16 if saved.get("bf16") else torch.float16 if saved.get("fp16") else torch.float32
     data = DataConfig(**{name: saved[name] for name in DataConfig.model_fields if name in saved})

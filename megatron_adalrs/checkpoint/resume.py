@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from megatron_adalrs.checkpoint.compatibility import mesh_differences, shape_of
+from megatron_adalrs.checkpoint.compatibility import mesh_differences, saved_mesh_shape
 from megatron_adalrs.checkpoint.load import load_checkpoint
 from megatron_adalrs.checkpoint.manifest import ENGINE
 from megatron_adalrs.config import Config
@@ -20,7 +20,7 @@ from megatron_adalrs.snapshot.rng_state import seed_everything
 def resume(
     engine: Engine, mesh: ProcessMesh, checkpoint: Path, state: dict[str, Any], config: Config
 ) -> None:
-    """Load a checkpoint that fits (`require_fitting`) into an engine that has not stepped yet. Collective.
+    """Load a checkpoint that fits (`require_compatible`) into an engine that has not stepped yet. Collective.
 
     On the mesh that wrote it the following steps are the same to the bit. On another the sums of
     floating-point numbers go other ways; and as no rank's random streams are those of another mesh's, they
@@ -32,14 +32,14 @@ def resume(
     if not mesh_differences(state, config, mesh):
         load_checkpoint(engine, mesh, checkpoint)
         return
-    shape, saved = shape_of(state), state["config"]
+    shape, saved = saved_mesh_shape(state), state["config"]
     partition = saved.get("pipeline_partition", "parameters")
     written = SavedMesh(saved.get("zero_stage", 0), shape.pipe, shape.tensor, partition)
     engine.load_resharded(on_every_rank(lambda: _open(checkpoint, state, config, written)))
     seed_everything(_seed_at(config.training.seed, state["progress"]["step"]), mesh.tensor_group)
 
 
-def how_resumed(checkpoint: Path, state: dict[str, Any], config: Config, mesh: ProcessMesh) -> str:
+def describe_resume(checkpoint: Path, state: dict[str, Any], config: Config, mesh: ProcessMesh) -> str:
     """What a person reads about it."""
     at = f"{checkpoint} at step {state['progress']['step']}"
     if not (differences := mesh_differences(state, config, mesh)):

@@ -15,9 +15,9 @@ from megatron_adalrs.checkpoint.manifest import (
     LATEST,
     STATE,
     find_damage,
-    original_of,
+    fsync_and_hash,
+    published_path,
     random_name,
-    secured,
     step_of,
     write_json,
     write_manifest,
@@ -37,7 +37,7 @@ SPARE = 1.05
 
 
 @dataclass(frozen=True)
-class Places:
+class CheckpointFolder:
     """Where checkpoints go, and which stay."""
 
     save: Path
@@ -47,7 +47,7 @@ class Places:
     """Those of steps that it divides are kept for good."""
 
 
-class Saving:
+class PendingSave:
     """A checkpoint under way: the draft, written by `engine.files`, and then its publication. Every call is
     collective.
 
@@ -63,7 +63,7 @@ class Saving:
         self,
         engine: Engine,
         mesh: ProcessMesh,
-        places: Places,
+        places: CheckpointFolder,
         step: int,
         state: dict[str, Any],
         in_background: bool = False,
@@ -73,7 +73,7 @@ class Saving:
         name = f"iter_{step:07d}"
         self._target, self._draft = places.save / name, places.save / f".{name}.incomplete"
         on_first_rank(lambda: _begin(places.save, self._draft))
-        engine.save(self._draft / ENGINE, secured if in_background else None)
+        engine.save(self._draft / ENGINE, fsync_and_hash if in_background else None)
         try:
             on_every_rank(lambda: write_json(self._draft / random_name(mesh.rank), random_state()))
             on_first_rank(lambda: write_json(self._draft / STATE, state | {"world_size": mesh.world_size}))
@@ -100,24 +100,26 @@ class Saving:
         files = on_first_rank(lambda: sorted(set(_files_in(self._draft)) - known.keys()))
         # Each rank brings a share of the rest to disk and hashes it, whoever wrote it.
         mine = files[self._mesh.rank :: self._mesh.world_size]
-        shares = from_every_rank(lambda: {name: secured(self._draft / name) for name in mine})
+        shares = from_every_rank(lambda: {name: fsync_and_hash(self._draft / name) for name in mine})
         hashes = known | {name: digest for share in shares for name, digest in share.items()}
         facts = {"step": self.step, "mesh": vars(self._mesh.shape)}
         places = self._places
         on_first_rank(lambda: _publish(self._draft, self._target, places.save / LATEST, hashes, facts))
         if places.keep_last is not None:
-            on_first_rank(lambda: remove_old(places.save, places.keep_last, places.retain_interval))
+            on_first_rank(
+                lambda: remove_old_checkpoints(places.save, places.keep_last, places.retain_interval)
+            )
         return self._target
 
 
 def save_checkpoint(
-    engine: Engine, mesh: ProcessMesh, places: Places, step: int, state: dict[str, Any]
+    engine: Engine, mesh: ProcessMesh, places: CheckpointFolder, step: int, state: dict[str, Any]
 ) -> Path:
-    """Write and publish a checkpoint before training goes on: see `Saving`."""
-    return Saving(engine, mesh, places, step, state).publish()
+    """Write and publish a checkpoint before training goes on: see `PendingSave`."""
+    return PendingSave(engine, mesh, places, step, state).publish()
 
 
-def remove_old(save: Path, keep_last: int, retain_interval: int | None) -> None:
+def remove_old_checkpoints(save: Path, keep_last: int, retain_interval: int | None) -> None:
     """Remove complete checkpoints but the newest `keep_last`, and those of steps that `retain_interval`
     divides.
 
@@ -134,8 +136,8 @@ def remove_old(save: Path, keep_last: int, retain_interval: int | None) -> None:
 
 def _begin(save: Path, draft: Path) -> None:
     for aside in save.glob(".iter_*.replaced"):
-        if not original_of(aside).exists():
-            os.replace(aside, original_of(aside))
+        if not published_path(aside).exists():
+            os.replace(aside, published_path(aside))
     for leftover in chain(*(save.glob(f".iter_*.{end}") for end in ("incomplete", "removed", "replaced"))):
         shutil.rmtree(leftover, ignore_errors=True)
     draft.mkdir(parents=True)

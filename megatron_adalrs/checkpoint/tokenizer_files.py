@@ -82,7 +82,7 @@ def _candidates(
         yield noted, _files_named(made_with, made_with.tokenizer_type), {}
 
 
-def require_tokenizer_among(
+def require_matching_tokenizer(
     files: Mapping[str, Path], model: ModelConfig, tokenizer: TokenizerOfData, flag: str
 ) -> None:
     """Check that the files beside a model are, as far as anything tells, of the tokenizer that made a run's

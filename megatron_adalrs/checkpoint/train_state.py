@@ -35,7 +35,7 @@ class TrainState:
         )  # JSON has no tuples
 
     @staticmethod
-    def require_sound(saved: dict[str, Any]) -> None:
+    def validate(saved: dict[str, Any]) -> None:
         """Check that `TrainState(**saved)` can be made of what JSON holds, and makes sense.
 
         Raises:
@@ -110,7 +110,7 @@ def joined(spans: Iterable[Span], span: Span) -> tuple[Span, ...]:
     return tuple(sorted([*apart, (first, last)]))
 
 
-def samples_in(spans: Iterable[Span]) -> int:
+def count_samples(spans: Iterable[Span]) -> int:
     return sum(last - first for first, last in spans)
 
 

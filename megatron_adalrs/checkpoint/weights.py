@@ -8,9 +8,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from megatron_adalrs.checkpoint.compatibility import require_one_tokenizer
+from megatron_adalrs.checkpoint.compatibility import require_same_tokenizer
 from megatron_adalrs.checkpoint.open_model import locate_model, open_model
-from megatron_adalrs.checkpoint.tokenizer_files import require_tokenizer_among
+from megatron_adalrs.checkpoint.tokenizer_files import require_matching_tokenizer
 from megatron_adalrs.config import ModelConfig, RunConfig
 from megatron_adalrs.config.model import RopeScaling
 from megatron_adalrs.data.tokenizer import TokenizerOfData
@@ -19,7 +19,7 @@ from megatron_adalrs.model.gpt import WeightSource
 FINETUNE_FROM = "--finetune-from"
 
 
-def source_of_weights(run: RunConfig, saved: dict[str, Any] | None) -> Path | None:
+def find_initial_weights(run: RunConfig, saved: dict[str, Any] | None) -> Path | None:
     """The checkpoint or Hugging Face folder that this run's initial weights come from, an absolute path;
     None: they are drawn.
 
@@ -46,7 +46,7 @@ def source_of_weights(run: RunConfig, saved: dict[str, Any] | None) -> Path | No
     return source
 
 
-def open_weights(
+def open_initial_weights(
     source: Path, config: ModelConfig, vocab_size: int, tokenizer: TokenizerOfData | None
 ) -> tuple[WeightSource, int | None]:
     """A model's weights, to be read parameter by parameter, and the step that they are of; None: not of a run
@@ -62,8 +62,8 @@ def open_weights(
     """
     opened = open_model(source, FINETUNE_FROM)
     if tokenizer:
-        require_one_tokenizer(f"{FINETUNE_FROM}: {source}", opened.tokenizer_sha256, tokenizer.sha256)
-        require_tokenizer_among(opened.companions, opened.model, tokenizer, FINETUNE_FROM)
+        require_same_tokenizer(f"{FINETUNE_FROM}: {source}", opened.tokenizer_sha256, tokenizer.sha256)
+        require_matching_tokenizer(opened.companions, opened.model, tokenizer, FINETUNE_FROM)
     theirs, mine = dict(_shape(opened.model, opened.vocab_size)), dict(_shape(config, vocab_size))
     for name, value in mine.items():
         if theirs[name] != value:

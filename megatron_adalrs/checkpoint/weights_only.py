@@ -17,7 +17,7 @@ from megatron_adalrs.checkpoint.manifest import (
     STATE,
     TOKENIZER,
     WEIGHTS,
-    secured,
+    fsync_and_hash,
     write_json,
     write_manifest,
 )
@@ -60,7 +60,9 @@ def write_weights_only(opened: OpenedModel, folder: Path, max_shard_size: int = 
         write_json(checkpoint / STATE, state)
         files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
         write_manifest(
-            checkpoint, {str(path.relative_to(checkpoint)): secured(path) for path in files}, {"step": 0}
+            checkpoint,
+            {str(path.relative_to(checkpoint)): fsync_and_hash(path) for path in files},
+            {"step": 0},
         )
         (draft / LATEST).write_text(checkpoint.name + "\n", encoding="utf-8")
     return folder / checkpoint.name

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from megatron_adalrs.checkpoint import Places, Saving
+from megatron_adalrs.checkpoint import CheckpointFolder, PendingSave
 from megatron_adalrs.config import RunConfig
 from megatron_adalrs.distributed.process_mesh import ProcessMesh
 from megatron_adalrs.engine import Engine
@@ -28,8 +28,8 @@ class CheckpointWriter:
         self, engine: Engine, mesh: ProcessMesh, run: RunConfig, record: Callable[[str, str], None]
     ) -> None:
         self._engine, self._mesh, self._record = engine, mesh, record
-        self._places = Places(run.save, run.keep_last, run.save_retain_interval)
-        self._under_way: Saving | None = None
+        self._places = CheckpointFolder(run.save, run.keep_last, run.save_retain_interval)
+        self._under_way: PendingSave | None = None
         self._began = 0.0
 
     def save(self, step: int, content: dict[str, Any]) -> bool:
@@ -41,7 +41,7 @@ class CheckpointWriter:
         """
         self.publish()
         try:
-            Saving(self._engine, self._mesh, self._places, step, content).publish()
+            PendingSave(self._engine, self._mesh, self._places, step, content).publish()
         except ValueError as error:  # raised on all ranks alike; the run itself is sound
             self._failed(step, error)
             return False
@@ -56,7 +56,7 @@ class CheckpointWriter:
         self.publish()
         self._began = time.monotonic()
         try:
-            self._under_way = Saving(
+            self._under_way = PendingSave(
                 self._engine, self._mesh, self._places, step, content, in_background=True
             )
         except ValueError as error:

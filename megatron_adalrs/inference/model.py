@@ -7,8 +7,8 @@ import os
 import torch
 
 from megatron_adalrs.checkpoint import OpenedModel
-from megatron_adalrs.checkpoint.compatibility import require_one_tokenizer
-from megatron_adalrs.checkpoint.tokenizer_files import require_tokenizer_among
+from megatron_adalrs.checkpoint.compatibility import require_same_tokenizer
+from megatron_adalrs.checkpoint.tokenizer_files import require_matching_tokenizer
 from megatron_adalrs.data.description import read_description, require_what_made, tokenizer_noted
 from megatron_adalrs.data.gpt_dataset import check_vocabulary
 from megatron_adalrs.data.tokenizer import TOKENIZER_FILES, Tokenizer, TokenizerOfData, build_tokenizer
@@ -95,8 +95,8 @@ def tokenizer_of_corpus(
     elif note:
         of_data = tokenizer_noted(prefix, note)
     if of_data:
-        require_one_tokenizer(f"data_path: {prefix}: {opened.path}", opened.tokenizer_sha256, of_data.sha256)
-        require_tokenizer_among(opened.companions, opened.model, of_data, "data_path")
+        require_same_tokenizer(f"data_path: {prefix}: {opened.path}", opened.tokenizer_sha256, of_data.sha256)
+        require_matching_tokenizer(opened.companions, opened.model, of_data, "data_path")
     try:
         tokenizer = asked or tokenizer_of(opened, None)
         check_vocabulary(prefix, tokenizer.vocab_size)

@@ -17,7 +17,7 @@ import yaml
 from megatron_adalrs import checkpoint
 from megatron_adalrs.adalrs.controller import build_controller
 from megatron_adalrs.adalrs.race_state import INITIAL
-from megatron_adalrs.checkpoint.train_state import TrainState, samples_in
+from megatron_adalrs.checkpoint.train_state import TrainState, count_samples
 from megatron_adalrs.config import Config
 from megatron_adalrs.config.run import RUN_CONFIG
 from megatron_adalrs.data.blend import Blend, Datasets, Part
@@ -84,16 +84,16 @@ def build_trainer(config: Config) -> Trainer:
     config = on_first_rank(lambda: with_run_dir(config))
     resumed = on_first_rank(lambda: checkpoint.checkpoint_to_resume(config.run))
     saved = on_first_rank(lambda: checkpoint.read_state(resumed)) if resumed else None
-    source = on_first_rank(lambda: checkpoint.source_of_weights(config.run, saved))
+    source = on_first_rank(lambda: checkpoint.find_initial_weights(config.run, saved))
     config = with_source(config, source)
     vocabulary = on_first_rank(lambda: resolve_vocabulary(config))
     vocab_size, tokenizer = vocabulary.size, vocabulary.tokenizer
     config = on_first_rank(lambda: with_end_of_document(config, vocabulary))
     if resumed and saved:
-        checkpoint.require_fitting(resumed, saved, config, mesh)
-    progress = checkpoint.restore(resumed, saved, "progress", dict) if resumed and saved else {}
+        checkpoint.require_compatible(resumed, saved, config, mesh)
+    progress = checkpoint.restore_entry(resumed, saved, "progress", dict) if resumed and saved else {}
     state = TrainState(**progress)
-    skipped_samples = samples_in(state.skipped_samples)
+    skipped_samples = count_samples(state.skipped_samples)
     on_first_rank(lambda: build_datasets(config, global_batch_size, skipped_samples) and None)
     datasets = on_every_rank(lambda: build_datasets(config, global_batch_size, skipped_samples))
     blend = datasets.train
@@ -117,17 +117,17 @@ def build_trainer(config: Config) -> Trainer:
     )
     if saved:
         ours = identity(state.consumed_samples)
-        checkpoint.restore(
-            resumed, saved, "identity", lambda _: checkpoint.require_identity(resumed, saved, ours)
+        checkpoint.restore_entry(
+            resumed, saved, "identity", lambda _: checkpoint.require_same_data(resumed, saved, ours)
         )
-        checkpoint.restore(resumed, saved, "controller", controller.load_state_dict)
+        checkpoint.restore_entry(resumed, saved, "controller", controller.load_state_dict)
         if "loss_guard" in saved:  # not in a checkpoint of an earlier version: the memory begins anew
-            checkpoint.restore(resumed, saved, "loss_guard", loss_guard.load_state_dict)
+            checkpoint.restore_entry(resumed, saved, "loss_guard", loss_guard.load_state_dict)
     # A search under way may still go back to the weights that the run began with.
     weights = weights_step = None
     if source and (not resumed or controller.needs_initial):
         weights, weights_step = on_every_rank(
-            lambda: checkpoint.open_weights(source, config.model, vocab_size, tokenizer)
+            lambda: checkpoint.open_initial_weights(source, config.model, vocab_size, tokenizer)
         )
     plan = plan_run(config, vocab_size, mesh.shape, computes_on_cpu())
     snapshot_bytes = plan.stages[mesh.pipe.rank].snapshot
@@ -137,7 +137,7 @@ def build_trainer(config: Config) -> Trainer:
     on_first_rank(lambda: write_config(config))
 
     parameters = count_parameters(config.model, vocab_size)
-    origin = checkpoint.how_resumed(resumed, saved, config, mesh) if resumed and saved else None
+    origin = checkpoint.describe_resume(resumed, saved, config, mesh) if resumed and saved else None
     if source and not resumed:
         origin = f"weights of {source}" + ("" if weights_step is None else f", step {weights_step}")
     data_lines = about_the_data(config, blend, global_batch_size)

@@ -21,7 +21,7 @@ from enum import Enum
 from typing import Any
 
 from megatron_adalrs.adalrs.decision import Decision
-from megatron_adalrs.checkpoint.train_state import TrainState, joined, samples_in
+from megatron_adalrs.checkpoint.train_state import TrainState, count_samples, joined
 from megatron_adalrs.config.loss_guard import LossGuardConfig
 
 REWIND = "rewind"
@@ -162,7 +162,7 @@ class LossGuard:
         else:
             to, first, restore = past.step, past.consumed_samples, REWIND
         span = (first, state.consumed_samples + self.settings.extra_skipped_batches * batch)
-        why = self._reason_to_stop(samples_in(joined(state.skipped_samples, span)), batch)
+        why = self._reason_to_stop(count_samples(joined(state.skipped_samples, span)), batch)
         if why:
             event, what = GuardEvent.STOPPED, f"back to step {to}, and an end: {why}"
             self._in_a_row = self._furthest = 0  # a run that is resumed has all its chances again

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_adalrs.checkpoint.train_state import TrainState, samples_in
+from megatron_adalrs.checkpoint.train_state import TrainState, count_samples
 from megatron_adalrs.config import Config
 from megatron_adalrs.utils.format import quantity
 
@@ -17,7 +17,7 @@ def summary(config: Config, state: TrainState, global_batch_size: int, scale: fl
     where = f"checkpoint in {config.run.save}" if saved else "without a checkpoint of the end"
     lines = [f"done: {state.step} steps, {where}"]
     if state.skipped_samples:
-        batches = samples_in(state.skipped_samples) // global_batch_size
+        batches = count_samples(state.skipped_samples) // global_batch_size
         lines.append(f"bad numbers: {state.guard_undone_steps} steps undone, {batches} batches passed over")
     if config.adalrs.enabled:
         lr, tokens = config.optimizer.lr, global_batch_size * config.model.seq_length

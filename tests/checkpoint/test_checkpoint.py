@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from megatron_adalrs.checkpoint import Places, find_checkpoint, find_damage, save_checkpoint
+from megatron_adalrs.checkpoint import CheckpointFolder, find_checkpoint, find_damage, save_checkpoint
 from megatron_adalrs.checkpoint.load import checkpoints_in, step_of
 from megatron_adalrs.checkpoint.manifest import sha256, write_manifest
-from megatron_adalrs.checkpoint.save import remove_old
+from megatron_adalrs.checkpoint.save import remove_old_checkpoints
 from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.metrics.run_log import read_run
 from megatron_adalrs.training.build import build_trainer
@@ -123,7 +123,7 @@ def test_old_checkpoints_are_removed_and_milestones_kept(tmp_path: Path) -> None
     for step in (10, 20, 30, 40, 50, 60):
         fake(tmp_path, step)
     truncate(tmp_path / "iter_0000050")
-    remove_old(tmp_path, keep_last=2, retain_interval=20)
+    remove_old_checkpoints(tmp_path, keep_last=2, retain_interval=20)
     left = [int(path.name.removeprefix("iter_")) for path in sorted(tmp_path.iterdir())]
     # 60 and 40 are the newest that are sound, 50 is damaged and not touched, 20 is a milestone.
     assert left == [20, 40, 50, 60]
@@ -134,7 +134,9 @@ def saved_twice(folder: str) -> list[list[str]]:
     found = []
     for step in (1, 2, 2):
         engine.train_batch(runs.micro_batches(config, mesh, step))
-        save_checkpoint(engine, mesh, Places(Path(folder), keep_last=1), step, {"config": config.to_flat()})
+        save_checkpoint(
+            engine, mesh, CheckpointFolder(Path(folder), keep_last=1), step, {"config": config.to_flat()}
+        )
         found.append(sorted(path.name for path in Path(folder).iterdir()))
     return found
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from megatron_adalrs.checkpoint import how_resumed, require_fitting
+from megatron_adalrs.checkpoint import describe_resume, require_compatible
 from megatron_adalrs.distributed.process_mesh import ONE_PROCESS
 from tests.helpers.runs import tiny_config
 
@@ -21,22 +21,22 @@ def state(world_size: int = 1, **values: Any) -> dict[str, Any]:
 
 def refusal(saved: dict[str, Any], **values: Any) -> str:
     with pytest.raises(ValueError, match=r"^--load: run/iter_0000003 was written") as caught:
-        require_fitting(CHECKPOINT, saved, tiny_config(**values), ONE_PROCESS)
+        require_compatible(CHECKPOINT, saved, tiny_config(**values), ONE_PROCESS)
     return str(caught.value)
 
 
 def test_other_meshes_and_zero_stages_fit_and_are_named() -> None:
     saved = state(4, pipeline_model_parallel_size=2, zero_stage=1)
     config = tiny_config(zero_stage=3)
-    require_fitting(CHECKPOINT, saved, config, ONE_PROCESS)
-    assert how_resumed(CHECKPOINT, saved, config, ONE_PROCESS) == (
+    require_compatible(CHECKPOINT, saved, config, ONE_PROCESS)
+    assert describe_resume(CHECKPOINT, saved, config, ONE_PROCESS) == (
         "resumed on another mesh: from run/iter_0000003 at step 3, written with pipeline_model_parallel_size "
         "2, this "
         "run has 1; zero_stage 1, this run has 3; world_size 4, this run has 1; random streams (dropout) "
         "begin anew"
     )
     same = state(1, zero_stage=3)
-    assert how_resumed(CHECKPOINT, same, config, ONE_PROCESS) == "resumed from run/iter_0000003 at step 3"
+    assert describe_resume(CHECKPOINT, same, config, ONE_PROCESS) == "resumed from run/iter_0000003 at step 3"
 
 
 def of_an_earlier_version(**values: Any) -> dict[str, Any]:
@@ -51,20 +51,20 @@ def of_an_earlier_version(**values: Any) -> dict[str, Any]:
 def test_a_checkpoint_that_says_nothing_of_scaled_positions_had_none() -> None:
     saved = of_an_earlier_version(preset="llama3.2-1b", num_query_groups=4, ffn_hidden_size=64)
     run = {"preset": "llama3.2-1b", "num_query_groups": 4, "ffn_hidden_size": 64}
-    require_fitting(CHECKPOINT, saved, tiny_config(**run, use_rope_scaling=False), ONE_PROCESS)
+    require_compatible(CHECKPOINT, saved, tiny_config(**run, use_rope_scaling=False), ONE_PROCESS)
     with pytest.raises(ValueError, match="has use_rope_scaling False, this run has True"):
-        require_fitting(CHECKPOINT, saved, tiny_config(**run), ONE_PROCESS)
+        require_compatible(CHECKPOINT, saved, tiny_config(**run), ONE_PROCESS)
     saved = state(**run)
-    require_fitting(CHECKPOINT, saved, tiny_config(**run), ONE_PROCESS)
+    require_compatible(CHECKPOINT, saved, tiny_config(**run), ONE_PROCESS)
     with pytest.raises(ValueError, match=r"has rope_scaling_factor 32\.0, this run has 8\.0"):
-        require_fitting(CHECKPOINT, saved, tiny_config(**run, rope_scaling_factor=8), ONE_PROCESS)
+        require_compatible(CHECKPOINT, saved, tiny_config(**run, rope_scaling_factor=8), ONE_PROCESS)
 
 
 def test_how_far_rotary_positions_may_go_is_not_of_the_weights() -> None:
     saved = of_an_earlier_version(preset="qwen2.5-0.5b", num_query_groups=4)
-    require_fitting(CHECKPOINT, saved, tiny_config(preset="qwen2.5-0.5b", num_query_groups=4), ONE_PROCESS)
+    require_compatible(CHECKPOINT, saved, tiny_config(preset="qwen2.5-0.5b", num_query_groups=4), ONE_PROCESS)
     with pytest.raises(ValueError, match="has max_position_embeddings 32, this run has 64"):
-        require_fitting(
+        require_compatible(
             CHECKPOINT,
             state(max_position_embeddings=32),
             tiny_config(max_position_embeddings=64),
@@ -88,7 +88,7 @@ def test_on_another_mesh_another_global_batch_is_refused() -> None:
 
 def test_on_another_mesh_fp16_is_refused() -> None:
     assert "fp16's loss scaling is not carried over" in refusal(state(2, fp16=True), fp16=True)
-    require_fitting(CHECKPOINT, state(1, fp16=True), tiny_config(fp16=True), ONE_PROCESS)
+    require_compatible(CHECKPOINT, state(1, fp16=True), tiny_config(fp16=True), ONE_PROCESS)
 
 
 def test_on_another_mesh_offload_is_refused(tmp_path: Path) -> None:

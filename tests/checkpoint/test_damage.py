@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from megatron_adalrs.checkpoint import find_checkpoint, find_damage, read_state, restore
+from megatron_adalrs.checkpoint import find_checkpoint, find_damage, read_state, restore_entry
 from megatron_adalrs.checkpoint.load import _read_random, checkpoints_in
 from megatron_adalrs.checkpoint.manifest import sha256, write_manifest
 from megatron_adalrs.checkpoint.save import _begin, _publish
@@ -142,7 +142,7 @@ def test_a_state_with_an_entry_of_another_type_is_refused(tmp_path: Path, change
 @pytest.mark.parametrize("entry", [{}, {"controller": None}, {"controller": {"mode": "fixed"}}])
 def test_an_entry_that_its_owner_cannot_load_is_named(tmp_path: Path, entry: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"--load: .*state.json: controller is not what a run saves \("):
-        restore(tmp_path, entry, "controller", lambda saved: saved["step"])
+        restore_entry(tmp_path, entry, "controller", lambda saved: saved["step"])
 
 
 @FUZZING

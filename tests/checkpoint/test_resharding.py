@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from megatron_adalrs.checkpoint import Places, read_state, require_fitting, resume, save_checkpoint
+from megatron_adalrs.checkpoint import (
+    CheckpointFolder,
+    read_state,
+    require_compatible,
+    resume,
+    save_checkpoint,
+)
 from tests.helpers import runs
 from tests.helpers.ranks import Ranks
 
@@ -70,7 +76,7 @@ def save(values: dict[str, Any], folder: Path) -> tuple[str, list[float]]:
         "progress": {"step": BEFORE},
         "identity": {"vocab_size": runs.VOCABULARY},
     }
-    checkpoint = save_checkpoint(engine, mesh, Places(folder), BEFORE, state)
+    checkpoint = save_checkpoint(engine, mesh, CheckpointFolder(folder), BEFORE, state)
     steps = range(BEFORE, BEFORE + AFTER)
     return str(checkpoint), [
         engine.train_batch(runs.micro_batches(config, mesh, step)).loss for step in steps
@@ -81,7 +87,7 @@ def go_on(values: dict[str, Any], checkpoint: str) -> tuple[list[float], int]:
     """Losses of the steps that follow a checkpoint, and DeepSpeed's own count of steps then."""
     config, mesh, engine = runs.start(MODEL | values | {"seed": 7})
     state = read_state(Path(checkpoint))
-    require_fitting(Path(checkpoint), state, config, mesh)
+    require_compatible(Path(checkpoint), state, config, mesh)
     resume(engine, mesh, Path(checkpoint), state, config)
     engine.set_lr(config.optimizer.lr)
     steps = range(BEFORE, BEFORE + AFTER)

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from megatron_adalrs.checkpoint import (
-    Places,
-    Saving,
+    CheckpointFolder,
+    PendingSave,
     find_checkpoint,
     find_damage,
     load_checkpoint,
@@ -39,12 +39,16 @@ def saved_while_training(values: dict[str, Any], folder: str) -> tuple[list[floa
         return [engine.train_batch(runs.micro_batches(config, mesh, step)).loss for step in steps]
 
     losses(engine, range(3))
-    saving = Saving(engine, mesh, Places(Path(folder)), 3, {"config": config.to_flat()}, in_background=True)
+    saving = PendingSave(
+        engine, mesh, CheckpointFolder(Path(folder)), 3, {"config": config.to_flat()}, in_background=True
+    )
     went_on = losses(engine, range(3, 6))
     checkpoint = saving.publish()
     copied = engine.files.copied_bytes
     buffers = [buffer.data_ptr() for buffer in engine.files._buffers]
-    Saving(engine, mesh, Places(Path(folder)), 6, {"config": config.to_flat()}, in_background=True).publish()
+    PendingSave(
+        engine, mesh, CheckpointFolder(Path(folder)), 6, {"config": config.to_flat()}, in_background=True
+    ).publish()
     assert [buffer.data_ptr() for buffer in engine.files._buffers] == buffers
     _, _, again = runs.start(values)
     load_checkpoint(again, mesh, checkpoint)
@@ -67,7 +71,7 @@ def failed_on_the_second_rank(folder: str, in_background: bool) -> tuple[str, st
     """What a save says of which one rank cannot write its part, and the name of the checkpoint after the next
     one."""
     config, mesh, engine = runs.start({"zero_stage": 1, "hidden_size": 64})
-    places, state = Places(Path(folder)), {"config": config.to_flat()}
+    places, state = CheckpointFolder(Path(folder)), {"config": config.to_flat()}
     engine.train_batch(runs.micro_batches(config, mesh, 0))
     sizes = {
         path.stat().st_size
@@ -78,7 +82,7 @@ def failed_on_the_second_rank(folder: str, in_background: bool) -> tuple[str, st
     if mesh.rank == 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
     try:
-        Saving(engine, mesh, places, 1, state, in_background).publish()
+        PendingSave(engine, mesh, places, 1, state, in_background).publish()
         told = "it was published"
     except ValueError as error:
         told = str(error)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tokenizers import ByteLevelBPETokenizer
 
-from megatron_adalrs.checkpoint.tokenizer_files import require_tokenizer_among, tokenizer_of_run
+from megatron_adalrs.checkpoint.tokenizer_files import require_matching_tokenizer, tokenizer_of_run
 from megatron_adalrs.config import DataConfig, ModelConfig
 from megatron_adalrs.data.tokenizer import TokenizerOfData, build_tokenizer
 from megatron_adalrs.huggingface.companion_files import companions_in
@@ -60,7 +60,7 @@ def exported(folder: Path, kind: str, **files: Path) -> Path:
 
 
 def accepted(folder: Path, tokenizer: TokenizerOfData) -> bool:
-    require_tokenizer_among(companions_in(folder), MODEL, tokenizer, "--from")
+    require_matching_tokenizer(companions_in(folder), MODEL, tokenizer, "--from")
     return True
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from megatron_adalrs.checkpoint import Places, load_checkpoint, save_checkpoint
+from megatron_adalrs.checkpoint import CheckpointFolder, load_checkpoint, save_checkpoint
 from tests.helpers.ranks import Ranks
 from tests.helpers.runs import VOCABULARY, micro_batches, start, tiny_config
 
@@ -52,7 +52,7 @@ def resumed_losses(values: dict[str, Any], folder: Path) -> tuple[list[float], l
     config, mesh, engine = start(values)
     for step in range(3):
         engine.train_batch(micro_batches(config, mesh, step))
-    checkpoint = save_checkpoint(engine, mesh, Places(folder), 3, {"config": config.to_flat()})
+    checkpoint = save_checkpoint(engine, mesh, CheckpointFolder(folder), 3, {"config": config.to_flat()})
     expected = [engine.train_batch(micro_batches(config, mesh, step)).loss for step in range(3, 8)]
     config, mesh, engine = start(values | {"seed": 7})
     load_checkpoint(engine, mesh, checkpoint)

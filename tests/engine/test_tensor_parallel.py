@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megatron_adalrs.checkpoint import Places, load_checkpoint, save_checkpoint
+from megatron_adalrs.checkpoint import CheckpointFolder, load_checkpoint, save_checkpoint
 from megatron_adalrs.distributed.process_mesh import MeshAxis
 from megatron_adalrs.engine import build_engine
 from megatron_adalrs.model.gpt import GPT, initialise
@@ -176,7 +176,7 @@ def resume(folder: Path, values: dict[str, Any]) -> tuple[list[float], list[floa
     config, mesh, first = start(values)
     for step in range(3):
         first.train_batch(micro_batches(config, mesh, step))
-    checkpoint = save_checkpoint(first, mesh, Places(folder), 3, {"config": config.to_flat()})
+    checkpoint = save_checkpoint(first, mesh, CheckpointFolder(folder), 3, {"config": config.to_flat()})
     expected = [first.train_batch(micro_batches(config, mesh, step)).loss for step in range(3, 7)]
     seed_everything(99, mesh.tensor_group)
     second = build_engine(config, VOCABULARY, mesh)
