@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -10,9 +11,11 @@ import venv
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from megatron_adalrs.commands import COMMANDS
+from megatron_adalrs.data.indexed_dataset import IndexedDatasetBuilder
 
 ROOT = Path(__file__).parents[1]
 
@@ -106,13 +109,18 @@ def test_an_unknown_command_exits_with_2(
     assert done.stderr.startswith(message)
 
 
+TINY = (
+    "--preset gpt2-tiny --num-layers 1 --seq-length 16 --data-path corpus --split 100,0,0 "
+    "--micro-batch-size 2 --train-iters 4 --lr 1e-3 --adalrs.no-enabled --run-dir run"
+)
+
+
 def test_train_and_report_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "text.jsonl").write_text('{"text": "' + "to be or not to be " * 200 + '"}\n')
     steps = [
         "preprocess --input text.jsonl --output-prefix corpus --tokenizer-type ByteTokenizer",
         "check-data corpus",
-        "pretrain --preset gpt2-tiny --num-layers 1 --seq-length 16 --data-path corpus --split 100,0,0 "
-        "--micro-batch-size 2 --train-iters 4 --lr 1e-3 --adalrs.no-enabled --run-dir run",
+        f"pretrain {TINY}",
         "report run --output report.html",
     ]
     for arguments in steps:
@@ -129,3 +137,17 @@ def test_the_plug_in_needs_no_deepspeed(installed: Path, tmp_path: Path) -> None
     )
     done = call(installed / "python", "-c", code, cwd=tmp_path)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_deepspeed_starts_the_module(installed: Path, tmp_path: Path) -> None:
+    with IndexedDatasetBuilder(tmp_path / "corpus", np.uint16) as builder:
+        builder.add_document([1, 2, 3] * 100)
+        builder.finalize()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launch = ["-m", "deepspeed.launcher.runner", "--num_accelerators", "1", "--master_port", str(port)]
+    module = ["--module", "megatron_adalrs.commands.pretrain", *TINY.split(), "--vocab-size", "8"]
+    done = call(installed / "python", *launch, *module, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "done: 4 steps" in done.stdout

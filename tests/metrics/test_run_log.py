@@ -255,7 +255,7 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path: Path, name: str) -> None
     [
         ({"loss": "low"}, "metrics.jsonl:3: loss: .*number"),
         ({"step": 2.5}, "metrics.jsonl:3: step: .*integer"),
-        ({"kind": "trian"}, "metrics.jsonl:3: .*'trian'"),
+        ({"kind": "training"}, "metrics.jsonl:3: .*'training'"),
     ],
 )
 def test_a_wrong_field_is_named_even_in_the_last_line(tmp_path: Path, change: Record, message: str) -> None:
