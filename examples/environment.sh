@@ -1,5 +1,5 @@
-# Sourced by examples/quickstart.sh and tests/run.sh, from the repository's root: a Python environment with the pinned
-# requirements and this package. Uses the active virtual environment, or makes .venv.
+# Source this file in the repository's root: it defines a function that prepares a Python environment with the pinned
+# requirements and this package, in the active virtual environment or in .venv.
 #   prepare_environment REQUIREMENTS_FILE
 
 prepare_environment() {
@@ -18,10 +18,10 @@ prepare_environment() {
         python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
         touch "$stamp"
     fi
-    # DeepSpeed builds extensions once for each environment; a shared cache is rebuilt whenever they alternate.
+    # DeepSpeed compiles extensions for one environment; environments that share a cache rebuild each other's.
     export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$venv/torch_extensions}"
-    # One thread a rank: ranks share the cores.
+    # One thread per rank, because the ranks share the cores.
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-    # DeepSpeed asks which accelerator there is, and warns on a machine without one.
+    # Without this, DeepSpeed probes for an accelerator and warns if there is none.
     command -v nvidia-smi >/dev/null || export DS_ACCELERATOR="${DS_ACCELERATOR:-cpu}"
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From a fresh machine to a trained model whose learning rate found itself. Needs Python 3.10+.
-# Every step is skipped when its output is there and valid. Output goes to data/quickstart and runs/quickstart.
+# Prepare a corpus, train a small model with the learning-rate search, and write a report. Needs Python 3.10 or newer.
+# A step is skipped if its output exists and is valid. Output goes to data/quickstart and runs/quickstart.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source examples/environment.sh
@@ -10,19 +10,19 @@ data=data/quickstart
 run=runs/quickstart
 mkdir -p "$data"
 
-# A corpus of real text that is already here: the sources of Python's standard library.
+# The corpus: the sources of Python's standard library, which every machine with Python has.
 corpus="$data/stdlib.jsonl"
-[ -s "$corpus" ] || python tools/collect_sources.py --output "$corpus"
+[ -s "$corpus" ] || megatron-adalrs collect-sources --output "$corpus"
 
 model="$data/tokenizer.model"
-[ -s "$model" ] || python tools/train_tokenizer.py --input "$corpus" --output "$model" --vocab-size 2048
+[ -s "$model" ] || megatron-adalrs train-tokenizer --input "$corpus" --output "$model" --vocab-size 2048
 
-if ! python tools/check_dataset.py "$data/stdlib" --tokenizer-type SentencePieceTokenizer --tokenizer-model "$model" 2>/dev/null; then
-    python tools/preprocess_data.py --input "$corpus" --output-prefix "$data/stdlib" --overwrite --restart --workers 2 \
+if ! megatron-adalrs check-data "$data/stdlib" --tokenizer-type SentencePieceTokenizer --tokenizer-model "$model" 2>/dev/null; then
+    megatron-adalrs preprocess --input "$corpus" --output-prefix "$data/stdlib" --overwrite --restart --workers 2 \
         --tokenizer-type SentencePieceTokenizer --tokenizer-model "$model"
 fi
 
-# A run that is complete is kept; one that was interrupted goes on; `rm -r runs/quickstart` starts anew.
+# Keep a complete run, and resume an interrupted one. `rm -r runs/quickstart` starts from the beginning.
 if [ ! -e "$run/report.html" ]; then
     resume=()
     if compgen -G "$run/checkpoints/iter_*/manifest.json" >/dev/null; then
@@ -31,15 +31,15 @@ if [ ! -e "$run/report.html" ]; then
         rm -r "$run"
     fi
     deepspeed --num_accelerators 2 pretrain_gpt.py --config examples/quickstart.yaml --run-dir "$run" "${resume[@]}"
-    python tools/report.py "$run"
+    megatron-adalrs report "$run"
 else
     echo "$run is complete; remove it to train again"
 fi
 cat <<MESSAGE
 
 report: $run/report.html
-the same run at the fixed rate that it started from, and both in one report:
+To compare with a run at the initial learning rate, without the search:
   source $VIRTUAL_ENV/bin/activate; export OMP_NUM_THREADS=1
   deepspeed --num_accelerators 2 pretrain_gpt.py --config examples/quickstart.yaml --adalrs.no-enabled --run-dir runs/quickstart-fixed
-  python tools/report.py runs/quickstart-fixed runs/quickstart --output runs/comparison.html
+  megatron-adalrs report runs/quickstart-fixed runs/quickstart --output runs/comparison.html
 MESSAGE

@@ -1,5 +1,4 @@
-"""The files of examples/: launch files can be run on what they say, and lm_eval's task names what is
-there."""
+"""The files of examples/: launch files fit their GPUs, and the task of lm_eval names existing files."""
 
 from __future__ import annotations
 
@@ -28,22 +27,22 @@ def test_a_launch_file_fits_its_gpus(file: Path, schedule: str, monkeypatch: pyt
     config = parse_arguments(
         ["--config", str(file), "--data-path", "data/corpus", "--lr-decay-style", schedule], True
     )
-    grid = MeshShape.of_world(gpus, **config.parallel.sizes)
-    assert config.global_batch_size(grid.data) == 512
-    (stage,) = plan_run(config, config.model.vocab_size, grid, False).stages
+    mesh = MeshShape.of_world(gpus, **config.parallel.sizes)
+    assert config.global_batch_size(mesh.data) == 512
+    (stage,) = plan_run(config, config.model.vocab_size, mesh, False).stages
     assert 10e9 < stage.peak < 72e9, "80 GB, with room for the context, fragmentation and NCCL"
     command = re.search(r"^#   (.*)$", file.read_text(), re.MULTILINE)[1]
     assert f"--config examples/{file.name} " in command
     assert config.run.keep_last and config.adalrs.enabled
 
 
-def test_there_is_one_for_every_size_and_number() -> None:
+def test_each_size_has_three_launch_files() -> None:
     assert {file.stem for file in LAUNCH_FILES} == {
         f"qwen2.5-{size}-{gpus}gpu" for size in ("1.5b", "7b") for gpus in (1, 8, 64)
     }
 
 
-def test_lm_evals_task_names_what_is_there() -> None:
+def test_the_lm_eval_task_names_existing_files() -> None:
     """lm_eval itself is not installed for the tests: half a gigabyte."""
 
     class Loader(yaml.SafeLoader):

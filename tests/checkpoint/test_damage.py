@@ -22,7 +22,7 @@ from megatron_adalrs.checkpoint.save import _begin, _publish
 from megatron_adalrs.checkpoint.train_state import TrainState
 from megatron_adalrs.snapshot.rng_state import random_state, seed_everything
 from tests.checkpoint.test_checkpoint import fake, files_of, rewrite_manifest
-from tests.mutations import bytes_like, mutated
+from tests.helpers.mutations import bytes_like, mutated
 
 FUZZING = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

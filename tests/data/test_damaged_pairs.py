@@ -17,7 +17,7 @@ from megatron_adalrs.data.indexed_dataset import HEADER as HEADER_LAYOUT
 from megatron_adalrs.data.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 from megatron_adalrs.data.sample_index import SampleIndex
 from tests.data.test_indexed_dataset import BIN, IDX, write_pair
-from tests.mutations import mutated
+from tests.helpers.mutations import mutated
 
 FUZZING = settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron_adalrs.metrics.run_log import read_run
+from tests.helpers.mutations import mutated
 from tests.metrics.test_run_log import decision, evaluation, run_event, steps, train, write
-from tests.mutations import mutated
 
 FILES = ("metrics.jsonl", "decisions.jsonl", "config.yaml")
 

@@ -1,16 +1,16 @@
-"""What happens to files: bytes flipped, cut off, put in, moved."""
+"""Random damage to files, as Hypothesis strategies: bytes flipped, removed, inserted, repeated."""
 
 from __future__ import annotations
 
 from hypothesis import strategies as st
 
 STRANGE = [b"\xff" * 8, b"\0" * 8, b"\xff" * 7 + b"\x7f", b"-1", b"9" * 40, b"[" * 5000]
-"""Numbers at the limits of their types, and more than a parser wants to nest."""
+"""Numbers at the limits of their types, and deeper nesting than a parser accepts."""
 
 
 @st.composite
 def mutated(draw: st.DrawFn, whole: bytes, most: int = 3) -> bytes:
-    """`whole` after one to `most` mishaps."""
+    """Draw `whole` after one to `most` mutations."""
     content = whole
     for _ in range(draw(st.integers(1, most))):
         place = draw(st.integers(0, len(content)))
@@ -23,11 +23,7 @@ def mutated(draw: st.DrawFn, whole: bytes, most: int = 3) -> bytes:
                 + content[place + 1 :]
             )
         elif kind == "set":
-            strange = draw(
-                st.sampled_from(
-                    [b"\xff" * 8, b"\0" * 8, b"\xff" * 7 + b"\x7f", b"-1", b"9" * 40, b"[" * 5000]
-                )
-            )
+            strange = draw(st.sampled_from(STRANGE))
             content = content[:place] + strange + content[place + len(strange) :]
         elif kind == "cut":
             content = content[:place]
@@ -44,5 +40,5 @@ def mutated(draw: st.DrawFn, whole: bytes, most: int = 3) -> bytes:
 
 
 def bytes_like(text: str) -> st.SearchStrategy[bytes]:
-    """Text that was damaged, or bytes that never were any."""
+    """Draw damaged text, or random bytes."""
     return st.one_of(mutated(text.encode()), st.binary(max_size=50))
