@@ -22,6 +22,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
+from megatron_adalrs.cli.aliases import derive_lengths, expand_aliases
 from megatron_adalrs.config import NESTED, Config, LossGuardConfig
 from megatron_adalrs.config.base import describe_validation_error
 from megatron_adalrs.config.run import RUN_CONFIG
@@ -62,15 +63,15 @@ def parse_arguments(arguments: Sequence[str], print_errors: bool = True) -> Conf
         ValueError: one sentence naming the field, its value and what is required.
         SystemExit: `--help` (0), or flags that cannot be parsed (2; the message is already printed).
     """
+    arguments = expand_aliases(arguments)
     chosen = _peek(arguments, ("config", "preset", "finetune_from"))
     values = load_yaml(Path(chosen["config"])) if "config" in chosen else {}
     preset = chosen.get("preset", values.get("preset"))
     if preset in PRESETS:
         values = PRESETS[preset] | values
     values = _with_shape_of_source(values, chosen.get("finetune_from", values.get("finetune_from")))
-    flags = tyro.cli(
-        _flags(values), args=list(arguments), description=Config.__doc__, console_outputs=print_errors
-    )
+    arguments = derive_lengths(arguments, values)
+    flags = tyro.cli(_flags(values), args=arguments, description=Config.__doc__, console_outputs=print_errors)
     given = {name: value for group in GROUPS for name, value in vars(getattr(flags, group)).items()}
     return config_from_values(given | {name: vars(getattr(flags, name)) for name in NESTED})
 

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import tyro
 
+from megatron_adalrs.cli.aliases import rename_tokenizer
 from megatron_adalrs.config.data import TokenizerKind
 
 PROGRAM = "megatron-adalrs"
@@ -37,7 +38,8 @@ def parse_flags(kind: type[Flags], description: str | None, arguments: Sequence[
         SystemExit: After `--help` (0), or if the flags cannot be parsed (2, with the message printed).
     """
     prog = os.path.basename(sys.argv[0])
-    return tyro.cli(kind, prog=prog, description=description, args=arguments)
+    given = rename_tokenizer(sys.argv[1:] if arguments is None else arguments)
+    return tyro.cli(kind, prog=prog, description=description, args=given)
 
 
 def reports_errors(main: Main) -> Callable[..., int]:

@@ -1,0 +1,137 @@
+"""Sphinx extension: tables generated from the code while the pages are read.
+
+A page contains a placeholder such as `<!-- table: flags -->`, which is replaced by the table of that name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+from sphinx.application import Sphinx
+
+from megatron_adalrs.cli.aliases import ALIASES, DERIVED, TOKENIZERS
+from megatron_adalrs.cli.arguments import GROUPS, NESTED_FIELDS
+from megatron_adalrs.commands import COMMANDS
+from megatron_adalrs.model.presets import PRESETS
+
+PLACEHOLDER = re.compile(r"<!-- table: (\w+) -->")
+TITLES = {
+    "model": "Model",
+    "data": "Data and tokenizer",
+    "optimizer": "Optimizer and schedule",
+    "training": "Length, batch, precision and sharding",
+    "parallel": "Parallelism",
+    "run": "Run directory, checkpoints and logging",
+    "loss_guard": "Loss guard",
+    "adalrs": "Learning-rate search",
+}
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register the extension with Sphinx."""
+    app.connect("source-read", _insert_tables)
+    app.connect("autodoc-process-docstring", _mark_code_blocks, priority=400)  # before napoleon
+    return {"parallel_read_safe": True}
+
+
+def _insert_tables(app: Sphinx, docname: str, source: list[str]) -> None:
+    source[0] = PLACEHOLDER.sub(lambda found: TABLES[found[1]](), source[0])
+
+
+def _mark_code_blocks(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Mark indented blocks after a blank line, which docstrings use for code as Markdown does."""
+    for index in range(len(lines) - 1, 1, -1):
+        text, blank, code = lines[index - 2 : index + 1]
+        if text[:1].strip() and not blank.strip() and code.startswith("    ") and not text.endswith("::"):
+            lines[index:index] = ["::", ""]
+
+
+def flag_sections() -> str:
+    """Return a section with a table for each group of the configuration."""
+    groups = {name: (group.model_fields, "") for name, group in GROUPS.items()}
+    groups |= {name: (fields, f"{name.replace('_', '-')}.") for name, fields in NESTED_FIELDS.items()}
+    return "\n\n".join(_section(TITLES.get(name, name), *group) for name, group in groups.items())
+
+
+def alias_table() -> str:
+    """Return the table of Megatron-LM's flags that are accepted under another name."""
+    rows = []
+    for alias in ALIASES:
+        meaning = f"`{alias.replacement} {alias.value or ''}".strip() + "`"
+        rows.append((f"`{alias.flag}`", meaning))
+    rows += [(f"`{derived.flag}`", derived.meaning) for derived in DERIVED]
+    rows += [
+        (f"`--tokenizer-type {theirs}`", f"`--tokenizer-type {ours}`") for theirs, ours in TOKENIZERS.items()
+    ]
+    return _table(("Megatron-LM", "here"), sorted(rows))
+
+
+def command_table() -> str:
+    """Return the table of the program's commands."""
+    rows = [(f"`megatron-adalrs {name}`", command.summary) for name, command in COMMANDS.items()]
+    return _table(("command", "purpose"), rows)
+
+
+def preset_table() -> str:
+    """Return the table of the presets and their shapes."""
+    fields = ("num_layers", "hidden_size", "num_attention_heads", "num_query_groups", "seq_length")
+    rows = [
+        (f"`{name}`", *(str(shape.get(field, "")) for field in fields)) for name, shape in PRESETS.items()
+    ]
+    return _table(("preset", "layers", "width", "heads", "key-value heads", "sequence length"), rows)
+
+
+TABLES = {
+    "flags": flag_sections,
+    "aliases": alias_table,
+    "commands": command_table,
+    "presets": preset_table,
+}
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join("| " + " | ".join(_escape(cell) for cell in line) + " |" for line in lines)
+
+
+def _escape(cell: str) -> str:
+    return cell.replace("|", "\\|").replace("<", "&lt;") if "`" not in cell else cell.replace("|", "\\|")
+
+
+def _section(title: str, fields: Mapping[str, FieldInfo], prefix: str) -> str:
+    rows = [
+        (
+            f"`--{prefix}{name.replace('_', '-')}`",
+            _kind(field.annotation),
+            _default(field),
+            " ".join((field.description or "").split()),
+        )
+        for name, field in fields.items()
+    ]
+    return f"## {title}\n\n" + _table(("flag", "values", "default", "meaning"), rows)
+
+
+def _kind(annotation: Any) -> str:
+    """Return the values that a type accepts, in a reader's terms."""
+    text = str(annotation)
+    choices = re.search(r"Literal\[([^\]]*)\]", text)
+    if choices:
+        return " ".join(f"`{choice.strip(chr(39))}`" for choice in choices[1].split(", "))
+    if "tuple" in text:
+        return "text ..."
+    kinds = (("bool", "on / off"), ("int", "integer"), ("float", "number"), ("Path", "path"))
+    return next((shown for found, shown in kinds if found in text), "text")
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    if isinstance(field.default, bool):
+        return "on" if field.default else "off"
+    return "" if field.default in (None, PydanticUndefined) else f"`{field.default}`"
