@@ -29,7 +29,7 @@ import psutil
 
 from megatron_adalrs.adalrs.controller import Controller, FixedRate, build_controller
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
-from megatron_adalrs.benchmarks.ranks import THREADS, Cell
+from megatron_adalrs.distributed.local_ranks import THREADS_PER_RANK, LocalRanks
 
 VOCABULARY = 512
 RANKS, STAGES, MODES = (1, 2), (0, 1, 2, 3), ("paper", "robust")
@@ -57,14 +57,16 @@ def measure_overhead(shape: dict[str, Any], pairs: int, folder: Path) -> dict[st
     searches = {mode: whole_search(mode) for mode in MODES}
     results: dict[str, Any] = {
         "model": values,
-        "threads_of_a_rank": THREADS,
+        "threads_of_a_rank": THREADS_PER_RANK,
         "turns": pairs,
         "run_steps": RUN_STEPS,
     }
     for ranks in RANKS:
         for stage in STAGES:
             name = f"dp{ranks}_zero{stage}"
-            cell = Cell(ranks, serve, values | {"zero_stage": stage, "run_dir": str(folder / name)}, pairs)
+            cell = LocalRanks(
+                ranks, serve, values | {"zero_stage": stage, "run_dir": str(folder / name)}, pairs
+            )
             try:
                 results[name] = compare(cell.ask("measure"), searches)
             finally:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_adalrs.benchmarks.ranks import THREADS, Cell
+from megatron_adalrs.distributed.local_ranks import THREADS_PER_RANK, LocalRanks
 
 VOCABULARY = 512
 MODEL = {
@@ -55,24 +55,26 @@ def measure_parallel(zero_stage: int, bf16: bool, blocks: int) -> dict[str, Any]
         blocks: that count; one more is run first and left out.
     """
     values = MODEL | {"zero_stage": zero_stage, "bf16": bf16}
-    cells = {name: Cell(1 if name == ONE else 2, serve, values | sizes) for name, sizes in GRIDS.items()}
-    stranger = Cell(1, serve, values)
+    cells = {
+        name: LocalRanks(1 if name == ONE else 2, serve, values | sizes) for name, sizes in GRIDS.items()
+    }
+    stranger = LocalRanks(1, serve, values)
     try:
         memory = {name: cell.ask("memory") for name, cell in cells.items()}
         stranger.ask("memory")
         seconds = []
         for _ in range(blocks + 1):
             block = {name: max(cell.ask("step")) for name, cell in cells.items()}
-            cells[ONE].begin("step")
-            stranger.begin("step")
-            block["strangers"] = max(*cells[ONE].end(), *stranger.end())
+            cells[ONE].send("step")
+            stranger.send("step")
+            block["strangers"] = max(*cells[ONE].receive(), *stranger.receive())
             seconds.append(block)
     finally:
         for cell in (*cells.values(), stranger):
             cell.close()
     tokens = MODEL["global_batch_size"] * MODEL["seq_length"]  # type: ignore[operator]
     counted = {name: np.array([block[name] for block in seconds[1:]]) for name in seconds[0]}
-    results: dict[str, Any] = {"model": values, "threads_of_a_rank": THREADS, "blocks": blocks}
+    results: dict[str, Any] = {"model": values, "threads_of_a_rank": THREADS_PER_RANK, "blocks": blocks}
     given = 2 * float(np.median(counted[ONE] / counted["strangers"]))
     results["two_strangers_against_one_rank"] = given
     for name in cells:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import socket
-import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+
+from megatron_adalrs.distributed.local_ranks import free_port, start_rank
 
 RANKS = 2
 
@@ -31,21 +29,11 @@ class Attempt:
 
     def __init__(self, program: Program, arguments: list[str], output: Path) -> None:
         self.began = time.monotonic()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        os.environ["DS_ACCELERATOR"] = "cpu"  # read when DeepSpeed is imported
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(
-            ["megatron_adalrs.training.build", "deepspeed.runtime.zero.muon.muon_optimizer"]
-        )
-        self._ranks: list[Any] = []
-        for rank in range(RANKS):
-            process = context.Process(
-                target=_run_rank, args=(program, rank, port, arguments, str(output)), daemon=True
-            )
-            process.start()
-            self._ranks.append(process)
+        port = free_port()
+        self._ranks = [
+            start_rank(rank, RANKS, port, _run_program, program, arguments, str(output), accelerator="cpu")
+            for rank in range(RANKS)
+        ]
 
     @property
     def age(self) -> float:
@@ -82,22 +70,9 @@ class Attempt:
         return had_ended
 
 
-def _run_rank(program: Program, rank: int, port: int, arguments: list[str], output: str) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(RANKS),
-        "LOCAL_WORLD_SIZE": str(RANKS),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
+def _run_program(program: Program, arguments: list[str], output: str) -> int:
+    """Call the program as one rank, with its standard output and error appended to a file."""
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for standard in (1, 2):
         os.dup2(descriptor, standard)
-    import torch
-
-    torch.set_num_threads(1)
-    code = program(arguments)
-    sys.stdout.flush()
-    os._exit(code)  # finalizing an interpreter that has imported torch takes a second
+    return program(arguments)

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import sys
 import threading
 import time
@@ -28,8 +27,8 @@ from megatron_adalrs.distributed.heartbeat import (
     place_of,
     tell,
 )
+from megatron_adalrs.distributed.local_ranks import free_port, start_rank
 from tests.data.corpora import counting_corpus
-from tests.helpers import ranks
 
 TIMEOUT = 0.3
 
@@ -58,12 +57,6 @@ def job() -> Iterator[Job]:
     yield job
     for beat in job.beats:
         beat.stop()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def waited(condition: Callable[[], bool], seconds: float = 10 * TIMEOUT) -> bool:
@@ -249,21 +242,12 @@ def test_a_place_is_the_innermost_function_and_the_one_of_ours_that_led_there() 
     assert place_of(None) == "an unknown place"
 
 
-def trained(rank: int, port: int, flags: list[str], told: str, dies_in: str | None = None) -> None:
+def trained(flags: list[str], told: str, dies_in: str | None = None) -> int:
     """pretrain_gpt.py as one of two ranks, in this process; what it says on stderr goes into a file.
 
     Args:
         dies_in: function of megatron_adalrs.training.build in which this process is killed.
     """
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "OMP_NUM_THREADS": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
     for name, stream in (("out", 1), ("err", 2)):
         os.dup2(os.open(f"{told}.{name}", os.O_WRONLY | os.O_CREAT), stream)
     import pretrain_gpt
@@ -272,8 +256,7 @@ def trained(rank: int, port: int, flags: list[str], told: str, dies_in: str | No
     if dies_in:
         setattr(build, dies_in, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
     sys.argv = ["pretrain_gpt.py", *flags]
-    code = pretrain_gpt.main()
-    os._exit(code)
+    return pretrain_gpt.main()
 
 
 class RealRanks:
@@ -304,10 +287,7 @@ class RealRanks:
 
     def start(self, rank: int, dies_in: str | None = None) -> Any:
         told = str(self.folder / f"rank{rank}")
-        process = ranks.context("cpu").Process(
-            target=trained, args=(rank, self.port, self.flags, told, dies_in)
-        )
-        process.start()
+        process = start_rank(rank, 2, self.port, trained, self.flags, told, dies_in, accelerator="cpu")
         self.processes.append(process)
         return process
 
