@@ -13,16 +13,18 @@ import difflib
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import docstring_parser
 import tyro
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
+from tyro.conf import OmitArgPrefixes
 
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
 from megatron_adalrs.cli.aliases import derive_lengths, expand_aliases
+from megatron_adalrs.cli.flag_help import flag_type
 from megatron_adalrs.config import NESTED, Config, LossGuardConfig
 from megatron_adalrs.config.base import describe_validation_error
 from megatron_adalrs.config.run import RUN_CONFIG
@@ -30,8 +32,10 @@ from megatron_adalrs.huggingface.config_json import Shape, is_model
 from megatron_adalrs.model.presets import PRESETS
 
 GROUPS: dict[str, type[BaseModel]] = {
-    name: field.annotation for name, field in Config.model_fields.items() if name not in NESTED
-}  # type: ignore[misc]
+    name: cast(type[BaseModel], field.annotation)
+    for name, field in Config.model_fields.items()
+    if name not in NESTED
+}
 
 
 def _adalrs_fields() -> dict[str, FieldInfo]:
@@ -71,7 +75,9 @@ def parse_arguments(arguments: Sequence[str], print_errors: bool = True) -> Conf
         values = PRESETS[preset] | values
     values = _with_shape_of_source(values, chosen.get("finetune_from", values.get("finetune_from")))
     arguments = derive_lengths(arguments, values)
-    flags = tyro.cli(_flags(values), args=arguments, description=Config.__doc__, console_outputs=print_errors)
+    flags: Any = tyro.cli(
+        _flags(values), args=arguments, description=Config.__doc__, console_outputs=print_errors
+    )
     given = {name: value for group in GROUPS for name, value in vars(getattr(flags, group)).items()}
     return config_from_values(given | {name: vars(getattr(flags, name)) for name in NESTED})
 
@@ -154,16 +160,15 @@ def _flags(values: Mapping[str, Any]) -> type:
     Config itself cannot stand in: its checks between fields would already judge the defaults, which flags may
     still change, and their messages would come in tyro's form instead of ours.
     """
-    groups = [
-        (name, _flag_group(name, group.model_fields, values, group.__doc__), name, "")
+    fields: list[tuple[str, Any]] = [
+        (name, Annotated[_flag_group(name, group.model_fields, values, group.__doc__), OmitArgPrefixes])
         for name, group in GROUPS.items()
     ]
     loss_guard = LossGuardConfig.model_fields, values.get("loss_guard", {}), LossGuardConfig.__doc__
-    groups += [
-        ("loss_guard", _flag_group("loss_guard", *loss_guard), "loss_guard", "loss_guard"),
-        ("adalrs", adalrs_flags(values.get("adalrs", {})), "adalrs", "adalrs"),
+    fields += [
+        ("loss_guard", _flag_group("loss_guard", *loss_guard)),
+        ("adalrs", adalrs_flags(values.get("adalrs", {}))),
     ]
-    fields = [(name, Annotated[kind, tyro.conf.arg(name=prefix)]) for name, kind, _, prefix in groups]
     return dataclasses.make_dataclass("Flags", fields, kw_only=True)
 
 
@@ -179,11 +184,9 @@ def _flag_group(
     members = []
     for key, field in fields.items():
         default = values.get(key, field.default)
-        kind = Annotated[field.annotation, tyro.conf.arg(help=field.description or "")]
         is_required = field.is_required() and key not in values
-        members.append(
-            (key, kind, dataclasses.field() if is_required else dataclasses.field(default=default))
-        )
+        value = dataclasses.field() if is_required else dataclasses.field(default=default)
+        members.append((key, flag_type(field), value))
     group = dataclasses.make_dataclass(name, members, kw_only=True)
     group.__doc__ = title
     return group
@@ -226,9 +229,8 @@ def _add(values: dict[str, Any], fields: Mapping[str, FieldInfo], key: str, valu
     if value is None:
         return
     field = fields[key]
-    kind = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
     try:
-        values[key] = TypeAdapter(kind).validate_python(value)
+        values[key] = TypeAdapter(field.rebuild_annotation()).validate_python(value)
     except ValidationError as error:
         message = error.errors()[0]["msg"]
         raise ValueError(f"{source}{key}: {value!r}: {message[0].lower() + message[1:]}") from None
