@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 
 from megatron_adalrs import __version__
 from megatron_adalrs.cli.program import PROGRAM, USAGE_ERROR
 from megatron_adalrs.commands import COMMANDS
 
+BROKEN_PIPE = 141
+"""Exit code if standard output is a pipe that its reader closed, as a shell reports SIGPIPE."""
+
 
 def main() -> int:
-    """Run the command named by the first argument.
+    """Run the command named by the first argument, and end quietly if the reader of its output is gone.
 
     Returns:
-        The exit code of the command; 2 if there is no such command.
+        The exit code of the command; 2 if there is no such command; 141 if the output is a closed pipe.
     """
+    try:
+        exit_code = run_command()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes standard output once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    return exit_code
+
+
+def run_command() -> int:
+    """Import and run the command that the command line names, and return its exit code."""
     if len(sys.argv) < 2:
         print(usage(), file=sys.stderr)
         return USAGE_ERROR
@@ -35,7 +51,8 @@ def main() -> int:
     sys.argv = [f"{PROGRAM} {name}", *arguments]  # the name in usage lines and messages
     command = COMMANDS[name]
     module = importlib.import_module(f"megatron_adalrs.commands.{command.module}")
-    return getattr(module, command.function)()
+    exit_code: int = getattr(module, command.function)()
+    return exit_code
 
 
 def usage() -> str:

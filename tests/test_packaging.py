@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -151,3 +152,12 @@ def test_deepspeed_starts_the_module(installed: Path, tmp_path: Path) -> None:
     done = call(installed / "python", *launch, *module, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "done: 4 steps" in done.stdout
+
+
+def test_a_closed_pipe_is_no_error(installed: Path, tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = [installed / "megatron-adalrs", "--help"]
+    done = subprocess.run(program, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -49,6 +49,8 @@ def reports_errors(main: Main) -> Callable[..., int]:
     def wrapped(arguments: Sequence[str] | None = None) -> int:
         try:
             return main(arguments)
+        except BrokenPipeError:
+            raise
         except (ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return USAGE_ERROR
