@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from megatron_adalrs.checkpoint.manifest import STATE
 from megatron_adalrs.config import Config, ModelConfig
 from megatron_adalrs.config.model import RopeScaling
 from megatron_adalrs.config.parallel import ParallelConfig
@@ -14,7 +15,15 @@ from megatron_adalrs.engine.deepspeed_config import deepspeed_settings
 
 SHAPE_FREE = {"preset", "vocab_size", "seq_length", "attention_dropout", "hidden_dropout", "init_method_std"}
 DOCUMENTS = ("reset_attention_mask", "reset_position_ids", "eod_mask_loss")
-_PARALLEL = {name: field.default for name, field in ParallelConfig.model_fields.items()}
+SAVED_FIELDS = (
+    *DOCUMENTS,
+    "bf16",
+    "fp16",
+    "zero_stage",
+    "micro_batch_size",
+    *ParallelConfig.model_fields,
+)
+"""Fields that the configuration in every checkpoint of a run has."""
 
 
 def require_compatible(checkpoint: Path, state: dict[str, Any], config: Config, mesh: ProcessMesh) -> None:
@@ -24,22 +33,21 @@ def require_compatible(checkpoint: Path, state: dict[str, Any], config: Config, 
         ValueError: naming the field, the checkpoint's value and this run's.
     """
     saved, free = state["config"], SHAPE_FREE | _without_effect(config.model)
+    if missing := [name for name in SAVED_FIELDS if name not in saved]:
+        raise ValueError(f"--load: {checkpoint / STATE}: config has no {missing[0]}")
     for name, value in config.model.model_dump(mode="json").items():
-        default = type(config.model).model_fields[name].default
-        if name not in free and saved.get(name, default) != value:
-            raise ValueError(
-                f"--load: {checkpoint} has {name} {saved.get(name, default)!r}, this run has {value!r}"
-            )
+        if name not in free and saved.get(name) != value:
+            raise ValueError(f"--load: {checkpoint} has {name} {saved.get(name)!r}, this run has {value!r}")
     for name in DOCUMENTS:
-        theirs, ours = saved.get(name, False), getattr(config.data, name)
+        theirs, ours = saved[name], getattr(config.data, name)
         if theirs != ours:
             raise ValueError(
                 f"--load: {checkpoint} was trained with {name} {theirs!r}, this run has {ours!r}"
             )
     for name in ("bf16", "fp16"):
-        if saved.get(name, False) != getattr(config.training, name):
+        if saved[name] != getattr(config.training, name):
             raise ValueError(
-                f"--load: {checkpoint} was written with {name} {saved.get(name, False)!r}, this run has "
+                f"--load: {checkpoint} was written with {name} {saved[name]!r}, this run has "
                 f"{getattr(config.training, name)!r}; use the same"
             )
     if differences := mesh_differences(state, config, mesh):
@@ -62,9 +70,8 @@ def mesh_differences(state: dict[str, Any], config: Config, mesh: ProcessMesh) -
     saved, found = state["config"], []
     pairs = [(name, getattr(config.parallel, name)) for name in type(config.parallel).model_fields]
     for name, value in [*pairs, ("zero_stage", config.training.zero_stage)]:
-        theirs = saved.get(name, {**_PARALLEL, "zero_stage": 0}[name])
-        if theirs != value:
-            found.append(f"{name} {theirs!r}, this run has {value!r}")
+        if saved[name] != value:
+            found.append(f"{name} {saved[name]!r}, this run has {value!r}")
     if state["world_size"] != mesh.world_size:
         found.append(f"world_size {state['world_size']}, this run has {mesh.world_size}")
     return found
@@ -98,14 +105,12 @@ def _require_movable(
 def _global_batch_size(state: dict[str, Any]) -> int:
     saved = state["config"]
     size = saved.get("global_batch_size")
-    return size or saved.get("micro_batch_size", 1) * saved_mesh_shape(state).data
+    return size or int(saved["micro_batch_size"]) * saved_mesh_shape(state).data
 
 
 def saved_mesh_shape(state: dict[str, Any]) -> MeshShape:
     """The mesh that wrote a checkpoint."""
-    sizes = ParallelConfig(
-        **{name: state["config"].get(name, value) for name, value in _PARALLEL.items()}
-    ).sizes
+    sizes = ParallelConfig(**{name: state["config"][name] for name in ParallelConfig.model_fields}).sizes
     return MeshShape.of_world(state["world_size"], **sizes)
 
 
@@ -131,11 +136,8 @@ def require_same_data(checkpoint: Path, state: dict[str, Any], identity: dict[st
             f"--load: {checkpoint} has vocab_size {saved['vocab_size']}, this run has "
             f"{identity['vocab_size']}"
         )
-    require_same_tokenizer(
-        f"--load: {checkpoint}", saved.get("tokenizer_sha256"), identity["tokenizer_sha256"]
-    )
-    # One corpus, whatever it is called, is what checkpoints without this entry saw.
-    theirs, ours = saved.get("blend", {"data": "1"}), identity["blend"]
+    require_same_tokenizer(f"--load: {checkpoint}", saved["tokenizer_sha256"], identity["tokenizer_sha256"])
+    theirs, ours = saved["blend"], identity["blend"]
     if list(theirs.values()) != list(ours.values()):
         shown = [", ".join(f"{share} {name}" for name, share in blend.items()) for blend in (theirs, ours)]
         raise ValueError(

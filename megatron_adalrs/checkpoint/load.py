@@ -17,6 +17,7 @@ from megatron_adalrs.checkpoint.manifest import (
     published_path,
     random_name,
     read_json,
+    require_format,
     step_of,
 )
 from megatron_adalrs.checkpoint.train_state import TrainState
@@ -53,15 +54,17 @@ def find_checkpoint(load: Path, strict: bool = False, verify: bool = False, flag
         flag: what `load` was given with, for messages.
 
     Raises:
-        ValueError: there is none; damaged ones are named.
+        ValueError: there is none; damaged ones are named. Or it is of another format.
     """
     if (load / STATE).exists() or (load / MANIFEST).exists():
+        require_format(load, flag)
         if damage := find_damage(load, verify):
             raise ValueError(f"{flag}: {load} is damaged: {damage}")
         return _told(load)
     candidates = sorted((path for folder in _folders(load) for path in checkpoints_in(folder)), key=step_of)
     damaged: list[str] = []
     for candidate in reversed(candidates):
+        require_format(candidate, flag)
         damage = find_damage(candidate, verify)
         if damage is None:
             for text in damaged:

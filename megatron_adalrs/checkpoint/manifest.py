@@ -16,7 +16,8 @@ import torch
 import megatron_adalrs
 from megatron_adalrs.engine import deepspeed_version
 
-FORMAT = 2
+FORMAT = 3
+"""Format of checkpoints. Raised when what is in one changes; no other format is read."""
 ENGINE, STATE, MANIFEST, LATEST = "engine", "state.json", "manifest.json", "latest"
 WEIGHTS, TOKENIZER = "weights", "tokenizer"  # of a checkpoint of weights alone, in place of ENGINE
 HASHING_THREADS = 8
@@ -66,13 +67,32 @@ def find_damage(checkpoint: Path, hashes: bool = False) -> str | None:
     except (OSError, ValueError) as error:
         return f"{MANIFEST} is missing or unreadable ({error})"
     if manifest["format"] != FORMAT:
-        return f"{MANIFEST} has format {manifest['format']}, this version reads {FORMAT}"
+        return f"{MANIFEST} has format {manifest['format']}, required: format {FORMAT}"
     if checkpoint.name.removeprefix("iter_").isdecimal() and step_of(checkpoint) != manifest["step"]:
         return f"{MANIFEST} is of step {manifest['step']}"
     try:
         return _find_damaged_file(checkpoint, manifest["files"], hashes)
     except (OSError, ValueError) as error:  # of a disk, or of a name that no file can have
         return f"a file cannot be read ({error!s:.200})"
+
+
+def require_format(checkpoint: Path, flag: str) -> None:
+    """Check that a checkpoint is of the format that this version reads.
+
+    A manifest that cannot be read passes: `find_damage` describes what is wrong with it.
+
+    Raises:
+        ValueError: The checkpoint was written in another format.
+    """
+    try:
+        written = read_manifest(checkpoint)["format"]
+    except (OSError, ValueError):
+        return
+    if written != FORMAT:
+        raise ValueError(
+            f"{flag}: {checkpoint} has checkpoint format {written}, but this version of megatron_adalrs "
+            f"requires format {FORMAT}"
+        )
 
 
 def _find_damaged_file(checkpoint: Path, files: dict[str, Any], hashes: bool) -> str | None:

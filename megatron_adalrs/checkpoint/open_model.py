@@ -131,7 +131,7 @@ def _of_weights_only(
 def _of_run(path: Path, state: dict[str, Any], model: ModelConfig, vocab_size: int, step: int) -> OpenedModel:
     saved, mesh = state["config"], saved_mesh_shape(state)
     weights = SavedWeights(path / ENGINE, model, vocab_size, saved["zero_stage"], mesh.pipe, mesh.tensor)
-    precision = torch.bfloat16 if saved.get("bf16") else torch.float16 if saved.get("fp16") else torch.float32
+    precision = torch.bfloat16 if saved["bf16"] else torch.float16 if saved["fp16"] else torch.float32
     data = DataConfig(**{name: saved[name] for name in DataConfig.model_fields if name in saved})
     tokenizer = partial(tokenizer_of_run, saved, data, vocab_size)
     return OpenedModel(
@@ -143,5 +143,5 @@ def _of_run(path: Path, state: dict[str, Any], model: ModelConfig, vocab_size: i
         step,
         tokenizer,
         data,
-        state["identity"].get("tokenizer_sha256"),
+        state["identity"]["tokenizer_sha256"],
     )

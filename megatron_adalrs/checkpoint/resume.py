@@ -33,8 +33,7 @@ def resume(
         load_checkpoint(engine, mesh, checkpoint)
         return
     shape, saved = saved_mesh_shape(state), state["config"]
-    partition = saved.get("pipeline_partition", "parameters")
-    written = SavedMesh(saved.get("zero_stage", 0), shape.pipe, shape.tensor, partition)
+    written = SavedMesh(saved["zero_stage"], shape.pipe, shape.tensor, saved["pipeline_partition"])
     engine.load_resharded(on_every_rank(lambda: _open(checkpoint, state, config, written)))
     seed_everything(_seed_at(config.training.seed, state["progress"]["step"]), mesh.tensor_group)
 

@@ -50,6 +50,13 @@ def _adalrs_fields() -> dict[str, FieldInfo]:
     }
 
 
+RENAMED = {
+    "bad_numbers": "loss_guard",
+    "pass_over": "extra_skipped_batches",
+    "max_in_a_row": "max_consecutive",
+    "max_passed_over": "max_skipped",
+}
+"""Keys of version 0.1 and their names of today, for the message that refuses them."""
 NESTED_FIELDS: dict[str, dict[str, FieldInfo]] = {
     "loss_guard": LossGuardConfig.model_fields,
     "adalrs": _adalrs_fields(),
@@ -224,6 +231,8 @@ def _checked(content: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 def _add(values: dict[str, Any], fields: Mapping[str, FieldInfo], key: str, value: Any, source: str) -> None:
     if key not in fields:
+        if key in RENAMED:
+            raise ValueError(f"{source}{key}: no such field; it has been renamed to {RENAMED[key]}")
         near = difflib.get_close_matches(key, [*fields, *NESTED], n=1)
         raise ValueError(f"{source}{key}: no such field" + (f"; did you mean {near[0]}?" if near else ""))
     if value is None:

@@ -121,8 +121,7 @@ def build_trainer(config: Config) -> Trainer:
             resumed, saved, "identity", lambda _: checkpoint.require_same_data(resumed, saved, ours)
         )
         checkpoint.restore_entry(resumed, saved, "controller", controller.load_state_dict)
-        if "loss_guard" in saved:  # not in a checkpoint of an earlier version: the memory begins anew
-            checkpoint.restore_entry(resumed, saved, "loss_guard", loss_guard.load_state_dict)
+        checkpoint.restore_entry(resumed, saved, "loss_guard", loss_guard.load_state_dict)
     # A search under way may still go back to the weights that the run began with.
     weights = weights_step = None
     if source and (not resumed or controller.needs_initial):

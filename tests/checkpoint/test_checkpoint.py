@@ -76,7 +76,7 @@ def rewrite_manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path]
         (lambda c: (c / "manifest.json").write_text("[]"), "manifest.json is missing or unreadable"),
         (
             rewrite_manifest(lambda m: m.update(format=99)),
-            "manifest.json has format 99, this version reads 2",
+            "manifest.json has format 99, required: format 3",
         ),
         (rewrite_manifest(lambda m: m["files"].update(x={"size": 1, "sha256": "0" * 64})), "x is missing"),
         (
@@ -117,6 +117,19 @@ def test_a_damaged_newest_checkpoint_is_passed_over_or_refused(tmp_path: Path) -
         find_checkpoint(tmp_path)
     with pytest.raises(ValueError, match=r"iter_0000999 is damaged: engine/weights.pt has 40 bytes"):
         find_checkpoint(older)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_other_format_is_refused(tmp_path: Path, strict: bool) -> None:
+    fake(tmp_path, 1)
+    newest = fake(tmp_path, 2)
+    rewrite_manifest(lambda manifest: manifest.update(format=2))(newest)
+    for given in (tmp_path, newest):
+        with pytest.raises(ValueError) as error:
+            find_checkpoint(given, strict=strict)
+        assert str(error.value) == (
+            f"--load: {newest} has checkpoint format 2, but this version of megatron_adalrs requires format 3"
+        )
 
 
 def test_old_checkpoints_are_removed_and_milestones_kept(tmp_path: Path) -> None:

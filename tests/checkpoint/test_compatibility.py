@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from megatron_adalrs.checkpoint import describe_resume, require_compatible
+from megatron_adalrs.checkpoint.compatibility import SAVED_FIELDS
 from megatron_adalrs.distributed.process_mesh import ONE_PROCESS
 from tests.helpers.runs import tiny_config
 
@@ -39,18 +40,17 @@ def test_other_meshes_and_zero_stages_fit_and_are_named() -> None:
     assert describe_resume(CHECKPOINT, same, config, ONE_PROCESS) == "resumed from run/iter_0000003 at step 3"
 
 
-def of_an_earlier_version(**values: Any) -> dict[str, Any]:
-    """Whose presets gave neither of these fields."""
-    saved = state(**values)
-    for name in [name for name in saved["config"] if "rope_scaling" in name]:
-        del saved["config"][name]
-    saved["config"].pop("max_position_embeddings", None)
-    return saved
+@pytest.mark.parametrize("field", SAVED_FIELDS)
+def test_missing_field_is_named(field: str) -> None:
+    saved = state()
+    del saved["config"][field]
+    with pytest.raises(ValueError, match=f"--load: run/iter_0000003/state.json: config has no {field}"):
+        require_compatible(CHECKPOINT, saved, tiny_config(), ONE_PROCESS)
 
 
-def test_a_checkpoint_that_says_nothing_of_scaled_positions_had_none() -> None:
-    saved = of_an_earlier_version(preset="llama3.2-1b", num_query_groups=4, ffn_hidden_size=64)
+def test_rope_scaling_must_be_the_same() -> None:
     run = {"preset": "llama3.2-1b", "num_query_groups": 4, "ffn_hidden_size": 64}
+    saved = state(**run, use_rope_scaling=False)
     require_compatible(CHECKPOINT, saved, tiny_config(**run, use_rope_scaling=False), ONE_PROCESS)
     with pytest.raises(ValueError, match="has use_rope_scaling False, this run has True"):
         require_compatible(CHECKPOINT, saved, tiny_config(**run), ONE_PROCESS)
@@ -60,8 +60,9 @@ def test_a_checkpoint_that_says_nothing_of_scaled_positions_had_none() -> None:
         require_compatible(CHECKPOINT, saved, tiny_config(**run, rope_scaling_factor=8), ONE_PROCESS)
 
 
-def test_how_far_rotary_positions_may_go_is_not_of_the_weights() -> None:
-    saved = of_an_earlier_version(preset="qwen2.5-0.5b", num_query_groups=4)
+def test_rotary_position_limit_may_differ() -> None:
+    saved = state(preset="qwen2.5-0.5b", num_query_groups=4)
+    del saved["config"]["max_position_embeddings"]
     require_compatible(CHECKPOINT, saved, tiny_config(preset="qwen2.5-0.5b", num_query_groups=4), ONE_PROCESS)
     with pytest.raises(ValueError, match="has max_position_embeddings 32, this run has 64"):
         require_compatible(

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from megatron_adalrs import checkpoint
 from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.metrics.run_log import RunLog, read_run
 from megatron_adalrs.training.build import build_trainer
@@ -174,30 +173,6 @@ def test_resuming_is_exact(one_rank: Ranks, data: Path, tmp_path: Path, policy: 
         resumed.skipped_samples == whole.skipped_samples
         and resumed.guard_undone_steps == whole.guard_undone_steps
     )
-
-
-def test_a_checkpoint_of_an_earlier_version_resumes(one_rank: Ranks, data: Path, tmp_path: Path) -> None:
-    runs = Runs(one_rank, data, tmp_path, {"exit_interval": 5})
-    runs.train("run", "skip", {})
-    one_rank.run(
-        trained_from_earlier_version, values(data, tmp_path / "run", "skip", {"load": str(tmp_path / "run")})
-    )
-    assert len(kept(runs["run"])) == STEPS
-
-
-def trained_from_earlier_version(config: dict[str, Any]) -> None:
-    read = checkpoint.read_state
-
-    def read_earlier(path: Path) -> dict[str, Any]:
-        state = read(path)
-        del state["loss_guard"], state["progress"]["skipped_samples"], state["progress"]["guard_undone_steps"]
-        return state
-
-    checkpoint.read_state = read_earlier
-    try:
-        assert trained(config, {})[0] == 0
-    finally:
-        checkpoint.read_state = read
 
 
 @pytest.mark.parametrize(("policy", "stops_at"), [("skip", 5), ("rewind", 4)])
