@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from megatron_adalrs.metrics.records import Decision
 from megatron_adalrs.metrics.run_log import RunLog
-from megatron_adalrs.report import text
 from megatron_adalrs.report.series import thin
+from megatron_adalrs.utils import format as fmt
 
 RUN_COLORS = ("#3b7dd8", "#e0812b", "#2a9d78", "#b65fb0", "#8a7a2d", "#d0506e", "#4aa3b5", "#7b6fd0")
 _EVENT_MARKS = {
@@ -172,11 +172,11 @@ def describe(decision: Decision) -> str:
     if decision.scale_before != decision.scale_after:
         lines.append(f"scale {decision.scale_before:.4g} → {decision.scale_after:.4g}")
     if decision.velocity is not None:
-        lines.append(f"velocity {text.velocity(decision.velocity, decision.error)}")
+        lines.append(f"velocity {fmt.velocity(decision.velocity, decision.error)}")
     if decision.gain is not None:
-        lines.append(f"gain {text.gain(decision.gain, decision.gain_error)}")
+        lines.append(f"gain {fmt.gain(decision.gain, decision.gain_error)}")
     if decision.reference_velocity is not None:
-        lines.append(f"reference {text.velocity(decision.reference_velocity, decision.reference_error)}")
+        lines.append(f"reference {fmt.velocity(decision.reference_velocity, decision.reference_error)}")
     if decision.discarded_steps:
         lines.append(f"{decision.discarded_steps:,} steps discarded")
     lines += [escape(part) for part in textwrap.wrap(decision.reason, width=48)]

@@ -12,7 +12,6 @@ from plotly.subplots import make_subplots
 
 from megatron_adalrs.metrics.records import Decision
 from megatron_adalrs.metrics.run_log import RunLog, Trial
-from megatron_adalrs.report import text
 from megatron_adalrs.report.drawing import (
     RUN_COLORS,
     Run,
@@ -26,6 +25,7 @@ from megatron_adalrs.report.drawing import (
     undone,
 )
 from megatron_adalrs.report.series import running_mean, smoothing_window
+from megatron_adalrs.utils import format as fmt
 
 _UNDONE_COLOR = event_color("failed")
 _DISCARDED = {
@@ -326,7 +326,7 @@ def _discarded(runs: Sequence[Run]) -> Plot:
                 marker={
                     "color": RUN_COLORS[0] if part == "kept" else event_color(_DISCARDED.get(part, part))
                 },
-                customdata=[text.share(step, total) for step, total in zip(steps, whole, strict=True)],
+                customdata=[fmt.share(step, total) for step, total in zip(steps, whole, strict=True)],
                 hovertemplate=f"{part}: %{{x:,}} steps (%{{customdata}})<extra>%{{y}}</extra>",
             )
             figure.add_trace(trace)

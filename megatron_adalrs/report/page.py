@@ -12,11 +12,11 @@ from typing import Any
 
 from megatron_adalrs.metrics.records import Decision
 from megatron_adalrs.metrics.run_log import RunLog, read_run
-from megatron_adalrs.report import text
 from megatron_adalrs.report.drawing import RUN_COLORS, Run, event_color, event_name
 from megatron_adalrs.report.figures import Plot, all_plots
 from megatron_adalrs.report.html import html_page, render_body
 from megatron_adalrs.report.summary import headline
+from megatron_adalrs.utils import format as fmt
 from megatron_adalrs.utils.atomic_files import atomic_write
 
 
@@ -115,10 +115,10 @@ def _about(log: RunLog) -> str:
         return ""
     first, last = log.events[0], log.events[-1]
     state = {"end": "finished", "interrupted": "interrupted"}.get(last.event, "not finished:")
-    parts = [f"{state} at step {text.count(log.totals.useful_steps)}"]
+    parts = [f"{state} at step {fmt.count(log.totals.useful_steps)}"]
     parts.append(f"started {datetime.datetime.fromtimestamp(first.time).astimezone():%Y-%m-%d %H:%M}")
     if first.parameters:
-        parts.append(f"{text.quantity(first.parameters)} parameters")
+        parts.append(f"{fmt.quantity(first.parameters)} parameters")
     if first.world_size:
         parts.append(f"{first.world_size} rank{'s' if first.world_size > 1 else ''}")
     return ", ".join(parts)
@@ -129,18 +129,18 @@ def _decision_context(decision: Decision) -> dict[str, str]:
     if decision.scale_after != decision.scale_before:
         scale += f" → {decision.scale_after:.4g}"
     return {
-        "step": text.count(decision.step),
-        "total_steps": text.count(decision.total_steps),
+        "step": fmt.count(decision.step),
+        "total_steps": fmt.count(decision.total_steps),
         "event": event_name(decision.event),
         "color": event_color(decision.event),
         "scale": scale,
-        "velocity": text.velocity(decision.velocity, decision.error)
+        "velocity": fmt.velocity(decision.velocity, decision.error)
         if decision.gain is None
-        else f"gain {text.gain(decision.gain, decision.gain_error)}",
-        "reference": text.velocity(decision.reference_velocity, decision.reference_error),
+        else f"gain {fmt.gain(decision.gain, decision.gain_error)}",
+        "reference": fmt.velocity(decision.reference_velocity, decision.reference_error),
         "threshold": _threshold(decision),
-        "discarded": text.count(decision.discarded_steps) if decision.discarded_steps else "",
-        "snapshot": text.duration(seconds) if (seconds := decision.snapshot_seconds or 0) > 1e-3 else "",
+        "discarded": fmt.count(decision.discarded_steps) if decision.discarded_steps else "",
+        "snapshot": fmt.duration(seconds) if (seconds := decision.snapshot_seconds or 0) > 1e-3 else "",
         "reason": decision.reason,
     }
 
@@ -148,13 +148,13 @@ def _decision_context(decision: Decision) -> dict[str, str]:
 def _threshold(decision: Decision) -> str:
     """By event: a velocity to fall short of, a margin around the reference, or the largest loss before."""
     if decision.threshold is None:
-        return text.NOTHING
+        return fmt.NOTHING
     if decision.gain is not None:
         return f"gain {decision.threshold:+.4g}"
     if decision.event == "aborted":
         return f"loss {decision.threshold:.4g}"
     sign = "± " if decision.event in ("accepted", "failed", "neutral") else ""
-    return sign + text.velocity(decision.threshold, None)
+    return sign + fmt.velocity(decision.threshold, None)
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def _settings(configs: Sequence[Mapping[str, Any]]) -> list[Setting]:
     flat = [dict(_flatten(config)) for config in configs]
     settings = []
     for name in dict.fromkeys(name for config in flat for name in config):
-        values = tuple(config.get(name, text.NOTHING) for config in flat)
+        values = tuple(config.get(name, fmt.NOTHING) for config in flat)
         settings.append(Setting(name, values, differs=len(set(values)) > 1))
     return sorted(settings, key=lambda setting: not setting.differs)
 

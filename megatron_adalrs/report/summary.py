@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from megatron_adalrs.metrics.run_log import RunLog
-from megatron_adalrs.report import text
+from megatron_adalrs.utils import format as fmt
 
 Comparison = Literal["difference", "ratio", "percent"]
 VERDICT_ORDER = ("accepted", "failed", "aborted", "neutral", "interrupted", "running")
@@ -54,7 +54,7 @@ def headline(runs: Sequence[RunLog]) -> list[Row]:
 
 def _cell(figure: Figure | None, first: Figure | None, comparison: Comparison, lower_is_better: bool) -> Cell:
     if figure is None:
-        return Cell(text.NOTHING, "", "", "")
+        return Cell(fmt.NOTHING, "", "", "")
     difference, verdict = "", ""
     if figure is not first and first is not None and None not in (figure.value, first.value):
         difference = _difference(figure.value, first.value, comparison)
@@ -83,10 +83,10 @@ def _last_evaluation(split: str) -> Callable[[RunLog], Figure | None]:
         if not evaluations:
             return None
         last = evaluations[-1]
-        note = f"at step {text.count(last.step)}"
+        note = f"at step {fmt.count(last.step)}"
         best = min(evaluations, key=lambda e: e.loss if math.isfinite(e.loss) else math.inf)
         if best.loss < last.loss:
-            note += f"; best {best.loss:.4f} at step {text.count(best.step)}"
+            note += f"; best {best.loss:.4f} at step {fmt.count(best.step)}"
         return Figure(f"{last.loss:.4f}", note, last.loss)
 
     return figure
@@ -106,7 +106,7 @@ def _training_loss(run: RunLog) -> Figure | None:
     if not finite.size:
         return None
     mean = float(finite.mean())
-    return Figure(f"{mean:.4f}", f"mean of the last {text.count(tail.size)} kept steps", mean)
+    return Figure(f"{mean:.4f}", f"mean of the last {fmt.count(tail.size)} kept steps", mean)
 
 
 def _learning_rate(run: RunLog) -> Figure | None:
@@ -114,9 +114,9 @@ def _learning_rate(run: RunLog) -> Figure | None:
     if isinstance(lr, bool) or not isinstance(lr, (int, float)):
         return Figure(f"× {run.scale:.4g}", "of the initial rate", run.scale)
     if not run.decisions:
-        return Figure(text.scientific(lr), "as given: no AdaLRS decision", lr)
+        return Figure(fmt.scientific(lr), "as given: no AdaLRS decision", lr)
     return Figure(
-        text.scientific(lr * run.scale), f"{text.scientific(lr)} given × {run.scale:.4g}", lr * run.scale
+        fmt.scientific(lr * run.scale), f"{fmt.scientific(lr)} given × {run.scale:.4g}", lr * run.scale
     )
 
 
@@ -127,46 +127,46 @@ def _trials(run: RunLog) -> Figure | None:
     parts = [f"{verdicts[verdict]} {verdict}" for verdict in VERDICT_ORDER if verdicts[verdict]]
     cuts = sum(decision.event == "scaled_down" for decision in run.decisions)
     parts += [f"{cuts} scaled down outside trials"] * bool(cuts)
-    return Figure(text.count(len(run.trials)), ", ".join(parts), float(len(run.trials)))
+    return Figure(fmt.count(len(run.trials)), ", ".join(parts), float(len(run.trials)))
 
 
 def _steps(run: RunLog) -> Figure | None:
     totals = run.totals
-    note = _discarded(totals.discarded_steps, totals.total_steps, text.count)
+    note = _discarded(totals.discarded_steps, totals.total_steps, fmt.count)
     if totals.lost_steps:
-        note += f"; {text.count(totals.lost_steps)} more lost when a process died"
-    return Figure(text.count(totals.useful_steps), note, totals.useful_steps)
+        note += f"; {fmt.count(totals.lost_steps)} more lost when a process died"
+    return Figure(fmt.count(totals.useful_steps), note, totals.useful_steps)
 
 
 def _tokens(run: RunLog) -> Figure | None:
     totals = run.totals
     if not totals.total_tokens:
         return None
-    note = _discarded(totals.discarded_tokens, totals.total_tokens, text.quantity)
-    return Figure(text.quantity(totals.useful_tokens), note, totals.useful_tokens)
+    note = _discarded(totals.discarded_tokens, totals.total_tokens, fmt.quantity)
+    return Figure(fmt.quantity(totals.useful_tokens), note, totals.useful_tokens)
 
 
 def _discarded(discarded: float, total: float, write: Callable[[float], str]) -> str:
     if not discarded:
         return "none discarded"
-    return f"+ {write(discarded)} discarded ({text.share(discarded, total)}) = {write(total)} executed"
+    return f"+ {write(discarded)} discarded ({fmt.share(discarded, total)}) = {write(total)} executed"
 
 
 def _wall_time(run: RunLog) -> Figure | None:
     resumes = sum(event.event == "resume" for event in run.events)
     note = f"in {resumes + 1} processes" if resumes else ""
-    return Figure(text.duration(run.totals.wall_seconds), note, run.totals.wall_seconds)
+    return Figure(fmt.duration(run.totals.wall_seconds), note, run.totals.wall_seconds)
 
 
 def _snapshots(run: RunLog) -> Figure | None:
     if not run.trials:
         return None
     seconds = run.totals.snapshot_seconds
-    note = f"{text.share(seconds, run.totals.wall_seconds)} of the wall time"
+    note = f"{fmt.share(seconds, run.totals.wall_seconds)} of the wall time"
     sizes = [event.snapshot_bytes for event in run.events if event.snapshot_bytes]
     if sizes:
-        note += f"; {text.quantity(sizes[-1], 'B')} of memory"
-    return Figure(text.duration(seconds), note, seconds)
+        note += f"; {fmt.quantity(sizes[-1], 'B')} of memory"
+    return Figure(fmt.duration(seconds), note, seconds)
 
 
 def _throughput(run: RunLog) -> Figure | None:
@@ -174,14 +174,14 @@ def _throughput(run: RunLog) -> Figure | None:
     if rate is None:
         return None
     flops = _median(run.train.flops_per_second)
-    note = "median" + (f"; {text.quantity(flops, 'FLOP/s')} in the model" if flops else "")
-    return Figure(f"{text.quantity(rate)} tokens/s", note, rate)
+    note = "median" + (f"; {fmt.quantity(flops, 'FLOP/s')} in the model" if flops else "")
+    return Figure(f"{fmt.quantity(rate)} tokens/s", note, rate)
 
 
 def _memory(run: RunLog) -> Figure | None:
     finite = run.train.memory_bytes[np.isfinite(run.train.memory_bytes)]
     return (
-        Figure(text.quantity(float(finite.max()), "B"), "largest seen", float(finite.max()))
+        Figure(fmt.quantity(float(finite.max()), "B"), "largest seen", float(finite.max()))
         if finite.size
         else None
     )
@@ -230,8 +230,8 @@ def _tokens_of(name: str) -> Callable[[RunLog], Figure | None]:
         total = sum(use.tokens for use in corpora)
         for use in corpora:
             if use.name == name:
-                note = f"tokens, {text.share(use.tokens, total)}; {use.epochs:.3g} epochs"
-                return Figure(text.quantity(use.tokens), note, use.tokens)
+                note = f"tokens, {fmt.share(use.tokens, total)}; {use.epochs:.3g} epochs"
+                return Figure(fmt.quantity(use.tokens), note, use.tokens)
         return None
 
     return figure

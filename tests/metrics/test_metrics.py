@@ -13,7 +13,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from megatron_adalrs.metrics import ConsoleSink, JsonLines, Metrics, open_metrics
 from megatron_adalrs.metrics.scalars import Scalars
 from megatron_adalrs.metrics.tensorboard import EventFile
-from megatron_adalrs.utils.format import duration, perplexity, quantity
 
 
 def train(step: int, phase: str = "watch", loss: float = 2.0) -> dict[str, Any]:
@@ -144,16 +143,3 @@ def test_with_the_total_budget_the_console_counts_executed_steps(capsys: pytest.
         terminal.write("train", train(step) | {"total_steps": step + 3})
     (line,) = capsys.readouterr().out.strip().splitlines()
     assert "step   5/100" in line and "48s left" in line
-
-
-def test_units() -> None:
-    assert [quantity(v, "B") for v in (0, 999, 12345, 2.5e9, 3e15)] == [
-        "0 B",
-        "999 B",
-        "12.3 kB",
-        "2.5 GB",
-        "3 PB",
-    ]
-    assert [duration(s) for s in (5, 249, 11100, 93600)] == ["5s", "4m 09s", "3h 05m", "1d 02h"]
-    assert perplexity(1.0) == pytest.approx(math.e)
-    assert perplexity(1e6) == math.inf

@@ -86,7 +86,7 @@ def test_sections_in_order_and_headline_figures(make_run: MakeRun) -> None:
     assert "AdaLRS trials 5 2 accepted, 1 failed, 1 aborted, 1 neutral" in summary
     assert "Useful steps 400 + 25 discarded (5.9%) = 425 executed" in summary
     assert "Useful tokens 1.64 M + 102 k discarded (5.9%) = 1.74 M executed" in summary
-    assert "Time for snapshots 0.26 s" in summary
+    assert "Time for snapshots 0.26s" in summary
     last = [
         json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if '"valid"' in line
     ][-1]
@@ -310,8 +310,8 @@ def test_what_was_consumed_of_each_corpus_of_a_blend_is_told(tmp_path: Path) -> 
     alone.consume(code=45_000)
     alone.write()
     summary = Page(write_report([blend.write()])).sections["summary"]
-    assert "Trained on code 30.0 k tokens, 66.7%; 3 epochs" in summary
-    assert "Trained on prose 15.0 k tokens, 33.3%; 1.5 epochs" in summary
+    assert "Trained on code 30 k tokens, 66.7%; 3 epochs" in summary
+    assert "Trained on prose 15 k tokens, 33.3%; 1.5 epochs" in summary
     assert "Trained on" not in Page(write_report([alone.path])).sections["summary"]
     both = Page(write_report([alone.path, blend.path])).sections["summary"]
-    assert "Trained on code 45.0 k tokens, 100.0%; 4.5 epochs 30.0 k" in both
+    assert "Trained on code 45 k tokens, 100.0%; 4.5 epochs 30 k" in both
