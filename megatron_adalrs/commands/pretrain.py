@@ -72,7 +72,8 @@ def pretrain(config: Config, is_first_rank: bool) -> int:
         ValueError, OSError: Training failed after it had begun.
     """
     # Import torch and DeepSpeed only here, so that --help and mistakes in the flags are answered quickly.
-    from megatron_adalrs.distributed.heartbeat import heartbeat_monitor, rendezvous_errors
+    from megatron_adalrs.distributed.heartbeat import heartbeat_monitor
+    from megatron_adalrs.distributed.rendezvous import rendezvous_errors
     from megatron_adalrs.training.build import build_trainer, end_distributed, join_ranks
     from megatron_adalrs.training.consistency_check import RanksDiffer
 

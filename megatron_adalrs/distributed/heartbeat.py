@@ -1,10 +1,9 @@
-"""Ranks that watch each other: when one dies or stands still, the others leave within a bounded time and name
-it.
+"""Heartbeats between ranks: when a rank dies or stops, the others name it and exit within a bounded time.
 
-Collectives alone wait for a lost rank until their own timeout, and then cannot say which one it was. Here
-every rank has a thread that writes a beat into the key-value store of torch.distributed and reads that of the
-next rank: two keys a rank and interval, whatever the number of ranks. Who finds its neighbour silent writes a
-verdict, which all read.
+Collectives alone wait for a lost rank until their own timeout, and then cannot say which rank it was. Here
+every rank has a thread that writes a beat into the key-value store of torch.distributed and reads the beat of
+the next rank, which makes two keys per rank and interval for any number of ranks. A rank whose next rank is
+silent writes this finding into the store, where all ranks read it.
 """
 
 from __future__ import annotations
@@ -16,48 +15,42 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
-
-import torch.distributed as dist
 
 from megatron_adalrs.distributed.process_mesh import ProcessMesh
+from megatron_adalrs.distributed.rendezvous import (
+    LOST,
+    Store,
+    connect,
+    is_failed_collective,
+    print_error,
+    store_address,
+)
 from megatron_adalrs.utils.format import first_line
 
-LOST = 4
-"""Exit code of a rank that leaves because another one was lost."""
 ROUNDS = 6
-"""Intervals without a new beat after which a rank counts as silent."""
-SECONDS_TO_TELL = 5.0
-"""Longest wait for the last words of a rank to be printed."""
-PACKAGE = Path(__file__).resolve().parent
-
-
-class Store(Protocol):
-    """What is used of torch's key-value stores."""
-
-    def set(self, key: str, value: str) -> None: ...
-
-    def get(self, key: str) -> bytes: ...
-
-    def check(self, keys: list[str]) -> bool: ...
+"""Intervals without a new beat after which a rank counts as lost."""
+_PACKAGE = Path(__file__).resolve().parents[1]
+_LOST_RANK = "heartbeat/lost"
+"""Key of the finding that a rank is lost."""
 
 
 class Heartbeat:
-    """This rank's beat, and its eye on the next rank.
+    """Heartbeat of this rank, and its check of the next rank's.
 
-    Silence is counted in this rank's own rounds, not by a clock, so that a job that was suspended as a whole
-    goes on.
+    Silence is counted in this rank's own rounds and not by a clock, so that a job that was suspended as a
+    whole continues.
 
     Args:
-        rank, world_size: of this process in the whole job.
-        timeout: seconds of silence after which a rank counts as lost.
-        progress: this rank's kept steps completed; None before training.
-        store: a connection of its own to the job's store: a thread that waits in one would hold up the
-            others.
-        leave: what ends the process; the main thread may be inside a collective that never returns.
+        rank: Rank of this process.
+        world_size: Number of ranks of the job.
+        timeout: Seconds of silence after which a rank counts as lost.
+        progress: Returns the number of kept steps that this rank has completed; None before training.
+        store: A connection to the job's store that no other thread uses, because a call that waits blocks
+            the connection.
+        leave: Ends the process with an exit code. The main thread cannot do it: it may be inside a
+            collective that never returns.
     """
 
     def __init__(
@@ -67,257 +60,221 @@ class Heartbeat:
         timeout: float,
         progress: Callable[[], int | None],
         store: Store,
-        leave: Callable[[int], Any] = os._exit,
+        leave: Callable[[int], object] = os._exit,
     ) -> None:
-        self.rank, self.world_size, self.timeout = rank, world_size, timeout
-        self._progress, self._store, self._leave = progress, store, leave
-        self._main_thread = threading.main_thread().ident
+        self.rank = rank
+        self.world_size = world_size
+        self.timeout = timeout
+        self._progress = progress
+        self._store = store
+        self._leave = leave
+        self._main_thread = threading.main_thread()
         self._ended = threading.Event()
-        self._in_order = False
         self._rounds = 0
-        self._silent = 0
-        self._last: bytes | None = None
+        self._silent_rounds = 0
+        self._store_failures = 0
+        self._last_beat: bytes | None = None
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-        self._watcher = threading.Thread(target=self._watch_the_store, name="heartbeat-store", daemon=True)
+        self._watcher = threading.Thread(target=self._watch_store, name="heartbeat-store", daemon=True)
 
     def start(self) -> None:
+        """Send the first beat and start the threads.
+
+        Raises:
+            RuntimeError: The store does not answer.
+        """
         self._beat()
         self._thread.start()
         self._watcher.start()
 
     def stop(self) -> None:
-        """The run ends in an orderly way: the neighbours must not take the silence for a loss."""
+        """End the heartbeat and announce it, so that the silence is not taken for a loss.
+
+        A store that does not answer is waited for at most `timeout` seconds.
+        """
         if not self._ended.is_set():
-            self._in_order = True
             self._ended.set()
             if self._thread.is_alive():
-                self._thread.join(
-                    self.timeout
-                )  # which says it, unless it waits for a store that is out of reach
+                self._thread.join(self.timeout)  # the thread announces it
 
     def explain(self, error: BaseException) -> str:
-        """Who is lost, after a collective has failed on this rank; waits until silence tells, at most
-        `timeout`.
+        """Find out which ranks are lost after a collective has failed on this rank; takes `timeout` seconds.
 
         Returns:
-            One sentence; about all ranks' places where none is silent, such as when one is stuck.
+            One sentence with the error and the lost ranks or, if none is lost, the function that every rank
+            is in.
         """
-        first = first_line(error)
-        before = self._beats()
+        failure = f"{self._exit_text()}: {first_line(error)}"
+        before = self._read_beats()
         self._ended.wait(self.timeout)
-        after = self._beats()
+        after = self._read_beats()
         if after is None:
-            return f"{self._here()}: {first}; {self._store_is_gone()}"
-        others = [rank for rank in range(self.world_size) if rank != self.rank]
-        silent = [
-            rank for rank in others if not _ended(after[rank]) and after[rank] == (before or after)[rank]
+            return f"{failure}; {self._store_error()}"
+        running = {rank: beat for rank, beat in after.items() if not _has_ended(beat)}
+        lost = [
+            rank for rank, beat in running.items() if rank != self.rank and beat == (before or after)[rank]
         ]
-        if silent:
-            return f"{self._here()}: {first}; lost: {'; '.join(_told(rank, after[rank]) for rank in silent)}"
-        places = "; ".join(
-            _told(rank, beat, with_place=True) for rank, beat in after.items() if not _ended(beat)
-        )
-        return f"{self._here()}: {first}; no rank is silent. {places}"
+        if lost:
+            return f"{failure}; lost: {'; '.join(_describe(rank, after[rank]) for rank in lost)}"
+        places = "; ".join(_describe(rank, beat, with_place=True) for rank, beat in running.items())
+        return f"{failure}; all ranks still send heartbeats: {places}"
+
+    def run_round(self) -> bool:
+        """Send a beat, check the next rank, and exit if a rank or the store is lost.
+
+        Returns:
+            Whether `leave` was called.
+        """
+        try:
+            self._beat()
+            lost = self._find_lost_rank()
+            self._store_failures = 0
+        except RuntimeError:  # raised by torch.distributed: the store does not answer
+            self._store_failures += 1
+            lost = self._store_error() if self._store_failures >= ROUNDS // 2 else None
+        if lost is None or self._ended.is_set():
+            return False
+        self._exit(lost)
+        return True
 
     def _run(self) -> None:
-        interval = self.timeout / ROUNDS
-        failures = 0
-        while not self._ended.wait(interval):
-            try:
-                self._beat()
-                verdict = self._look()
-                failures = 0
-            except RuntimeError:  # of torch.distributed: the store does not answer
-                failures += 1
-                verdict = self._store_is_gone() if failures >= ROUNDS // 2 else None
-            if verdict and not self._ended.is_set():
-                self._leave_with(verdict)
-                return
-        if self._in_order:
-            with suppress(RuntimeError):  # the store's rank has ended first
-                self._store.set(self._key(self.rank), json.dumps({"ended": True}))
-
-    def _watch_the_store(self) -> None:
-        """Leave when the other thread gets no answer: torch's client waits without end behind a cut link."""
-        seen, waited = 0, 0
         while not self._ended.wait(self.timeout / ROUNDS):
-            waited = waited + 1 if self._rounds == seen else 0
-            seen = self._rounds
+            if self.run_round():
+                return
+        with suppress(RuntimeError):  # the rank that serves the store may have ended first
+            self._store.set(self._key(self.rank), json.dumps({"ended": True}))
+
+    def _watch_store(self) -> None:
+        """Exit if the other thread makes no progress: torch's client waits forever behind a broken link."""
+        last_round, waited = 0, 0
+        while not self._ended.wait(self.timeout / ROUNDS):
+            waited = waited + 1 if self._rounds == last_round else 0
+            last_round = self._rounds
             if waited == ROUNDS and self._thread.is_alive():
-                self._leave_with(self._store_is_gone())
+                self._exit(self._store_error())
                 return
 
-    def _leave_with(self, verdict: str) -> None:
-        tell(f"error: {self._here()}: {verdict}")
+    def _exit(self, reason: str) -> None:
+        print_error(f"{self._exit_text()}: {reason}")
         self._leave(LOST)
 
     def _beat(self) -> None:
         self._rounds += 1
+        frame = sys._current_frames().get(self._main_thread.ident or 0)
         beat = {
             "round": self._rounds,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "step": self._progress(),
-            "place": place_of(sys._current_frames().get(self._main_thread)),
+            "place": current_function(frame),
         }
         self._store.set(self._key(self.rank), json.dumps(beat))
 
-    def _look(self) -> str | None:
-        """The verdict on who is lost: another rank's, or this one's on its neighbour."""
-        verdict = "heartbeat/lost"
-        if self._store.check([verdict]):
-            return self._store.get(verdict).decode()
-        neighbour = (self.rank + 1) % self.world_size
-        key = self._key(neighbour)
-        beat = self._store.get(key) if self._store.check([key]) else None
-        # One that was never heard may be on its way yet: the time-out of collectives is for that.
-        is_silent = beat is not None and beat == self._last and not _ended(beat)
-        self._silent = self._silent + 1 if is_silent else 0
-        self._last = beat
-        if self._silent < ROUNDS:
+    def _find_lost_rank(self) -> str | None:
+        """Return the finding of another rank, or this rank's own on the next rank; None if none is lost."""
+        if self._store.check([_LOST_RANK]):
+            return self._store.get(_LOST_RANK).decode()
+        following = (self.rank + 1) % self.world_size
+        beat = self._read_beat(following)
+        # A rank without any beat may not have started yet: the timeout of collectives covers this case.
+        is_silent = beat is not None and beat == self._last_beat and not _has_ended(beat)
+        self._silent_rounds = self._silent_rounds + 1 if is_silent else 0
+        self._last_beat = beat
+        if self._silent_rounds < ROUNDS:
             return None
-        found = f"nothing was heard for {self.timeout:g} s from {_told(neighbour, beat)}"
-        self._store.set(verdict, found)
-        return found
+        finding = f"no heartbeat for {self.timeout:g} s from {_describe(following, beat)}"
+        self._store.set(_LOST_RANK, finding)
+        return finding
 
-    def _beats(self) -> dict[int, bytes | None] | None:
-        """The last beat of every rank, None for one that never came up; None: the store does not answer."""
+    def _read_beats(self) -> dict[int, bytes | None] | None:
+        """Return the last beat of every rank, None for ranks without one; None if the store is lost."""
         try:
-            keys = {rank: self._key(rank) for rank in range(self.world_size)}
-            return {
-                rank: self._store.get(key) if self._store.check([key]) else None for rank, key in keys.items()
-            }
+            return {rank: self._read_beat(rank) for rank in range(self.world_size)}
         except RuntimeError:
             return None
+
+    def _read_beat(self, rank: int) -> bytes | None:
+        key = self._key(rank)
+        return self._store.get(key) if self._store.check([key]) else None
 
     def _key(self, rank: int) -> str:
         return f"heartbeat/{rank}"
 
-    def _here(self) -> str:
+    def _exit_text(self) -> str:
         step = self._progress()
         when = "before training" if step is None else f"at step {step}"
-        return f"rank {self.rank} on {socket.gethostname()} leaves {when}"
+        return f"rank {self.rank} on {socket.gethostname()} exits {when}"
 
-    def _store_is_gone(self) -> str:
-        knows = self._last is not None and not _ended(self._last) and (self.rank + 1) % self.world_size == 0
-        return store_is_gone(_told(0, self._last) if knows else "rank 0")
-
-
-@contextmanager
-def rendezvous_errors() -> Iterator[None]:
-    """Join the process group. Where the ranks do not find each other, that is told and the process ends with
-    `LOST`."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_failed_collective(error):
-            raise
-        rank, world_size = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE"))
-        tell(
-            f"error: rank {rank} on {socket.gethostname()} did not find all {world_size} ranks at "
-            f"{_address()}: "
-            f"{first_line(error)}"
-        )
-        os._exit(LOST)
+    def _store_error(self) -> str:
+        """Return a message that names the host of the first rank if this rank has a beat of it."""
+        follows = (self.rank + 1) % self.world_size == 0
+        is_known = follows and self._last_beat is not None and not _has_ended(self._last_beat)
+        return store_error(_describe(0, self._last_beat) if is_known else "rank 0")
 
 
 @contextmanager
 def heartbeat_monitor(
     mesh: ProcessMesh, attempt: str, timeout: float, progress: Callable[[], int | None]
 ) -> Iterator[None]:
-    """Build and train under a heartbeat. Nothing is watched where there is one rank, or where `timeout` is 0.
+    """Run a heartbeat while the context is open, unless there is one rank only or `timeout` is 0.
 
-    When a collective fails, what is known about the other ranks is printed, and the process ends with `LOST`;
-    so it does when the store is out of reach from the beginning.
+    If a collective fails in the context, or the store does not answer at its start, print what is known about
+    the other ranks and exit with code `LOST`.
 
     Args:
-        attempt: what `init_distributed` returned: the store may still hold beats of an earlier attempt.
-        timeout, progress: as of `Heartbeat`.
+        mesh: The ranks.
+        attempt: Name of the attempt, see `rendezvous`: the store may hold beats of an earlier attempt.
+        timeout: See `Heartbeat`.
+        progress: See `Heartbeat`.
     """
     if mesh.world_size == 1 or not timeout:
         yield
         return
     try:
-        store = dist.PrefixStore(attempt, connect(timeout))
-        heartbeat = Heartbeat(mesh.rank, mesh.world_size, timeout, progress, store)
+        heartbeat = Heartbeat(mesh.rank, mesh.world_size, timeout, progress, connect(attempt, timeout))
         heartbeat.start()
     except RuntimeError:
-        tell(f"error: rank {mesh.rank} on {socket.gethostname()}: {store_is_gone('rank 0')}")
+        print_error(f"rank {mesh.rank} on {socket.gethostname()}: {store_error('rank 0')}")
         os._exit(LOST)
     try:
         yield
     except RuntimeError as error:
         if not is_failed_collective(error):
             raise
-        tell(f"error: {heartbeat.explain(error)}")
-        # Not through the interpreter's end: destructors of the process group would wait for the lost rank.
+        print_error(heartbeat.explain(error))
+        # While an interpreter is finalized, destructors of the process group wait for the lost rank.
         os._exit(LOST)
     finally:
         heartbeat.stop()
 
 
-def store_is_gone(server: str) -> str:
-    """The verdict on the rank that serves the store: it cannot be told from its host, nor that from the
-    network."""
-    return f"{server}, its host or the link to it is lost: the store at {_address()} does not answer"
+def store_error(server: str) -> str:
+    """Return the message about a lost store. Whether its rank, host or network failed cannot be known."""
+    return f"{server}, its host or the link to it is lost: the store at {store_address()} does not answer"
 
 
-def tell(message: str) -> None:
-    """Print to standard error, but wait for nobody to read it: what it leads to may be behind the cut
-    link."""
-
-    def write() -> None:
-        with suppress(OSError):
-            print(message, file=sys.stderr, flush=True)
-
-    writing = threading.Thread(target=write, daemon=True)
-    writing.start()
-    writing.join(SECONDS_TO_TELL)
-
-
-def is_failed_collective(error: RuntimeError) -> bool:
-    """Whether it is the process group that failed: torch's own types, or gloo's words."""
-    text = str(error)
-    return isinstance(error, dist.DistError) or "gloo" in text or "Connection closed by peer" in text
-
-
-def connect(timeout: float) -> dist.TCPStore:
-    """A connection of its own to the store that the launcher or rank 0 serves.
-
-    Raises:
-        RuntimeError: of torch.distributed, when nothing answers within `timeout` seconds.
-    """
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=timeout))
-
-
-def place_of(frame: FrameType | None) -> str:
-    """Where a thread stands: its innermost function, and the innermost one of this package that led there."""
-    inner = None
+def current_function(frame: FrameType | None) -> str:
+    """Return the innermost function of a thread, and the function of this package that has called it."""
+    innermost = None
     while frame is not None:
         code = frame.f_code
         file = Path(code.co_filename)
-        here = f"{code.co_name} ({file.name}:{frame.f_lineno})"
-        inner = inner or here
-        if PACKAGE in file.parents:
-            return here if here == inner else f"{inner}, called from {here}"
+        place = f"{code.co_name} ({file.name}:{frame.f_lineno})"
+        innermost = innermost or place
+        if _PACKAGE in file.parents:
+            return place if place == innermost else f"{innermost}, called from {place}"
         frame = frame.f_back
-    return inner or "an unknown place"
+    return innermost or "an unknown function"
 
 
-def _address() -> str:
-    """Of the store."""
-    return f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-
-
-def _ended(beat: bytes | None) -> bool:
+def _has_ended(beat: bytes | None) -> bool:
     return beat is not None and bool(json.loads(beat).get("ended"))
 
 
-def _told(rank: int, beat: bytes | None, with_place: bool = False) -> str:
+def _describe(rank: int, beat: bytes | None, with_place: bool = False) -> str:
     if beat is None:
-        return f"rank {rank}, which never came up"
-    told = json.loads(beat)
-    step = "not training yet" if told["step"] is None else f"step {told['step']}"
-    place = f", in {told['place']}" if with_place else ""
-    return f"rank {rank} on {told['host']} (process {told['pid']}, {step}{place})"
+        return f"rank {rank}, which has not started"
+    content = json.loads(beat)
+    step = "not training yet" if content["step"] is None else f"step {content['step']}"
+    place = f", in {content['place']}" if with_place else ""
+    return f"rank {rank} on {content['host']} (process {content['pid']}, {step}{place})"

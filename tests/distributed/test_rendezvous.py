@@ -49,11 +49,11 @@ def test_every_attempt_gets_a_name_of_its_own(
 
 
 def test_a_name_that_a_dead_first_rank_left_is_not_taken(connect: Callable[[], dist.Store]) -> None:
-    with pytest.raises(dist.DistStoreError, match="rank 1, 2 did not come in time"):
+    with pytest.raises(dist.DistStoreError, match="rank 1, 2 did not connect in time"):
         rendezvous(connect(), 0, 3, timedelta(seconds=0.1))
     assert len(set(met(connect, {0: 0.5}))) == 1
 
 
 def test_a_first_rank_that_never_comes_is_waited_for_in_vain(connect: Callable[[], dist.Store]) -> None:
-    with pytest.raises(dist.DistStoreError, match="the first rank did not come in time"):
+    with pytest.raises(dist.DistStoreError, match="the first rank did not connect in time"):
         rendezvous(connect(), 1, 2, timedelta(seconds=0.5))

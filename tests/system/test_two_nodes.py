@@ -87,7 +87,7 @@ def losses(run: Path) -> dict[int, float]:
 
 # What was heard last may be from before the first step: the steps are short.
 FAR_IS_LOST = (
-    r"error: rank 0 on node-a leaves at step \d+: .*rank 1 on node-b \(process \d+, (step \d+|not "
+    r"error: rank 0 on node-a exits at step \d+: .*rank 1 on node-b \(process \d+, (step \d+|not "
     r"training yet)"
 )
 
@@ -182,7 +182,7 @@ def test_when_the_link_is_cut_both_nodes_leave_and_the_job_resumes(
     assert re.search(FAR_IS_LOST, job.words(0)), job.everything()
     # Where the cut came before its first look at rank 0's beat, it knows the rank but not its host.
     told = (
-        r"error: rank 1 on node-b leaves at step \d+: rank 0( on node-a .*)?, its host .* the store at "
+        r"error: rank 1 on node-b exits at step \d+: rank 0( on node-a .*)?, its host .* the store at "
         r"10.73.0.1:"
     )
     assert re.search(told, job.words(1)), job.everything()
@@ -210,7 +210,7 @@ def test_when_a_node_is_killed_the_other_leaves_and_the_job_resumes(
     process.wait()
     assert job.wait_for_the_end_of(1) < BOUND
     first.boot()
-    assert re.search(r"error: rank 1 on node-b leaves at step \d+: .*rank 0", job.words(1)), job.everything()
+    assert re.search(r"error: rank 1 on node-b exits at step \d+: .*rank 0", job.words(1)), job.everything()
 
     assert "Traceback" not in job.words(0) + job.words(1)
     assert "resumed from" in job.finish(job.launch("--auto-resume"))
