@@ -1,4 +1,4 @@
-"""One self-contained HTML page about one run, or about several drawn over each other."""
+"""Reports: one self-contained HTML page about a run, or about several runs in comparison."""
 
 from megatron_adalrs.report.page import write_report
 

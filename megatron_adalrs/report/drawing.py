@@ -1,4 +1,4 @@
-"""What the plots of a report share: lines, hover texts, and colours that read on light and dark ground."""
+"""Building blocks of the plots: lines, event markers, hover texts, and colours for light and dark pages."""
 
 from __future__ import annotations
 
@@ -40,11 +40,27 @@ _OTHER_MARK = ("#8b8f98", "circle")
 
 @dataclass(frozen=True)
 class Run:
-    """A run with the name and colour it has all over the page."""
+    """A run with its name and colour on the page."""
 
     name: str
     color: str
     log: RunLog
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A section of the page.
+
+    Attributes:
+        key: Id of the section.
+        figure: None if no run has data for it; `note` then gives the reason.
+    """
+
+    key: str
+    title: str
+    caption: str = ""
+    figure: go.Figure | None = None
+    note: str = ""
 
 
 def event_color(event: str) -> str:
@@ -60,7 +76,7 @@ def event_name(event: str) -> str:
 
 
 def new_figure(x_title: str, y_title: str, height: int) -> go.Figure:
-    """An empty figure in the page's style; the page adds fonts and colours when it draws it."""
+    """Return an empty figure in the style of the page, which adds fonts and colours when it is displayed."""
     figure = go.Figure()
     style(figure, height)
     figure.update_xaxes(title_text=x_title)
@@ -69,6 +85,7 @@ def new_figure(x_title: str, y_title: str, height: int) -> go.Figure:
 
 
 def style(figure: go.Figure, height: int) -> None:
+    """Apply the style of the page to a figure of this height in pixels."""
     figure.layout.template = None
     figure.update_layout(
         height=height,
@@ -85,7 +102,7 @@ def style(figure: go.Figure, height: int) -> None:
 def line(
     figure: go.Figure,
     run: Run,
-    x: NDArray[np.number],
+    x: NDArray[Any],
     y: NDArray[np.float64],
     *,
     label: str = "",
@@ -96,7 +113,7 @@ def line(
     shape: str = "linear",
     **options: Any,
 ) -> None:
-    """Adds a thinned curve in the run's colour; `label` is its legend entry, without one it has none."""
+    """Add a thinned curve in the run's colour, with a legend entry if `label` is given."""
     x, y = thin(x, y)
     trace = go.Scatter(
         x=compact(x),
@@ -112,10 +129,10 @@ def line(
 
 
 def undone(log: RunLog, values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Steps and values of what was undone, a NaN after each stretch; empty where nothing was."""
+    """Return steps and values of the undone steps, with a NaN after each consecutive stretch."""
     gone = np.flatnonzero(~log.train.kept)
     steps = log.train.step[gone]
-    # A stretch ends where steps were kept in between, or the run went back.
+    # A stretch ends at a kept step and where the run was rolled back.
     ends = np.flatnonzero((np.diff(gone) != 1) | (np.diff(steps) != 1)) + 1
     ends = np.append(ends, steps.size) if steps.size else ends
     return np.insert(steps.astype(np.float64), ends, np.nan), np.insert(values[gone], ends, np.nan)
@@ -132,9 +149,13 @@ def event_markers(
     alone: bool,
     errors: ArrayLike | None = None,
 ) -> None:
-    """Adds one marker a decision, all of one event; in company they carry the run's colour at their edge.
+    """Add a marker for each of these decisions, which all have the same event.
 
-    The event gets a legend entry unless it has one.
+    The event gets a legend entry unless it already has one.
+
+    Args:
+        alone: Whether the page shows a single run. If not, the markers are outlined in the run's colour.
+        errors: Half the lengths of the error bars.
     """
     group = f"event {event}"
     trace = go.Scatter(
@@ -167,7 +188,7 @@ def event_markers(
 
 
 def describe(decision: Decision) -> str:
-    """A decision as hover text."""
+    """Return the hover text of a decision."""
     lines = [f"<b>{escape(event_name(decision.event))}</b> at step {decision.step:,}"]
     if decision.scale_before != decision.scale_after:
         lines.append(f"scale {decision.scale_before:.4g} → {decision.scale_after:.4g}")
@@ -183,8 +204,8 @@ def describe(decision: Decision) -> str:
     return "<br>".join(lines)
 
 
-def compact(values: ArrayLike) -> NDArray[np.number]:
-    """Half the bytes in the page, with digits enough to draw. Infinity becomes NaN, which is a gap."""
+def compact(values: ArrayLike) -> NDArray[Any]:
+    """Return the values in 4 bytes each, which is exact enough for a plot; infinity becomes NaN, a gap."""
     values = np.asarray(values)
     if np.issubdtype(values.dtype, np.integer):
         return values.astype(np.int32) if np.abs(values).max(initial=0) < 2**31 else values.astype(np.float64)
@@ -194,5 +215,5 @@ def compact(values: ArrayLike) -> NDArray[np.number]:
 
 
 def escape(value: str) -> str:
-    """Plotly reads a subset of HTML in names and hover texts."""
+    """Escape text for names and hover texts, in which Plotly interprets a subset of HTML."""
     return html.escape(value, quote=False)

@@ -1,4 +1,4 @@
-"""Puts a report together: reads the runs, fills the template, writes one file that needs nothing else."""
+"""The report page: read the runs, fill the template, and write one self-contained file."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 
 from megatron_adalrs.metrics.records import Decision
 from megatron_adalrs.metrics.run_log import RunLog, read_run
-from megatron_adalrs.report.drawing import RUN_COLORS, Run, event_color, event_name
-from megatron_adalrs.report.figures import Plot, all_plots
+from megatron_adalrs.report.drawing import RUN_COLORS, Plot, Run, event_color, event_name
 from megatron_adalrs.report.html import html_page, render_body
+from megatron_adalrs.report.plots import all_plots
 from megatron_adalrs.report.summary import headline
 from megatron_adalrs.utils import format as fmt
 from megatron_adalrs.utils.atomic_files import atomic_write
@@ -25,16 +25,17 @@ def write_report(
     output: str | os.PathLike[str] | None = None,
     title: str | None = None,
 ) -> Path:
-    """Writes the report of one run, or of several drawn over each other, as one HTML file; returns its path.
+    """Write the report of one run, or of several in comparison, as one HTML file and return its path.
 
     Args:
-        run_dirs: run directories; the first is the one the others are compared to.
-        output: the file to write, as a whole or not at all. Default: report.html in the first directory.
-        title: of the page. Default: the names of the runs.
+        run_dirs: Run directories. The other runs are compared with the first.
+        output: File to write atomically. Default: report.html in the first directory.
+        title: Title of the page. Default: the names of the runs.
 
     Raises:
-        OSError: a run directory or its metrics.jsonl does not exist, or the output cannot be written.
-        ValueError: a broken record or configuration, a run that recorded nothing, no run, or one given twice.
+        OSError: If a run directory or its metrics.jsonl does not exist, or the output cannot be written.
+        ValueError: If a record or configuration is malformed, a run recorded nothing, or no run or the same
+            run twice is given.
     """
     if not run_dirs:
         raise ValueError("run_dirs: at least one run directory is required")
@@ -55,7 +56,7 @@ def write_report(
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The shortest endings of the paths that tell them apart."""
+    """Return the shortest endings of the paths that are all different."""
     parts = [path.resolve().parts for path in paths]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
@@ -68,7 +69,7 @@ def _write(output: Path, page: str) -> None:
     if not output.parent.is_dir():
         raise FileNotFoundError(f"{output}: the folder {output.parent} does not exist")
     if output.is_dir():
-        raise IsADirectoryError(f"{output}: a file is required, this is a folder")
+        raise IsADirectoryError(f"{output}: required a file, but this is a folder")
     with atomic_write(output) as stream:
         stream.write(page.encode())
 
@@ -110,7 +111,7 @@ def _run_context(run: Run) -> dict[str, Any]:
 
 
 def _about(log: RunLog) -> str:
-    """State, time and size of a run in one line."""
+    """Return state, time and size of a run in one line."""
     if not log.events:
         return ""
     first, last = log.events[0], log.events[-1]
@@ -146,7 +147,7 @@ def _decision_context(decision: Decision) -> dict[str, str]:
 
 
 def _threshold(decision: Decision) -> str:
-    """By event: a velocity to fall short of, a margin around the reference, or the largest loss before."""
+    """Return the threshold of a decision, which its event defines: a gain, a velocity, a margin or a loss."""
     if decision.threshold is None:
         return fmt.NOTHING
     if decision.gain is not None:
@@ -159,13 +160,15 @@ def _threshold(decision: Decision) -> str:
 
 @dataclass(frozen=True)
 class Setting:
+    """A setting with its value in each run."""
+
     name: str
     values: tuple[str, ...]
     differs: bool
 
 
 def _settings(configs: Sequence[Mapping[str, Any]]) -> list[Setting]:
-    """All settings of all runs; those that differ come first."""
+    """Return all settings of all runs, those that differ first."""
     flat = [dict(_flatten(config)) for config in configs]
     settings = []
     for name in dict.fromkeys(name for config in flat for name in config):

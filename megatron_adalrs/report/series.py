@@ -1,4 +1,4 @@
-"""Reductions of long series for drawing. Pure numpy; non-finite values stay visible as gaps."""
+"""Reductions of long series for plots. Values that are not finite stay visible as gaps."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ Series = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def thin(x: NDArray[np.float64], y: NDArray[np.float64], limit: int = 2000) -> Series:
-    """At most `limit` points of a curve that look the same: the minimum and maximum of every bucket stay.
+    """Reduce a curve to at most `limit` points without a visible change.
+
+    Of every bucket the minimum and the maximum are kept, and one value that is not finite, so that the gap is
+    drawn. The first and the last point are kept too.
 
     Args:
-        x, y: equally long 1-D arrays, in the order of drawing.
-        limit: at least 6; a series that is no longer is returned as it is.
-
-    The first and last points stay too, and of a bucket's non-finite values one, so that the gap is drawn.
+        x: Positions, 1-D, in the order in which they are drawn.
+        y: Values, as many as positions.
+        limit: Number of points, at least 6. A series that is not longer is returned as it is.
     """
     if y.size <= limit:
         return x, y
@@ -34,7 +36,10 @@ def thin(x: NDArray[np.float64], y: NDArray[np.float64], limit: int = 2000) -> S
 
 
 def running_mean(y: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """Centred mean of the finite values among `window` (fewer at the ends); NaN where y is not finite."""
+    """Return the centred mean of the finite values among `window`, and NaN where `y` is not finite.
+
+    At both ends the mean is over fewer values.
+    """
     finite = np.isfinite(y)
     sums = np.concatenate([[0.0], np.cumsum(np.where(finite, y, 0.0))])
     counts = np.concatenate([[0], np.cumsum(finite)])
@@ -46,5 +51,5 @@ def running_mean(y: NDArray[np.float64], window: int) -> NDArray[np.float64]:
 
 
 def smoothing_window(size: int) -> int:
-    """How many values to average so that a curve of `size` noisy ones reads as a line; 1 if it is short."""
+    """Return the length of the running mean for a curve of `size` noisy values; 1 for a short curve."""
     return max(1, size // 100) if size >= 200 else 1

@@ -1,4 +1,4 @@
-"""The headline figures of runs, as cards for one run and as a table with differences for several."""
+"""Headline figures: cards for one run, a table with differences for several runs."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from megatron_adalrs.metrics.run_log import RunLog
 from megatron_adalrs.utils import format as fmt
 
 Comparison = Literal["difference", "ratio", "percent"]
+Verdict = Literal["better", "worse", ""]
 VERDICT_ORDER = ("accepted", "failed", "aborted", "neutral", "interrupted", "running")
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One headline figure of one run; `value` is what differences are taken of."""
+    """A headline figure of a run; differences between runs are taken of `value`."""
 
     text: str
     note: str = ""
@@ -28,21 +30,25 @@ class Figure:
 
 @dataclass(frozen=True)
 class Cell:
+    """A headline figure as it is displayed."""
+
     text: str
     note: str
     difference: str
-    """Against the first run; empty where there is nothing to compare."""
-    verdict: Literal["better", "worse", ""]
+    """Difference from the first run; empty if there is nothing to compare."""
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
 class Row:
+    """A headline figure of all runs."""
+
     label: str
     cells: tuple[Cell, ...]
 
 
 def headline(runs: Sequence[RunLog]) -> list[Row]:
-    """Headline figures with one cell a run; a row that no run has anything for is left out."""
+    """Return the headline figures with one cell per run, without those that no run has."""
     rows = []
     for label, figure_of, comparison, lower_is_better in (*_FIGURES, *_of_corpora(runs), *_consumed(runs)):
         figures = [figure_of(run) for run in runs]
@@ -55,11 +61,12 @@ def headline(runs: Sequence[RunLog]) -> list[Row]:
 def _cell(figure: Figure | None, first: Figure | None, comparison: Comparison, lower_is_better: bool) -> Cell:
     if figure is None:
         return Cell(fmt.NOTHING, "", "", "")
-    difference, verdict = "", ""
-    if figure is not first and first is not None and None not in (figure.value, first.value):
-        difference = _difference(figure.value, first.value, comparison)
-        if lower_is_better and figure.value != first.value:
-            verdict = "better" if figure.value < first.value else "worse"
+    if figure is first or first is None or figure.value is None or first.value is None:
+        return Cell(figure.text, figure.note, "", "")
+    difference = _difference(figure.value, first.value, comparison)
+    verdict: Verdict = ""
+    if lower_is_better and figure.value != first.value:
+        verdict = "better" if figure.value < first.value else "worse"
     return Cell(figure.text, figure.note, difference, verdict)
 
 
@@ -187,7 +194,7 @@ def _memory(run: RunLog) -> Figure | None:
     )
 
 
-def _median(values: np.ndarray) -> float | None:
+def _median(values: NDArray[np.float64]) -> float | None:
     finite = values[np.isfinite(values)]
     return float(np.median(finite)) if finite.size else None
 
@@ -210,7 +217,7 @@ _FIGURES: tuple[_Headline, ...] = (
 
 
 def _of_corpora(runs: Sequence[RunLog]) -> Iterator[_Headline]:
-    """The last losses on single corpora, where a part of the data has several."""
+    """Yield the last loss on each corpus for the splits that have several corpora."""
     for split in dict.fromkeys(split for run in runs for split in run.evaluated_corpora):
         part, _, name = split.partition("/")
         label = f"{'Validation' if part == 'valid' else 'Test'} loss on {name}"
@@ -218,7 +225,7 @@ def _of_corpora(runs: Sequence[RunLog]) -> Iterator[_Headline]:
 
 
 def _consumed(runs: Sequence[RunLog]) -> Iterator[_Headline]:
-    """What the kept steps took of each corpus of a blend, as the last evaluation recorded it."""
+    """Yield the tokens that the kept steps consumed of each corpus of a blend, as last recorded."""
     uses = [run.corpora.corpora for run in runs if run.corpora and len(run.corpora.corpora) > 1]
     for name in dict.fromkeys(use.name for corpora in uses for use in corpora):
         yield f"Trained on {name}", _tokens_of(name), "percent", False
