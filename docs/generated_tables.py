@@ -5,8 +5,10 @@ A page contains a placeholder such as `<!-- table: flags -->`, which is replaced
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic.fields import FieldInfo
@@ -87,7 +89,17 @@ def preset_table() -> str:
     return _table(("preset", "layers", "width", "heads", "key-value heads", "sequence length"), rows)
 
 
+def layer_table() -> str:
+    """Return the table of import layers that the architecture test checks."""
+    source = (Path(__file__).parent.parent / "tests" / "test_architecture.py").read_text()
+    layers = re.search(r"^LAYERS = (\[.*?^\])", source, re.MULTILINE | re.DOTALL)
+    assert layers, "tests/test_architecture.py defines LAYERS"
+    rows = [(", ".join(f"`{name}`" for name in sorted(names)),) for names in ast.literal_eval(layers[1])]
+    return _table(("packages",), rows)
+
+
 TABLES = {
+    "layers": layer_table,
     "flags": flag_sections,
     "aliases": alias_table,
     "commands": command_table,
