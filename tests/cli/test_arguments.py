@@ -53,11 +53,11 @@ def test_flags_a_megatron_user_knows() -> None:
     assert config.run.save == Path("s")
 
 
-def test_underscores_and_the_launchers_local_rank_are_accepted() -> None:
+def test_underscores_and_local_rank_are_accepted() -> None:
     assert parse(REQUIRED + " --local_rank=1 --zero_stage 1").training.zero_stage == 1
 
 
-def test_flags_win_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:
+def test_flags_override_the_file_and_file_the_preset(tmp_path: Path) -> None:
     content = {
         "preset": "llama-tiny",
         "hidden-size": 96,
@@ -192,7 +192,7 @@ def test_required_fields_are_named() -> None:
         config_from_values({name: value for name, value in VALUES.items() if name != "data_path"})
 
 
-def test_unknown_flags_end_with_2_and_only_one_rank_speaks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_flags_exit_with_2_on_one_rank(capsys: pytest.CaptureFixture[str]) -> None:
     for print_errors in (True, False):
         with pytest.raises(SystemExit) as end:
             parse_arguments([*REQUIRED.split(), "--num-layrs", "3"], print_errors)

@@ -20,7 +20,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_collects_the_standard_library_and_nothing_else(tmp_path: Path) -> None:
+def test_collects_only_the_standard_library(tmp_path: Path) -> None:
     done = run("--output", tmp_path / "new" / "a.jsonl")
     assert (done.returncode, done.stderr) == (0, "")
     records = [json.loads(line) for line in (tmp_path / "new" / "a.jsonl").read_bytes().splitlines()]
@@ -44,7 +44,7 @@ def test_the_same_bytes_every_time_and_a_limit(tmp_path: Path) -> None:
     assert 250_000 < sum(len(json.loads(line)["text"].encode()) for line in content.splitlines()) <= 500_000
 
 
-def test_errors_are_one_line_and_exit_code_2_and_leave_nothing(tmp_path: Path) -> None:
+def test_errors_exit_with_2_and_leave_nothing(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("before")
     for arguments in (["--output", tmp_path / "a", "--limit-mb", "0"], ["--output", tmp_path / "a" / "b"]):
         done = run(*arguments)

@@ -72,7 +72,7 @@ def same(prefix: Path, folder: Path) -> bool:
     )
 
 
-def test_killed_again_and_again_it_ends_with_the_same_bytes(whole: Path, tmp_path: Path) -> None:
+def test_repeated_kills_end_with_the_same_bytes(whole: Path, tmp_path: Path) -> None:
     points = sorted(random.Random(6).sample(range(1, DOCUMENTS * 4 // 5), 4))
     lives = []
     for life, point in enumerate(points):
@@ -111,7 +111,7 @@ def test_a_signal_commits_and_tells_how_to_go_on(
     assert same(tmp_path / "out", whole)
 
 
-def test_where_there_is_no_room_it_says_so_and_goes_on_once_there_is(whole: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_resumed_later(whole: Path, tmp_path: Path) -> None:
     def little_room() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 

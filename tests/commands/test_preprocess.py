@@ -73,7 +73,7 @@ def test_unknown_flag_is_exit_code_2(command: list[str | Path]) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_bad_line_is_mended_and_the_same_command_goes_on(command: list[str | Path], tmp_path: Path) -> None:
+def test_a_bad_line_is_fixed_and_the_command_resumes(command: list[str | Path], tmp_path: Path) -> None:
     source = tmp_path / "x.jsonl"
     good = [json.dumps({"body": f"{number} " * 500}) + "\n" for number in range(1000)]
     source.write_text("".join([*good[:899], "broken\n", *good[900:]]))

@@ -43,7 +43,7 @@ def test_both_modes_on_a_terminal(replay: Callable[..., Done], record: Path) -> 
         assert part in " ".join(done.stdout.split())
 
 
-def test_everything_as_json_under_the_settings_of_a_run(replay: Callable[..., Done], record: Path) -> None:
+def test_json_under_the_settings_of_a_run(replay: Callable[..., Done], record: Path) -> None:
     flags = (
         "--train-iters",
         "2000",
@@ -75,7 +75,7 @@ def test_everything_as_json_under_the_settings_of_a_run(replay: Callable[..., Do
     assert alone["lengths"][0]["least"] > alone["lengths"][2]["least"]
 
 
-def test_a_record_that_ends_as_the_search_begins_has_no_noise_to_tell(
+def test_a_record_before_the_search_has_no_noise(
     replay: Callable[..., Done], record: Path, tmp_path: Path
 ) -> None:
     short = tmp_path / "short.csv"

@@ -32,7 +32,7 @@ def run_dir(tmp_path: Path) -> Path:
     return directory
 
 
-def test_writes_into_the_first_run_directory_and_says_where(run_dir: Path) -> None:
+def test_writes_into_the_first_run_directory(run_dir: Path) -> None:
     done = report(run_dir)
 
     assert (done.returncode, done.stderr) == (0, "")

@@ -34,7 +34,7 @@ def test_a_blend_with_names() -> None:
     assert data(data_path=[1, "a"]).corpora == (Corpus("a", "a", 1.0),)
 
 
-def test_flags_and_the_written_configuration_say_the_same() -> None:
+def test_flags_match_the_written_configuration() -> None:
     flags = (
         "--preset gpt2-tiny --seq-length 8 --train-iters 10 --lr 1e-3 --train-data-path 1 a 3 b "
         "--valid-data-path c n=d"
@@ -94,7 +94,7 @@ def test_mistakes_are_one_sentence(values: dict[str, Any], message: str) -> None
     assert "\n" not in str(error.value)
 
 
-def test_a_negative_size_on_the_command_line_is_ours_to_refuse() -> None:
+def test_a_negative_size_as_flag_is_refused_by_us() -> None:
     flags = "--preset gpt2-tiny --seq-length 8 --train-iters 10 --lr 1e-3 --data-path -1 a 2 b"
     with pytest.raises(ValueError, match="size -1 of a: required a finite number that is not negative"):
         parse_arguments(flags.split())

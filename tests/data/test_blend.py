@@ -38,7 +38,7 @@ def read(dataset: Any, count: int) -> list[bytes]:
     return [dataset[number].tobytes() for number in range(count)]
 
 
-def test_each_corpus_is_read_in_the_order_that_it_has_alone(folder: Path) -> None:
+def test_each_corpus_keeps_its_own_order(folder: Path) -> None:
     blend = built(folder, data_path=[2, f"{folder}/a", 1, f"{folder}/b"], split="1,0,0").train
     assert len(blend) == 60
     by_token: dict[int, list[bytes]] = {0: [], 1: []}
@@ -53,7 +53,7 @@ def test_each_corpus_is_read_in_the_order_that_it_has_alone(folder: Path) -> Non
             blend[outside]
 
 
-def test_a_single_corpus_has_the_order_and_the_digest_that_it_always_had(folder: Path) -> None:
+def test_a_single_corpus_keeps_order_and_digest(folder: Path) -> None:
     blend = built(folder, data_path=f"{folder}/a", split="8,1,1").train
     alone = build_gpt_datasets(folder / "a", "8,1,1", LENGTH, (60, 0, 0), seed=3)[0]
     assert read(blend, 60) == read(alone, 60)
@@ -61,7 +61,7 @@ def test_a_single_corpus_has_the_order_and_the_digest_that_it_always_had(folder:
     assert blend.shares == {"a": "1"}
 
 
-def test_the_digest_knows_corpora_and_shares_and_not_the_length(folder: Path) -> None:
+def test_digest_covers_corpora_and_shares_not_length(folder: Path) -> None:
     def digest(*entries: Any, samples: int = 60) -> str:
         return built(folder, samples, data_path=entries, split="1,0,0").train.order_digest(50)
 

@@ -26,9 +26,7 @@ FUZZING = settings(
 
 @FUZZING
 @given(index=mutated(IDX), tokens=st.one_of(st.just(BIN), mutated(BIN)))
-def test_a_mutated_pair_is_refused_or_read_as_it_is_written(
-    tmp_path: Path, index: bytes, tokens: bytes
-) -> None:
+def test_a_mutated_pair_is_refused_or_read_correctly(tmp_path: Path, index: bytes, tokens: bytes) -> None:
     try:
         dataset = IndexedDataset(write_pair(tmp_path / "x", index, tokens))
     except ValueError as error:
@@ -61,7 +59,7 @@ def test_a_header_that_claims_too_much_costs_no_memory(
         tracemalloc.stop()
 
 
-def test_lengths_that_add_up_to_more_than_the_file_are_refused(tmp_path: Path) -> None:
+def test_lengths_beyond_the_file_are_refused(tmp_path: Path) -> None:
     longest = 2**31 - 1
     lengths, pointers = (
         struct.pack("<4i", *[longest] * 4),

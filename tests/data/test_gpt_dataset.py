@@ -46,7 +46,7 @@ def cache_files(corpus: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (corpus.parent / "cache").iterdir()}
 
 
-def test_samples_are_int64_of_one_token_more_than_the_sequence(corpus: Path) -> None:
+def test_samples_are_int64_of_seq_length_plus_one(corpus: Path) -> None:
     samples = dataset(corpus)
     assert len(samples) == 50
     assert all(samples[i].shape == (SEQ_LENGTH + 1,) and samples[i].dtype == np.int64 for i in range(50))
@@ -57,7 +57,7 @@ def test_samples_are_int64_of_one_token_more_than_the_sequence(corpus: Path) -> 
             samples[outside]
 
 
-def test_an_epoch_serves_every_token_of_its_documents_in_their_order(corpus: Path) -> None:
+def test_an_epoch_reads_every_token_in_document_order(corpus: Path) -> None:
     indexed = IndexedDataset(corpus)
     documents = range(10, 40)
     begin, end = indexed.document_offsets[[10, 40]].tolist()
@@ -233,7 +233,7 @@ def test_build_gives_the_splits_that_are_asked_for(corpus: Path) -> None:
     assert len(cache_files(corpus)) == 8
 
 
-def test_build_refuses_a_split_that_is_too_small_only_if_it_is_asked_for(corpus: Path) -> None:
+def test_a_split_too_small_is_refused_only_if_used(corpus: Path) -> None:
     build_gpt_datasets(corpus, "969,30,1", SEQ_LENGTH, (30, 10, 0), seed=1)
     with pytest.raises(
         ValueError, match=r"the test split of .* has 0 tokens in 0 documents: required at least"
@@ -254,7 +254,7 @@ def test_check_vocabulary(corpus: Path) -> None:
         check_vocabulary(corpus, tokens - 1)
 
 
-def test_check_vocabulary_finds_negative_tokens_and_takes_empty_data(tmp_path: Path) -> None:
+def test_check_vocabulary_negative_tokens_and_no_data(tmp_path: Path) -> None:
     with IndexedDatasetBuilder(tmp_path / "x", np.int32) as builder:
         builder.finalize()
     check_vocabulary(tmp_path / "x", 1)
@@ -265,7 +265,7 @@ def test_check_vocabulary_finds_negative_tokens_and_takes_empty_data(tmp_path: P
         check_vocabulary(tmp_path / "x", 100)
 
 
-def test_check_vocabulary_samples_the_whole_of_large_data(tmp_path: Path) -> None:
+def test_check_vocabulary_samples_all_of_large_data(tmp_path: Path) -> None:
     tokens = np.zeros(10_500_000, dtype=np.uint8)
     tokens[-1] = 200
     with IndexedDatasetBuilder(tmp_path / "x", np.uint8) as builder:

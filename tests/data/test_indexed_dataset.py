@@ -273,7 +273,7 @@ def test_builder_refuses_an_unknown_type(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_error_leaves_an_existing_pair_and_no_temporaries(tmp_path: Path) -> None:
+def test_an_error_keeps_the_old_pair(tmp_path: Path) -> None:
     write_pair(tmp_path / "x")
     with pytest.raises(KeyError), IndexedDatasetBuilder(tmp_path / "x", np.int32) as builder:
         builder.add_document([1])

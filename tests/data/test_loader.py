@@ -88,7 +88,7 @@ def test_the_last_step_is_served_and_nothing_after_it() -> None:
         assert numbers(loader.micro_batches(6)) == [6, 7, 8, 9]
 
 
-def test_an_error_of_the_thread_reaches_the_caller_that_needs_the_batch() -> None:
+def test_a_thread_error_is_raised_for_its_batch() -> None:
     with BatchLoader(Numbers(40, broken=6), 2, 0, 1, 2) as loader:
         loader.micro_batches(0)
         with pytest.raises(OSError, match="sample 6 cannot be read"):

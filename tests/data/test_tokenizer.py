@@ -113,9 +113,7 @@ def test_hugging_face_configured_end_of_document(
         build_tokenizer("HuggingFaceTokenizer", tmp_path)
 
 
-def test_hugging_face_digest_tells_what_changes_ids_beside_the_file(
-    hugging_face_folder: Path, tmp_path: Path
-) -> None:
+def test_digest_covers_split_special_tokens(hugging_face_folder: Path, tmp_path: Path) -> None:
     plain = build_tokenizer("HuggingFaceTokenizer", edited_copy(hugging_face_folder, tmp_path))
     found = []
     for setting in (False, True):
@@ -157,7 +155,7 @@ def test_wrong_kinds_are_refused() -> None:
         build_tokenizer("ByteTokenizer", "x")
 
 
-def test_sentencepiece_without_end_of_sentence_is_refused(tmp_path: Path) -> None:
+def test_sentencepiece_without_eos_is_refused(tmp_path: Path) -> None:
     from sentencepiece import SentencePieceTrainer
 
     with (tmp_path / "x.model").open("wb") as stream:

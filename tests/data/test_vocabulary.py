@@ -84,7 +84,7 @@ def test_corpora_of_different_tokenizers_are_refused(tmp_path: Path) -> None:
         known_vocabulary(config)
 
 
-def test_the_end_of_document_token_comes_from_where_it_is_known(tmp_path: Path) -> None:
+def test_eod_from_flag_tokenizer_or_description(tmp_path: Path) -> None:
     def eod(**values: Any) -> int | None:
         values = {"data_path": f"{tmp_path}/a", "vocab_size": 300, "reset_attention_mask": True} | values
         config = config_from_values(VALUES | values)

@@ -53,7 +53,7 @@ def test_a_count_that_no_run_reaches_is_refused(tmp_path: Path, step: int) -> No
 @pytest.mark.parametrize(
     "config", ["[" * 100_000, "lr: 2024-99-99", "x: 1:99999999999999999999:1\ny: [", "a: !!int x"]
 )
-def test_a_configuration_that_cannot_be_read_is_refused(tmp_path: Path, config: str) -> None:
+def test_an_unreadable_configuration_is_refused(tmp_path: Path, config: str) -> None:
     write(tmp_path, [train(1, 1)], config=config)
     with pytest.raises(ValueError, match=r"config.yaml: not valid YAML: "):
         read_run(tmp_path)

@@ -40,7 +40,7 @@ def test_a_piece_is_in_the_file_whole_or_not_at_all(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == b"1234567890"
 
 
-def test_a_run_whose_disk_is_full_for_a_while_lacks_the_records_of_that_time(
+def test_a_full_disk_loses_only_records_of_that_time(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     metrics = open_metrics(tmp_path, tmp_path / "tb", 10, 1, 0, is_first_rank=True)
@@ -91,7 +91,7 @@ def test_one_that_never_recovers_is_told_at_the_end(
     ]
 
 
-def test_a_console_that_nobody_reads_any_more_ends_nothing(
+def test_a_closed_console_does_not_stop_the_run(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """`pretrain_gpt.py ... | head` is not to end a run."""

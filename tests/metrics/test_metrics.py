@@ -73,7 +73,7 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_torn_last_line_is_cut_before_more_is_written(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_removed_before_writing(tmp_path: Path) -> None:
     file = tmp_path / "m.jsonl"
     file.write_text('{"a": 1}\n{"b": 2, "c')
     sink = JsonLines(file, frozenset({"run"}))
@@ -91,7 +91,7 @@ def test_a_torn_last_line_is_cut_before_more_is_written(tmp_path: Path) -> None:
         ("failed", None, [5, 10, 15]),
     ],
 )
-def test_tensorboard_shows_a_trial_as_training_only_once_its_steps_stay(
+def test_tensorboard_shows_trials_once_they_are_kept(
     tmp_path: Path, event: str, restore: str | None, kept: list[int]
 ) -> None:
     board = Metrics([Scalars(EventFile(tmp_path, 0), 5)])
@@ -137,7 +137,7 @@ def test_the_console_shows_what_a_person_asks_for(capsys: pytest.CaptureFixture[
     assert "valid at step 5 | loss 1.5000 | perplexity 4.48" in evaluated
 
 
-def test_with_the_total_budget_the_console_counts_executed_steps(capsys: pytest.CaptureFixture[str]) -> None:
+def test_total_budget_console_counts_executed_steps(capsys: pytest.CaptureFixture[str]) -> None:
     terminal = ConsoleSink(train_iters=100, log_interval=5, first_step=0, budget="total")
     for step in range(1, 6):
         terminal.write("train", train(step) | {"total_steps": step + 3})

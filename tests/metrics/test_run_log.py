@@ -101,9 +101,7 @@ def test_the_steps_of_a_failed_trial_are_not_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verdict", ["neutral", "aborted", "interrupted"])
-def test_a_run_that_ends_right_after_an_undone_trial_is_back_at_its_start(
-    tmp_path: Path, verdict: str
-) -> None:
+def test_a_run_may_end_right_after_an_undone_trial(tmp_path: Path, verdict: str) -> None:
     metrics = [*steps(1, 10), *steps(11, 15, scale=3.0)]
     decisions = [decision("trial_started", 10, 10, 1.0, 3.0), decision(verdict, 10, 15, 3.0, 1.0)]
     run = read_run(write(tmp_path, metrics, decisions))
@@ -124,9 +122,7 @@ def test_the_steps_of_an_accepted_trial_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("event", "back_to"), [("loss_guard_stopped", 4), ("loss_guard_skipped", 9)])
-def test_what_bad_numbers_undid_at_the_end_of_a_run_is_not_kept(
-    tmp_path: Path, event: str, back_to: int
-) -> None:
+def test_loss_guard_rewind_at_the_end_is_not_kept(tmp_path: Path, event: str, back_to: int) -> None:
     decisions = [decision(event, back_to, 10, 1.0, 1.0, discarded_steps=10 - back_to, snapshot_seconds=2.0)]
     run = read_run(write(tmp_path, steps(1, 10), decisions))
 
@@ -136,7 +132,7 @@ def test_what_bad_numbers_undid_at_the_end_of_a_run_is_not_kept(
     assert run.totals.snapshot_seconds == 0.0  # a search's own
 
 
-def test_a_bad_number_in_one_arm_undoes_nothing_of_the_other(tmp_path: Path) -> None:
+def test_loss_guard_in_one_arm_leaves_the_other(tmp_path: Path) -> None:
     """From step 10 on a control to 14, and back to 10; a step skipped there; then back to the control's
     end."""
     metrics = [*steps(1, 14), *steps(11, 13, undone=4), *steps(13, 13, undone=5), *steps(15, 16, undone=4)]
@@ -159,7 +155,7 @@ def test_a_trial_under_way_is_running(tmp_path: Path) -> None:
     assert run.train.kept.all()
 
 
-def test_an_evaluation_inside_an_undone_trial_does_not_count(tmp_path: Path) -> None:
+def test_an_evaluation_in_an_undone_trial_is_dropped(tmp_path: Path) -> None:
     run_dir = failed_trial_run(tmp_path)
     with (run_dir / "metrics.jsonl").open("a") as file:
         for record in (
@@ -172,7 +168,7 @@ def test_an_evaluation_inside_an_undone_trial_does_not_count(tmp_path: Path) -> 
     assert [e.loss for e in read_run(run_dir).evaluations] == [4.5, 4.0]
 
 
-def test_a_resume_voids_what_its_checkpoint_did_not_have(tmp_path: Path) -> None:
+def test_a_resume_drops_steps_after_its_checkpoint(tmp_path: Path) -> None:
     metrics = [
         run_event("start", 0, 0, 100.0),
         *steps(1, 20),
@@ -196,7 +192,7 @@ def test_a_resume_voids_what_its_checkpoint_did_not_have(tmp_path: Path) -> None
     assert run.totals.wall_seconds == pytest.approx(20 + 1)
 
 
-def test_a_trial_interrupted_and_done_again_after_the_resume(tmp_path: Path) -> None:
+def test_an_interrupted_trial_is_repeated_after_resume(tmp_path: Path) -> None:
     metrics = [
         *steps(1, 13),
         run_event("interrupted", 10, 13, 114.0),
@@ -229,7 +225,7 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path, torn: str) -> None:
     assert read_run(run_dir).totals.total_steps == 25
 
 
-def test_losses_that_are_not_finite_are_read_as_they_are(tmp_path: Path) -> None:
+def test_non_finite_losses_are_read_unchanged(tmp_path: Path) -> None:
     metrics = steps(1, 4)
     for record, loss in zip(metrics, (math.nan, math.inf, -math.inf, None), strict=True):
         record["loss"] = loss

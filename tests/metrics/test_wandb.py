@@ -61,7 +61,7 @@ def shown(folder: Path) -> Metrics:
     return open_metrics(folder, folder / "tb", 10, 1, 0, True, wandb=run)
 
 
-def test_it_shows_what_tensorboard_shows_over_kept_steps(tmp_path: Path) -> None:
+def test_shows_the_same_as_tensorboard_over_kept_steps(tmp_path: Path) -> None:
     metrics = shown(tmp_path)
     metrics.write("train", train(1))
     metrics.write("train", train(2, "trial", loss=9.0))

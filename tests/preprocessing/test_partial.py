@@ -83,7 +83,7 @@ def kill_at(batch: int, source: Path, prefix: Path, *, behind: int = 0, workers:
 
 @pytest.mark.parametrize("behind", [0, 1])
 @pytest.mark.parametrize("kind", KINDS)
-def test_killed_after_any_batch_it_goes_on_to_the_same_bytes(tmp_path: Path, kind: str, behind: int) -> None:
+def test_resumes_to_the_same_bytes_after_any_batch(tmp_path: Path, kind: str, behind: int) -> None:
     source = corpus(tmp_path, kind)
     batches: list[int] = []
     preprocess(source, tmp_path / "whole", BYTES, file_glob=EVERYTHING, on_progress=batches.append)
@@ -136,7 +136,7 @@ def test_an_interruption_keeps_all_that_is_done(tmp_path: Path) -> None:
     assert made(tmp_path / "out") == made(tmp_path / "whole")
 
 
-def test_a_kill_before_the_first_commit_leaves_nothing_to_go_on_from(tmp_path: Path) -> None:
+def test_a_kill_before_the_first_commit_restarts(tmp_path: Path) -> None:
     source = corpus(tmp_path, "x.jsonl")
     (tmp_path / "out.partial").mkdir()
     for name in ("lock", "job.json", "tokens", "lengths"):
@@ -178,7 +178,7 @@ def test_killed_while_it_publishes_it_goes_on(
     assert not (tmp_path / "out.partial").exists()
 
 
-def test_an_output_that_exists_is_refused_beside_unfinished_work_too(tmp_path: Path) -> None:
+def test_existing_output_beside_partial_is_refused(tmp_path: Path) -> None:
     source = corpus(tmp_path, "x.jsonl")
     kill_at(3, source, tmp_path / "out")
     (tmp_path / "out.idx").write_bytes(b"another's")
@@ -188,7 +188,7 @@ def test_an_output_that_exists_is_refused_beside_unfinished_work_too(tmp_path: P
         assert (tmp_path / "out.partial" / "state.json").exists()
 
 
-def test_an_output_that_has_come_in_the_meantime_is_refused_too(tmp_path: Path) -> None:
+def test_output_created_in_the_meantime_is_refused(tmp_path: Path) -> None:
     source = corpus(tmp_path, "x.jsonl")
     preprocess(write_lines(tmp_path / "other.jsonl", ["other"]), tmp_path / "other", BYTES)
 
@@ -208,7 +208,7 @@ def test_an_output_that_has_come_in_the_meantime_is_refused_too(tmp_path: Path) 
     assert made(tmp_path / "out") == made(tmp_path / "whole")
 
 
-def test_unfinished_work_within_the_input_folder_is_no_input(tmp_path: Path) -> None:
+def test_unfinished_work_in_the_input_is_skipped(tmp_path: Path) -> None:
     source = corpus(tmp_path, "folder")
     preprocess(source, tmp_path / "whole", BYTES, file_glob=EVERYTHING)
     kill_at(3, source, source / "out")
@@ -216,7 +216,7 @@ def test_unfinished_work_within_the_input_folder_is_no_input(tmp_path: Path) -> 
     assert made(source / "out") == made(tmp_path / "whole")
 
 
-def test_a_write_that_was_killed_leaves_nothing_behind_in_the_end(tmp_path: Path) -> None:
+def test_a_killed_write_leaves_nothing_behind(tmp_path: Path) -> None:
     source = corpus(tmp_path, "x.jsonl")
     kill_at(3, source, tmp_path / "out")
     for name in (".state.json.0123456789ab.tmp", ".index.0123456789ab.tmp"):
@@ -226,9 +226,7 @@ def test_a_write_that_was_killed_leaves_nothing_behind_in_the_end(tmp_path: Path
 
 
 @pytest.mark.parametrize(("kind", "workers"), [*((kind, 1) for kind in KINDS[:3]), (KINDS[0], 2)])
-def test_bad_input_keeps_what_is_done_and_goes_on_once_it_is_mended(
-    tmp_path: Path, kind: str, workers: int
-) -> None:
+def test_bad_input_keeps_work_and_resumes_once_fixed(tmp_path: Path, kind: str, workers: int) -> None:
     source = tmp_path / kind
     pack = {".gz": gzip.compress, ".zst": zstd}.get(source.suffix, bytes)
     good = b"".join(json.dumps({"text": text}).encode() + b"\n" for text in MANY)
@@ -246,7 +244,7 @@ def test_bad_input_keeps_what_is_done_and_goes_on_once_it_is_mended(
     assert made(tmp_path / "out") == made(tmp_path / "whole")
 
 
-def test_files_behind_the_work_may_be_mended_come_and_go(tmp_path: Path) -> None:
+def test_unread_files_may_change_appear_and_vanish(tmp_path: Path) -> None:
     source = corpus(tmp_path, "folder")
     (source / "12.txt").write_bytes(b"\xff")
     seen: list[Progress] = []

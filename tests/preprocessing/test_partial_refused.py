@@ -39,7 +39,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_another_job_is_refused_until_the_work_is_thrown_away(tmp_path: Path, change: str) -> None:
+def test_another_job_is_refused_unless_discarded(tmp_path: Path, change: str) -> None:
     source = corpus(tmp_path, "folder")
     shutil.rmtree(source / "sub")
     kill_at(3, source, tmp_path / "out")
@@ -94,7 +94,7 @@ def test_what_is_done_of_a_file_must_be_as_it_was(tmp_path: Path, kind: str, cha
         preprocess(source.parent, tmp_path / "out", BYTES, file_glob=EVERYTHING)
 
 
-def test_a_last_line_without_an_end_that_has_grown_is_refused(tmp_path: Path) -> None:
+def test_a_grown_unterminated_line_is_refused(tmp_path: Path) -> None:
     source = tmp_path / "x.jsonl"
     source.write_bytes(b'{"text": "one"}\n{"text": "two"}')
     kill_at(1, source, tmp_path / "out")
@@ -109,7 +109,7 @@ def test_a_last_line_without_an_end_that_has_grown_is_refused(tmp_path: Path) ->
         preprocess(source, tmp_path / "more", BYTES)
 
 
-def test_a_parquet_file_that_is_partly_done_must_be_as_it_was(tmp_path: Path) -> None:
+def test_a_partly_read_parquet_file_must_be_unchanged(tmp_path: Path) -> None:
     source = corpus(tmp_path, "x.parquet")
     kill_at(2, source, tmp_path / "out")
     later(source)
@@ -176,7 +176,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_work_is_refused_until_it_is_thrown_away(tmp_path: Path, damage: str) -> None:
+def test_damaged_work_is_refused_unless_discarded(tmp_path: Path, damage: str) -> None:
     source = corpus(tmp_path, "x.jsonl")
     kill_at(3, source, tmp_path / "out")
     act, message = DAMAGES[damage]
@@ -206,7 +206,7 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["mine.txt", "folder/mine.txt"])
-def test_a_folder_of_that_name_that_is_somebody_elses_is_left_alone(tmp_path: Path, name: str) -> None:
+def test_a_foreign_folder_of_that_name_is_left_alone(tmp_path: Path, name: str) -> None:
     mine = tmp_path / "out.partial" / name
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
@@ -216,9 +216,7 @@ def test_a_folder_of_that_name_that_is_somebody_elses_is_left_alone(tmp_path: Pa
     assert mine.read_text() == "mine" and len(list((tmp_path / "out.partial").iterdir())) == 1
 
 
-def test_something_else_of_that_name_is_refused_but_not_a_folder_that_is_gone_by_now(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_foreign_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = corpus(tmp_path, "x.jsonl")
     (tmp_path / "out.partial").write_text("mine")
     with pytest.raises(FileExistsError, match=r"out\.partial"):

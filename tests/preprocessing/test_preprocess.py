@@ -116,7 +116,7 @@ def test_a_damaged_row_group_is_refused(tmp_path: Path) -> None:
         preprocess(source, tmp_path / "out", BYTES)
 
 
-def test_the_output_is_the_same_for_any_number_of_workers(tmp_path: Path) -> None:
+def test_output_does_not_depend_on_the_workers(tmp_path: Path) -> None:
     texts = [f"{number} " * (number % 700) for number in range(4000)]
     source = write_lines(tmp_path / "x.jsonl", texts)
     progress: dict[int, list[int]] = {1: [], 2: []}
@@ -169,7 +169,7 @@ def folder_with(name: str, content: bytes) -> Callable[[Path], Path]:
     return write
 
 
-def test_an_output_that_is_a_folder_is_refused_at_the_start(tmp_path: Path) -> None:
+def test_an_output_that_is_a_folder_is_refused(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "x.jsonl", TEXTS)
     (tmp_path / "out.bin").mkdir()
     batches: list[int] = []

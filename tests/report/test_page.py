@@ -130,7 +130,7 @@ def test_velocity_plot_has_two_standard_errors(make_run: MakeRun) -> None:
     assert values(trace(figure, "failed")["x"]).tolist() == [150]
 
 
-def test_a_trial_that_failed_without_backtracking_is_drawn_where_it_ended(tmp_path: Path) -> None:
+def test_a_failed_kept_trial_is_drawn_at_its_end(tmp_path: Path) -> None:
     run = SyntheticRun(tmp_path / "run", 60, 0)
     run.event("start", parameters=1, world_size=1, data_order="0f3a", snapshot_bytes=0)
     measured = run.window(20, 0.02)
@@ -189,7 +189,7 @@ def test_two_runs_are_compared(make_run: MakeRun, tmp_path: Path) -> None:
     assert "fixed No decision was recorded" in page.sections["decisions"]
 
 
-def test_runs_of_one_name_are_told_apart_by_their_folder(make_run: MakeRun, tmp_path: Path) -> None:
+def test_runs_of_one_name_are_named_with_their_folder(make_run: MakeRun, tmp_path: Path) -> None:
     page = Page(write_report([make_run("a/run"), make_run("b/run")], tmp_path / "page.html"))
 
     assert page.title == "a/run · b/run"
@@ -205,7 +205,7 @@ def test_a_run_without_adalrs_says_what_is_missing(make_run: MakeRun) -> None:
     assert "pretrain_gpt.py" not in page.sections["commands"]
 
 
-def test_losses_that_are_not_finite_are_gaps_and_counted(make_run: MakeRun) -> None:
+def test_non_finite_losses_are_gaps_and_counted(make_run: MakeRun) -> None:
     page = Page(write_report([make_run("run", bad_losses={200: math.nan, 201: math.inf, 202: -math.inf})]))
 
     assert "3 of 425 losses were not finite" in page.sections["loss"]
@@ -257,7 +257,7 @@ def test_long_runs_are_thinned(make_run: MakeRun, tmp_path: Path) -> None:
     assert sum(len(script) for script in page.scripts[1:]) < 500_000
 
 
-def test_the_page_replaces_an_older_one_as_a_whole_or_not_at_all(make_run: MakeRun) -> None:
+def test_the_page_replaces_an_older_one_atomically(make_run: MakeRun) -> None:
     run = make_run("run")
     path = write_report([run])
     before = path.read_text()
@@ -285,7 +285,7 @@ def test_no_run_and_a_run_twice_are_refused(make_run: MakeRun) -> None:
         write_report([run, run.parent / "." / "run"])
 
 
-def test_each_of_several_corpora_has_a_curve_and_a_figure(tmp_path: Path) -> None:
+def test_each_corpus_has_a_curve_and_a_figure(tmp_path: Path) -> None:
     made = SyntheticRun(tmp_path / "run", 40, seed=0)
     for _ in range(2):
         made.train(20)
@@ -301,7 +301,7 @@ def test_each_of_several_corpora_has_a_curve_and_a_figure(tmp_path: Path) -> Non
     assert "Validation loss on <b>" in page.sections["summary"]
 
 
-def test_what_was_consumed_of_each_corpus_of_a_blend_is_told(tmp_path: Path) -> None:
+def test_consumption_of_each_corpus_is_reported(tmp_path: Path) -> None:
     blend, alone = (SyntheticRun(tmp_path / name, 40, seed=0) for name in ("blend", "alone"))
     for made in (blend, alone):
         made.train(40)

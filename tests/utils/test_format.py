@@ -53,7 +53,7 @@ def test_duration(seconds: float, written: str) -> None:
     assert fmt.duration(seconds) == written
 
 
-def test_velocity_is_per_thousand_steps_with_two_errors() -> None:
+def test_velocity_is_per_1000_steps_with_two_errors() -> None:
     assert fmt.velocity(0.0142, 0.0004) == "14.2 ± 0.8"
     assert fmt.velocity(0.0142, None) == "14.2"
     assert fmt.velocity(None, None) == fmt.velocity(math.nan, 0.1) == "–"
