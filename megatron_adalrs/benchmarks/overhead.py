@@ -87,7 +87,8 @@ def write_random_tokens(prefix: Path, vocabulary: int, count: int) -> None:
 def serve(pipe: Connection, values: dict[str, Any], pairs: int) -> None:
     """A rank: measures when asked, then waits for the others to have ended."""
     from megatron_adalrs.cli.arguments import config_from_values
-    from megatron_adalrs.training.build import build_trainer, end_distributed
+    from megatron_adalrs.engine import end_distributed
+    from megatron_adalrs.training.build import build_trainer
 
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         trainer = build_trainer(config_from_values(values))

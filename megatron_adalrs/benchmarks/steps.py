@@ -21,10 +21,11 @@ from megatron_adalrs.benchmarks.options import SHAPE, Arguments
 from megatron_adalrs.benchmarks.overhead import write_random_tokens
 from megatron_adalrs.checkpoint import CheckpointFolder, PendingSave
 from megatron_adalrs.cli.arguments import config_from_values
+from megatron_adalrs.engine import end_distributed
 from megatron_adalrs.model.gpt import GPT, count_parameters, initialise
 from megatron_adalrs.optim.optimizer import build_optimizer
 from megatron_adalrs.snapshot.engine_snapshot import EngineSnapshot, estimate_snapshot_bytes
-from megatron_adalrs.training.build import build_trainer, end_distributed
+from megatron_adalrs.training.build import build_trainer
 from megatron_adalrs.training.trainer import Trainer
 
 VOCABULARY = 8192

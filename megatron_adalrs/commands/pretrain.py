@@ -74,8 +74,10 @@ def pretrain(config: Config, is_first_rank: bool) -> int:
     # Import torch and DeepSpeed only here, so that --help and mistakes in the flags are answered quickly.
     from megatron_adalrs.distributed.heartbeat import heartbeat_monitor
     from megatron_adalrs.distributed.rendezvous import rendezvous_errors
-    from megatron_adalrs.training.build import build_trainer, end_distributed, join_ranks
+    from megatron_adalrs.engine import end_distributed
+    from megatron_adalrs.training.build import build_trainer
     from megatron_adalrs.training.consistency_check import RanksDiffer
+    from megatron_adalrs.training.resolve import join_ranks
 
     trainer = None
     try:

@@ -31,8 +31,9 @@ from megatron_adalrs.metrics import JsonLines, Metrics
 from megatron_adalrs.model.gpt import GPT, count_parameters, initialise
 from megatron_adalrs.optim.lr_schedule import build_schedule
 from megatron_adalrs.optim.optimizer import build_optimizer
-from megatron_adalrs.training import build
+from megatron_adalrs.training.data import batches_in_one_pass, build_datasets
 from megatron_adalrs.training.evaluation import Evaluation
+from megatron_adalrs.training.run_directory import run_dir_of, with_run_dir, write_config
 from megatron_adalrs.utils.format import perplexity
 
 RANGE_TESTS = ("lr-range-test-steepest", "lr-range-test-tenth")
@@ -76,19 +77,19 @@ def train(config: Config, kind: str) -> None:
         raise ValueError(
             "reset_attention_mask, reset_position_ids, eod_mask_loss: required off with other optimizers"
         )
-    config = build.with_run_dir(config)
+    config = with_run_dir(config)
     vocab_size = resolve_vocabulary(config).size
     size = config.global_batch_size(1)
-    datasets = build.build_datasets(config, size)
+    datasets = build_datasets(config, size)
     if len(datasets.valid) != 1:
         raise ValueError(f"data_path: {len(datasets.valid)} corpora to validate on: required one")
     train_set, valid_set = datasets.train, datasets.valid[0].dataset
-    build.write_config(config)
-    metrics = Metrics([JsonLines(config.run.run_dir / "metrics.jsonl", frozenset({"train", "eval", "run"}))])
+    write_config(config)
+    metrics = Metrics([JsonLines(run_dir_of(config) / "metrics.jsonl", frozenset({"train", "eval", "run"}))])
     metrics.write("run", event_of("start", 0) | {"parameters": count_parameters(config.model, vocab_size)})
     iters, every = config.training.train_iters, config.run.eval_interval
     with loader(train_set, config) as batches, loader(valid_set, config) as held_out:
-        passes = build.batches_in_one_pass(valid_set, config.run.eval_iters, size)
+        passes = batches_in_one_pass(valid_set, config.run.eval_iters, size)
         evaluation = Evaluation("valid", held_out, passes)
         peak, tested = config.optimizer.lr, 0
         if kind in RANGE_TESTS:

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict
-from typing import Any
 
 from megatron_adalrs.adalrs.controller import Controller, Decision, Event, schedule_step
 from megatron_adalrs.adalrs.race_state import INITIAL
 from megatron_adalrs.checkpoint.train_state import TrainState, is_due
 from megatron_adalrs.checkpoint.writer import CheckpointWriteError, CheckpointWriter
-from megatron_adalrs.config import Config
-from megatron_adalrs.data.blend import Blend
-from megatron_adalrs.data.loader import BatchLoader
-from megatron_adalrs.distributed.process_mesh import ProcessMesh
 from megatron_adalrs.engine import Engine, StepResult, memory_bytes
 from megatron_adalrs.metrics import Metrics
 from megatron_adalrs.optim.lr_schedule import Schedule
 from megatron_adalrs.training.consistency_check import RanksDiffer, check_ranks
+from megatron_adalrs.training.data import TrainingData
 from megatron_adalrs.training.evaluation import Evaluation, evaluated
 from megatron_adalrs.training.loss_guard import REWIND, GuardEvent, LossGuard
+from megatron_adalrs.training.resolve import ResolvedRun
 from megatron_adalrs.training.rollback import RollbackPoint, RollbackStore
+from megatron_adalrs.training.run_messages import summary
 from megatron_adalrs.training.stop_signal import StopSignal
-from megatron_adalrs.training.summary import summary
 from megatron_adalrs.utils.format import perplexity
 
 INTERRUPTED = 143
@@ -41,35 +37,33 @@ class Trainer:
     def __init__(
         self,
         *,
-        config: Config,
-        mesh: ProcessMesh,
+        run: ResolvedRun,
+        data: TrainingData,
         engine: Engine,
-        batches: BatchLoader,
-        blend: Blend,
-        evaluations: list[list[Evaluation]],
         schedule: Schedule,
         controller: Controller,
         loss_guard: LossGuard,
         rollback: RollbackStore,
         metrics: Metrics,
         state: TrainState,
-        identity: Callable[[int], dict[str, Any]],
-        flops_per_token: float,
     ) -> None:
-        self.config, self.mesh, self.engine, self.batches = config, mesh, engine, batches
-        self.evaluations, self.schedule, self.controller, self.blend = (
-            evaluations,
-            schedule,
-            controller,
-            blend,
-        )
-        self.loss_guard, self.rollback = loss_guard, rollback
-        self.metrics, self.state, self.identity = metrics, state, identity
-        self._flops_per_token = flops_per_token
-        self._checkpoints = CheckpointWriter(engine, mesh, config.run, self.record)
+        self.run = run
+        self.config = run.config
+        self.mesh = run.mesh
+        self.data = data
+        self.batches = data.batches
+        self.engine = engine
+        self.schedule = schedule
+        self.controller = controller
+        self.loss_guard = loss_guard
+        self.rollback = rollback
+        self.metrics = metrics
+        self.state = state
+        self._checkpoints = CheckpointWriter(engine, run.mesh, run.config.run, self.record)
         self._stopped: Decision | None = None
         self._point_due = False
-        self._saved_at = self._started_at = state.step
+        self._saved_at = state.step
+        self._started_at = state.step
         self._started = time.monotonic()
 
     def train(self) -> int:
@@ -230,7 +224,7 @@ class Trainer:
         if self.controller.has_pending_rollback or self.finished:
             return
         if is_due(run.eval_interval, step, self.state.evaluated_at):
-            self.evaluate(self.evaluations[:1])
+            self.evaluate(self.data.evaluations[:1])
         if is_due(run.save_interval, step, self._saved_at):
             self.save(beside_training=run.async_save)
         if self.loss_guard.needs_snapshots:
@@ -250,10 +244,9 @@ class Trainer:
         """Record what the kept steps have consumed of each corpus: a function of the position in the data."""
         state = self.state
         if state.step:
-            used = [asdict(use) for use in self.blend.used(state.consumed_samples, state.skipped_samples)]
-            self.metrics.write(
-                "corpora", {"step": state.step, "total_steps": state.total_steps, "corpora": used}
-            )
+            uses = self.data.blend.used(state.consumed_samples, state.skipped_samples)
+            place = {"step": state.step, "total_steps": state.total_steps}
+            self.metrics.write("corpora", place | {"corpora": [asdict(use) for use in uses]})
 
     def save(self, beside_training: bool = False) -> bool:
         """A checkpoint that resumes to the same losses, the search included. False: it could not be written.
@@ -268,7 +261,7 @@ class Trainer:
             "progress": asdict(self.state),
             "controller": self.controller.state_dict(),
             "loss_guard": self.loss_guard.state_dict(),
-            "identity": self.identity(self.state.consumed_samples),
+            "identity": self.data.identity(self.state.consumed_samples),
             "config": self.config.to_flat(),
         }
         return (self._checkpoints.begin if beside_training else self._checkpoints.save)(
@@ -297,11 +290,11 @@ class Trainer:
         return False, "what was done since the last checkpoint is lost"
 
     def finish(self) -> int:
-        self.evaluate(self.evaluations)
+        self.evaluate(self.data.evaluations)
         saved = self.save()
         self.close(
             "end",
-            summary(self.config, self.state, self.batches.global_batch_size, self.controller.scale, saved),
+            summary(self.config, self.state, self.run.global_batch_size, self.controller.scale, saved),
         )
         return 0 if saved else UNSAVED
 
@@ -309,8 +302,7 @@ class Trainer:
         """Record how the run ends, and let go of files."""
         self.record(event, message)
         self.metrics.close()
-        for loader in (self.batches, *(each.loader for corpora in self.evaluations for each in corpora)):
-            loader.close()
+        self.data.close()
 
     def record(self, event: str, message: str) -> None:
         """Record something about the run as a whole, and tell it."""
@@ -337,7 +329,7 @@ class Trainer:
                 "grad_norm": result.grad_norm,
                 "applied": result.applied,
                 "tokens_per_second": tokens / seconds,
-                "flops_per_second": self._flops_per_token * tokens / seconds,
+                "flops_per_second": self.run.flops_per_token * tokens / seconds,
                 "seconds": seconds,
                 "memory_bytes": memory_bytes(),
                 "consumed_tokens": self.state.used_samples * sequence,

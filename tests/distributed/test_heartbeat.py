@@ -415,7 +415,7 @@ def test_a_real_rank_that_stops_or_dies_is_named(
     assert "Traceback" not in errors
 
 
-@pytest.mark.parametrize("function", ["build_datasets", "build_engine"])
+@pytest.mark.parametrize("function", ["build_data", "build_engine"])
 def test_a_rank_that_dies_before_training_is_named(
     real_ranks: Callable[..., RealRanks], function: str
 ) -> None:

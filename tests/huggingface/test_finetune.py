@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from megatron_adalrs.cli.arguments import config_from_values, parse_arguments
 from megatron_adalrs.huggingface.config_json import Shape
 from megatron_adalrs.metrics.run_log import read_run
-from megatron_adalrs.training.build import batches_in_one_pass, build_datasets
+from megatron_adalrs.training.data import batches_in_one_pass, build_datasets
 from tests.checkpoint.test_checkpoint import refusal, trained
 from tests.data.corpora import counting_corpus
 from tests.helpers.programs import Done, called
