@@ -248,7 +248,6 @@ class PaperController:
             measured,
             reference,
             threshold=margin,
-            release=self._snapshot,
             reason=reason,
         )
 
@@ -276,7 +275,6 @@ class PaperController:
             self._reference,
             threshold=threshold,
             restore=self._snapshot,
-            release=self._snapshot,
             discarded_steps=discarded,
             reason=f"{why}: {'back to' if self._snapshot else 'on from'} step {self.step}, scale "
             f"{self.scale:.4g}",

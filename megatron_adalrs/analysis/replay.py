@@ -18,11 +18,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from megatron_adalrs.adalrs.controller import Controller, build_controller
-from megatron_adalrs.adalrs.decision import Decision, Event
+from megatron_adalrs.adalrs.decision import Decision, Event, InMemoryRun, apply_decision
 from megatron_adalrs.adalrs.search_plan import RacePlan, SearchPlan
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
 from megatron_adalrs.analysis.loss_curve import deviation
-from megatron_adalrs.analysis.rehearsal import apply_decision
 
 Floats = NDArray[np.float64]
 UNPAIRED = 0.12
@@ -120,22 +119,23 @@ def replay(
     controller = build_controller(settings, train_iters, warmup_iters)
     record = _Record(controller, np.asarray(losses, dtype=np.float64), arms, unpaired, executed, settings)
     decisions: list[Replayed] = []
-    snapshots: dict[str, int] = {}
-    total = step = discarded = 0
+    run = InMemoryRun(0)  # its state is the number of kept steps
+    total = discarded = 0
 
     def take(decision: Decision, recorded: bool) -> None:
-        nonlocal step, discarded
+        nonlocal discarded
         if decision.event is not None:
-            step = apply_decision(decision, step, snapshots)
+            apply_decision(decision, run)
             discarded += decision.discarded_steps
             decisions.append(Replayed(decision, total, recorded, record.noise_before(decision)))
 
     take(controller.resume(), True)
-    while controller.phase != "done" and step + controller.schedule_offset < train_iters:
-        seen = record.next(step, total)
+    while controller.phase != "done" and run.state + controller.schedule_offset < train_iters:
+        seen = record.next(run.state, total)
         if seen is None:
             break
-        step, total = step + 1, total + 1
+        run.state += 1
+        total += 1
         decision = controller.observe(*seen)
         take(decision, record.is_literal)
         record.notice(decision)

@@ -14,7 +14,6 @@ from megatron_adalrs.adalrs.decision import Event
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
 from megatron_adalrs.analysis.loss_curve import deviation
 from megatron_adalrs.analysis.loss_log import LossLog
-from megatron_adalrs.analysis.rehearsal import lengths_in_steps, with_lengths
 from megatron_adalrs.analysis.replay import (
     UNPAIRED,
     Arms,
@@ -25,6 +24,7 @@ from megatron_adalrs.analysis.replay import (
     replay,
     unpaired_share,
 )
+from megatron_adalrs.analysis.search_lengths import lengths_in_steps, with_lengths
 
 LENGTH_FACTORS = (0.5, 1.0, 2.0, 4.0)
 ARMS = {"paper": (Arms.EQUAL,), "robust": (Arms.EQUAL, Arms.BETTER, Arms.WORSE)}

@@ -32,9 +32,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from megatron_adalrs.adalrs.controller import build_controller, schedule_step
+from megatron_adalrs.adalrs.decision import InMemoryRun, apply_decision
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
 from megatron_adalrs.analysis.loss_curve import deviation, fit_descent
-from megatron_adalrs.analysis.rehearsal import apply_decision
 
 _RATIOS = np.geomspace(1e-3, 1e3, 241)  # 5.9 % apart
 _CLIFF = 0.03
@@ -164,21 +164,26 @@ class Simulation:
         base, random = initial * self.best_ratio, np.random.default_rng(seed)
         of_batch = (surface.noise * random.standard_normal(length)).tolist()
         of_execution = (surface.noise * surface.unpaired * random.standard_normal(4 * length)).tolist()
-        snapshots: dict[str, State] = {}
-        state, executed, discarded = apply_decision(controller.resume(), State(), snapshots), 0, 0
-        while controller.phase not in ("done", "fixed") and state.step + controller.schedule_offset < length:
+        run = InMemoryRun(State())
+        executed = discarded = 0
+        apply_decision(controller.resume(), run)
+        while (
+            controller.phase not in ("done", "fixed") and run.state.step + controller.schedule_offset < length
+        ):
+            state = run.state
             ratio = (
                 schedule[schedule_step(controller, state.step, self.warmup_iters)] * controller.scale * base
             )
             loss = surface.level(state.progress, state.heat, state.harm)
             loss += of_batch[state.step] + of_execution[executed % len(of_execution)]
-            state, executed = surface.stepped(state, ratio), executed + 1
+            run.state = surface.stepped(state, ratio)
+            executed += 1
             decision = controller.observe(loss)
             if decision.event is not None:
                 discarded += decision.discarded_steps
-                state = apply_decision(decision, state, snapshots)
-        rest = self._factors[state.step + controller.schedule_offset :] * (controller.scale * base)
-        final = surface.at_the_end(state, rest)
+                apply_decision(decision, run)
+        rest = self._factors[run.state.step + controller.schedule_offset :] * (controller.scale * base)
+        final = surface.at_the_end(run.state, rest)
         return Outcome(
             initial=initial,
             found=initial * controller.scale,

@@ -11,7 +11,7 @@ from statistics import fmean, geometric_mean
 from megatron_adalrs.adalrs.search_plan import RacePlan, SearchPlan
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
 from megatron_adalrs.analysis.loss_log import read_loss_log
-from megatron_adalrs.analysis.rehearsal import lengths_in_steps, with_lengths
+from megatron_adalrs.analysis.search_lengths import lengths_in_steps, with_lengths
 from megatron_adalrs.analysis.simulate import Outcome, Simulation, Surface, surface_like
 from megatron_adalrs.optim.lr_schedule import decayed
 

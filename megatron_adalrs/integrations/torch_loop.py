@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from megatron_adalrs.adalrs.controller import Decision, Event, build_controller
+from megatron_adalrs.adalrs.controller import build_controller
+from megatron_adalrs.adalrs.decision import Decision, Event, apply_decision
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
 from megatron_adalrs.snapshot.loop_rng import RngState
 from megatron_adalrs.snapshot.loop_snapshot import LoopSnapshot, Stateful
@@ -80,8 +81,6 @@ class AdaLRS:
             )
         self._controller = build_controller(settings, train_iters, warmup_iters)
         self._train_iters = train_iters
-        self._optimizer = optimizer
-        self._scheduler = scheduler
         self._data = data
         named = {
             "scheduler": scheduler,
@@ -91,11 +90,9 @@ class AdaLRS:
         restored = {name: part for name, part in named.items() if part is not None}
         for name, part in restored.items():
             _require_stateful(name, part)
-        self._snapshot = LoopSnapshot(model, optimizer, list(restored.values()), settings.snapshot_dir)
-        self._applied_scale = 1.0  # what the learning rates have been multiplied by so far
-        self._scale_at_capture = 1.0
+        snapshot = LoopSnapshot(model, optimizer, list(restored.values()), settings.snapshot_dir)
+        self._loop = _Loop(optimizer, scheduler, snapshot)
         self._interrupted = False
-        self._rewinds = 0
         self.discarded_steps = 0
         """Steps that have been undone."""
 
@@ -147,7 +144,7 @@ class AdaLRS:
         empty_epochs = 0
         goes_on = self.steps > 0
         while not self.finished:
-            rewinds = self._rewinds
+            rewinds = self._loop.rewinds
             streams = RngState.capture()
             epoch = iter(self._data)
             if goes_on:
@@ -158,12 +155,12 @@ class AdaLRS:
             for batch in epoch:
                 empty_epochs = 0
                 yield batch
-                if self.finished or self._rewinds != rewinds:
+                if self.finished or self._loop.rewinds != rewinds:
                     break
             # One may be empty: data that went back to the end of an epoch.
             if empty_epochs > 1:
                 raise ValueError("data yields no batches")
-            goes_on = self._rewinds != rewinds
+            goes_on = self._loop.rewinds != rewinds
 
     def interrupt(self) -> Decision:
         """Undo the trial under way, if any, so that a checkpoint can be saved. `resume` begins it anew."""
@@ -189,7 +186,7 @@ class AdaLRS:
             raise RuntimeError("a trial is under way: call interrupt() before saving and resume() after it")
         return {
             "controller": self._controller.state_dict(),
-            "applied_scale": self._applied_scale,
+            "applied_scale": self._loop.applied_scale,
             "discarded_steps": self.discarded_steps,
         }
 
@@ -200,32 +197,60 @@ class AdaLRS:
             ValueError: the state is of a run with other settings.
         """
         self._controller.load_state_dict(state["controller"])
-        self._applied_scale = state["applied_scale"]
+        self._loop.applied_scale = state["applied_scale"]
         self.discarded_steps = state["discarded_steps"]
         self._interrupted = False
-        self._rewinds += 1  # a running `batches` goes on from what data has loaded
+        self._loop.rewinds += 1  # a running `batches` goes on from what data has loaded
         self.resume()
 
     def _apply_decision(self, decision: Decision) -> None:
-        if decision.restore:
-            self._snapshot.restore()
-            self._applied_scale = self._scale_at_capture
-            self._rewinds += 1
+        apply_decision(decision, self._loop)
+        if decision.restore is not None:
             self.discarded_steps += decision.discarded_steps
-        if decision.capture:
-            self._snapshot.capture()
-            self._scale_at_capture = self._applied_scale
         self._interrupted = decision.event is Event.INTERRUPTED
-        # An interrupted run is saved with the rates from before the trial, to start it from the same numbers.
+        # An interrupted run is saved with the learning rates from before the trial.
         if not self._interrupted:
-            self._apply(decision.scale_after)
+            self._loop.scale_to(decision.scale_after)
         if self.phase == "done":
-            self._snapshot.clear()
+            self._loop.free()
 
-    def _apply(self, scale: float) -> None:
-        if scale != self._applied_scale:
-            scale_learning_rates(self._optimizer, self._scheduler, scale / self._applied_scale)
-            self._applied_scale = scale
+
+class _Loop:
+    """The optimizer and scheduler that a search scales, and the snapshot of the loop.
+
+    Paper mode has one snapshot at a time, so that its name is not needed.
+    """
+
+    def __init__(self, optimizer: Optimizer, scheduler: Any, snapshot: LoopSnapshot) -> None:
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+        self._snapshot = snapshot
+        self._scale_at_capture = 1.0
+        self.applied_scale = 1.0
+        """Factor by which the learning rates have been multiplied so far."""
+        self.rewinds = 0
+        """Number of times that the position in the data was set from outside the loop."""
+
+    def capture(self, name: str) -> None:
+        """Take a snapshot of the loop."""
+        self._snapshot.capture()
+        self._scale_at_capture = self.applied_scale
+
+    def restore(self, name: str) -> None:
+        """Go back to the snapshot."""
+        self._snapshot.restore()
+        self.applied_scale = self._scale_at_capture
+        self.rewinds += 1
+
+    def scale_to(self, scale: float) -> None:
+        """Multiply the learning rates so that `scale` is applied in total."""
+        if scale != self.applied_scale:
+            scale_learning_rates(self._optimizer, self._scheduler, scale / self.applied_scale)
+            self.applied_scale = scale
+
+    def free(self) -> None:
+        """Free the snapshot's memory."""
+        self._snapshot.clear()
 
 
 def scale_learning_rates(optimizer: Optimizer, scheduler: Any, ratio: float) -> None:

@@ -6,7 +6,8 @@ import time
 from copy import deepcopy
 from dataclasses import asdict
 
-from megatron_adalrs.adalrs.controller import Controller, Decision, Event, schedule_step
+from megatron_adalrs.adalrs.controller import Controller, schedule_step
+from megatron_adalrs.adalrs.decision import Decision, Event, apply_decision
 from megatron_adalrs.adalrs.race_state import INITIAL
 from megatron_adalrs.checkpoint.train_state import TrainState, is_due
 from megatron_adalrs.checkpoint.writer import CheckpointWriteError, CheckpointWriter
@@ -18,7 +19,7 @@ from megatron_adalrs.training.data import TrainingData
 from megatron_adalrs.training.evaluation import Evaluation, evaluated
 from megatron_adalrs.training.loss_guard import REWIND, GuardEvent, LossGuard
 from megatron_adalrs.training.resolve import ResolvedRun
-from megatron_adalrs.training.rollback import RollbackPoint, RollbackStore
+from megatron_adalrs.training.rollback import RollbackStore
 from megatron_adalrs.training.run_messages import summary
 from megatron_adalrs.training.stop_signal import StopSignal
 from megatron_adalrs.utils.format import perplexity
@@ -149,35 +150,40 @@ class Trainer:
         return result
 
     def apply_decision(self, decision: Decision) -> None:
-        """Do what was decided, on every rank alike, and write it in the journal."""
+        """Apply a decision, on every rank alike, and record it in the journal."""
         if decision.event is None:
             return
         started = time.perf_counter()
-        if decision.capture is not None:
-            self.rollback.capture(decision.capture, self.state, self.loss_guard.memory)
-        point = self.rollback.restore(decision.restore) if decision.restore is not None else None
-        if isinstance(decision.event, GuardEvent):
+        is_guards = isinstance(decision.event, GuardEvent)
+        if is_guards:
             self.state.undo(
                 decision.discarded_steps, self.batches.global_batch_size, decision.skipped_samples
             )
-        if point is not None:
-            self.restore_progress(point)
+        apply_decision(decision, self)
         self.rollback.free(lambda name: name != REWIND and self._is_over(name, decision))
         self._point_due |= decision.event not in (Event.WINDOW, GuardEvent.REWOUND)
         seconds = time.perf_counter() - started
-        is_searchs = (decision.restore or decision.capture) and not isinstance(decision.event, GuardEvent)
-        self.state.snapshot_seconds += seconds if is_searchs else 0.0
-        record = asdict(decision) | {"event": decision.event.value, "total_steps": self.state.total_steps}
-        self.metrics.write("decision", record | {"step": self.state.step, "snapshot_seconds": seconds})
+        if (decision.restore or decision.capture) and not is_guards:
+            self.state.snapshot_seconds += seconds
+        record = {
+            "event": decision.event.value,
+            "step": self.state.step,
+            "total_steps": self.state.total_steps,
+        }
+        self.metrics.write("decision", asdict(decision) | record | {"snapshot_seconds": seconds})
         if decision.event is GuardEvent.STOPPED:
             self._stopped = decision
         elif decision.event is GuardEvent.REWOUND:
-            self.apply_decision(
-                self.controller.resume()
-            )  # as in a new process: snapshots of a search are taken anew
+            # As in a new process: the snapshots of the search are taken anew.
+            self.apply_decision(self.controller.resume())
 
-    def restore_progress(self, point: RollbackPoint) -> None:
-        """Follow the engine to a point of the rollback."""
+    def capture(self, name: str) -> None:
+        """Take a snapshot of the engine and of the run's progress."""
+        self.rollback.capture(name, self.state, self.loss_guard.memory)
+
+    def restore(self, name: str) -> None:
+        """Go back to a snapshot: the engine, the run's progress, the loss guard and, if kept, the search."""
+        point = self.rollback.restore(name)
         self.state.restore_progress(point.state)
         self.loss_guard.memory = point.memory
         if point.search is not None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from megatron_adalrs.adalrs.controller import Decision, RobustController, build_controller
+from megatron_adalrs.adalrs.controller import RobustController, build_controller
+from megatron_adalrs.adalrs.decision import Decision, apply_decision
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
 
 N = 1000
@@ -40,7 +41,7 @@ class Weights:
 
 @dataclass
 class Run:
-    """A trainer of the toy, which carries decisions out as the real one does."""
+    """A trainer of the toy, which applies decisions as the real one does."""
 
     controller: RobustController
     best: float
@@ -65,13 +66,16 @@ class Run:
         if decision.event is None:
             return
         self.decisions.append(decision)
-        if decision.capture:
-            self.snapshots[decision.capture] = self.weights
-        if decision.restore:
-            self.weights = self.snapshots[decision.restore]
+        apply_decision(decision, self)
         if not self.controller.needs_initial:
             self.snapshots.pop("initial", None)
         assert self.weights.step == self.controller.step == decision.step
+
+    def capture(self, name: str) -> None:
+        self.snapshots[name] = self.weights
+
+    def restore(self, name: str) -> None:
+        self.weights = self.snapshots[name]
 
     def restarted(self) -> Run:
         """The same run in a new process: the state went through a file, the snapshots are gone."""

@@ -64,7 +64,7 @@ def test_a_slower_window_starts_a_trial_at_three_times_the_rate():
     started = run.until_trial()
     assert run.events == [(15, Event.WINDOW), (20, Event.TRIAL_STARTED)]
     assert (started.scale_before, started.scale_after, run.controller.scale) == (1.0, 3.0, 3.0)
-    assert (started.capture, started.restore, started.release) == ("trial", None, None)
+    assert (started.capture, started.restore) == ("trial", None)
     assert started.velocity == pytest.approx(0.5)
     assert started.reference_velocity == pytest.approx(1.0)
     assert started.threshold == pytest.approx(1.0)
@@ -105,7 +105,7 @@ def test_a_faster_trial_is_accepted():
     assert verdict.event is Event.ACCEPTED
     assert verdict.step == run.controller.step == 25
     assert (verdict.scale_before, verdict.scale_after, run.controller.scale) == (3.0, 3.0, 3.0)
-    assert (verdict.restore, verdict.release, verdict.discarded_steps) == (None, "trial", 0)
+    assert (verdict.restore, verdict.discarded_steps) == (None, 0)
     assert verdict.velocity == pytest.approx(2.0)
     assert verdict.reference_velocity == pytest.approx(0.5)
     assert run.controller.phase == "watch"
@@ -126,7 +126,7 @@ def test_a_slower_trial_is_undone_and_the_rate_halved():
     run.until_trial()
     verdict = run.descend(0.1)
     assert verdict.event is Event.FAILED
-    assert (verdict.restore, verdict.release, verdict.discarded_steps) == ("trial", "trial", K)
+    assert (verdict.restore, verdict.discarded_steps) == ("trial", K)
     assert verdict.step == run.controller.step == 20
     assert (verdict.scale_before, verdict.scale_after, run.controller.scale) == (3.0, 0.5, 0.5)
 
@@ -146,7 +146,7 @@ def test_without_backtracking_a_failed_trial_is_kept_and_only_the_rate_goes_back
     assert started.capture is None
     failed = run.descend(0.1)
     assert (failed.event, failed.step, failed.scale_after) == (Event.FAILED, 25, pytest.approx(1 / 2))
-    assert (failed.restore, failed.release, failed.discarded_steps) == (None, None, 0)
+    assert (failed.restore, failed.discarded_steps) == (None, 0)
     assert "on from step 25" in failed.reason
 
 
@@ -183,7 +183,7 @@ def test_a_difference_within_twice_the_larger_error_is_neutral(noisy):
     assert verdict.event is Event.NEUTRAL
     assert verdict.threshold == pytest.approx(2 * error)
     assert abs(verdict.velocity - verdict.reference_velocity) < verdict.threshold
-    assert (verdict.restore, verdict.release, verdict.discarded_steps) == ("trial", "trial", K)
+    assert (verdict.restore, verdict.discarded_steps) == ("trial", K)
     assert (verdict.step, verdict.scale_before, verdict.scale_after) == (20, 3.0, 1.0)
 
 
@@ -195,7 +195,7 @@ def test_a_loss_that_is_not_finite_ends_a_trial_at_once(loss, applied):
     run.descend(2.0, 2)
     verdict = run.feed(loss, applied)
     assert verdict.event is Event.ABORTED
-    assert (verdict.restore, verdict.release, verdict.discarded_steps) == ("trial", "trial", 3)
+    assert (verdict.restore, verdict.discarded_steps) == ("trial", 3)
     assert (verdict.step, verdict.scale_after) == (20, 0.5)
 
 
@@ -280,7 +280,7 @@ def test_two_rising_windows_in_range_cut_the_rate():
     cut = run.descend(-0.1)
     assert cut.event is Event.SCALED_DOWN
     assert (cut.step, cut.scale_before, cut.scale_after) == (30, 1.0, 0.5)
-    assert (cut.capture, cut.restore, cut.release, cut.discarded_steps) == (None, None, None, 0)
+    assert (cut.capture, cut.restore, cut.discarded_steps) == (None, None, 0)
     after = run.descend(-0.1)
     assert (after.event, after.reference_velocity) == (Event.WINDOW, None)
     assert run.descend(-0.1).scale_after == pytest.approx(0.5 / (2 * 0.99))
@@ -382,7 +382,7 @@ def test_an_interrupted_trial_starts_anew_from_the_saved_state():
     started = run.until_trial()
     run.descend(2.0, 3)
     back = run.controller.interrupt()
-    assert (back.event, back.restore, back.release) == (Event.INTERRUPTED, "trial", None)
+    assert (back.event, back.restore) == (Event.INTERRUPTED, "trial")
     assert (back.step, back.discarded_steps, run.controller.step) == (20, 3, 20)
     assert (back.scale_before, back.scale_after) == (3.0, 3.0)
     resumed = make()

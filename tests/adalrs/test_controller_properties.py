@@ -11,6 +11,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from megatron_adalrs.adalrs import AdaLRSSettings, Decision, Event, PaperController, SearchPlan
+from megatron_adalrs.adalrs.decision import apply_decision
 
 VERDICTS = {Event.ACCEPTED, Event.NEUTRAL, Event.FAILED, Event.ABORTED}
 NO_LOSS = (math.nan, math.inf, -math.inf, 1.7e308, -1.7e308)
@@ -67,7 +68,7 @@ landscapes = st.builds(
 
 @dataclass
 class Trainer:
-    """Carries decisions out on nothing but a step and a scale, and insists that they make sense."""
+    """Applies decisions to a step and a scale, and checks that they are consistent."""
 
     controller: PaperController
     losses: Landscape
@@ -86,23 +87,24 @@ class Trainer:
 
     def apply_decision(self, decision: Decision) -> None:
         assert decision.scale_before == self.scale
-        if decision.restore:
-            step, scale = self.snapshots[decision.restore]
-            assert decision.discarded_steps == self.step - step
-            self.step, self.scale = step, scale
-        else:
-            assert decision.discarded_steps == 0
-        if decision.release:
-            del self.snapshots[decision.release]
-        if decision.capture:
-            assert decision.capture not in self.snapshots
-            self.snapshots[decision.capture] = (self.step, self.scale)
+        step = self.step
+        apply_decision(decision, self)
+        assert decision.discarded_steps == step - self.step
+        if decision.event in VERDICTS:
+            self.snapshots.clear()  # a trial that has ended is never gone back to
         self.scale = decision.scale_after
         assert (self.controller.step, self.controller.scale) == (self.step, self.scale)
         if decision.event is not None:
             assert decision.step == self.step
             assert decision.reason
             self.decisions.append(decision)
+
+    def capture(self, name: str) -> None:
+        assert name not in self.snapshots
+        self.snapshots[name] = (self.step, self.scale)
+
+    def restore(self, name: str) -> None:
+        self.step, self.scale = self.snapshots[name]
 
     def move_to_a_new_process(self) -> None:
         state = json.loads(json.dumps(self.controller.state_dict()))

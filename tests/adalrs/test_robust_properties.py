@@ -11,7 +11,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from megatron_adalrs.adalrs import AdaLRSSettings, Controller, Decision, Event, build_controller
-from megatron_adalrs.analysis.rehearsal import apply_decision
+from megatron_adalrs.adalrs.decision import InMemoryRun, apply_decision
 
 NO_LOSS = (math.nan, math.inf, -math.inf, 1.7e308, -1.7e308, 1e101)
 
@@ -74,36 +74,36 @@ landscapes = st.builds(
 
 @dataclass
 class Trainer:
-    """Carries decisions out on nothing but a step and a rate, and insists that they make sense."""
+    """Applies decisions to a step and the rates so far, and checks that they are consistent."""
 
     controller: Controller
     losses: Landscape
-    state: tuple[int, float] = (0, 0.0)
-    """Kept steps and the sum of their log scales."""
+    run: InMemoryRun[tuple[int, float]] = field(default_factory=lambda: InMemoryRun((0, 0.0)))
+    """Its state: kept steps and the sum of their log scales."""
     executed: int = 0
-    snapshots: dict[str, tuple[int, float]] = field(default_factory=dict)
     decisions: list[Decision] = field(default_factory=list)
 
-    def run(self, steps: int, saved_at: frozenset[int] = frozenset()) -> None:
-        self.take(self.controller.resume())
-        while self.state[0] + self.controller.schedule_offset < steps:
-            step, past = self.state
+    def train(self, steps: int, saved_at: frozenset[int] = frozenset()) -> None:
+        self.apply_decision(self.controller.resume())
+        while self.run.state[0] + self.controller.schedule_offset < steps:
+            step, past = self.run.state
             scale = self.controller.scale
             loss, applied = self.losses(step, past, scale)
-            self.state, self.executed = (step + 1, past + math.log(scale)), self.executed + 1
-            self.take(self.controller.observe(loss, applied))
+            self.run.state = (step + 1, past + math.log(scale))
+            self.executed += 1
+            self.apply_decision(self.controller.observe(loss, applied))
             if self.executed in saved_at:
                 self.move_to_another_object(steps)
 
-    def take(self, decision: Decision) -> None:
+    def apply_decision(self, decision: Decision) -> None:
         if decision.event is not None:
             assert decision.reason and decision.discarded_steps >= 0
-            self.state = apply_decision(decision, self.state, self.snapshots)  # KeyError: no such snapshot
-            assert decision.step == self.state[0]
+            apply_decision(decision, self.run)  # KeyError: no such snapshot
+            assert decision.step == self.run.state[0]
             self.decisions.append(decision)
             if not self.controller.needs_initial:
-                self.snapshots.pop("initial", None)
-        assert self.controller.step == self.state[0]
+                self.run.snapshots.pop("initial", None)
+        assert self.controller.step == self.run.state[0]
         assert self.controller.scale == decision.scale_after
 
     def move_to_another_object(self, steps: int) -> None:
@@ -117,7 +117,7 @@ class Trainer:
 def test_every_sequence_of_decisions_is_legal(search, losses):
     options, steps = search
     trainer = Trainer(build_controller(options, steps), losses)
-    trainer.run(steps)
+    trainer.train(steps)
     plan = options.resolve(steps)
     for decision in trainer.decisions:
         event(decision.event.value)
@@ -130,7 +130,7 @@ def test_every_sequence_of_decisions_is_legal(search, losses):
     assert trainer.decisions[-1].event is Event.SEARCH_ENDED
     assert trainer.controller.phase == "done" and not trainer.controller.has_pending_rollback
     discarded = sum(decision.discarded_steps for decision in trainer.decisions)
-    assert discarded == trainer.executed - trainer.state[0]
+    assert discarded == trainer.executed - trainer.run.state[0]
     assert discarded <= options.discarded_limit * steps
     assert trainer.controller.schedule_offset == (discarded if options.budget == "total" else 0)
 
@@ -140,9 +140,9 @@ def test_every_sequence_of_decisions_is_legal(search, losses):
 def test_saving_and_loading_at_any_step_changes_nothing_that_follows(search, losses, saved_at):
     options, steps = search
     straight = Trainer(build_controller(options, steps), losses)
-    straight.run(steps)
+    straight.train(steps)
     saved = Trainer(build_controller(options, steps), losses)
-    saved.run(steps, saved_at)
+    saved.train(steps, saved_at)
     # compared as text: a gain may be nan
     assert repr(saved.decisions) == repr(straight.decisions)
-    assert (saved.state, saved.executed) == (straight.state, straight.executed)
+    assert (saved.run.state, saved.executed) == (straight.run.state, straight.executed)

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from megatron_adalrs.adalrs.controller import build_controller
-from megatron_adalrs.adalrs.decision import Decision, Event
+from megatron_adalrs.adalrs.decision import Decision, Event, InMemoryRun, apply_decision
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
 from megatron_adalrs.analysis.loss_curve import deviation
-from megatron_adalrs.analysis.rehearsal import apply_decision
 from megatron_adalrs.analysis.replay import Arms, Executed, differences, replay, unpaired_share
 from megatron_adalrs.analysis.simulate import State, Surface
 
@@ -34,24 +33,23 @@ class Recorded:
         self.executed: list[Executed] = []
         self.journal: list[Any] = []
         self.interruptions: set[int] = set()
-        snapshots: dict[str, State] = {}
         losses: dict[int, float] = {}
-        state = State()
+        run = InMemoryRun(State())
 
         def take(decision: Decision) -> None:
-            nonlocal state
-            state = apply_decision(decision, state, snapshots)
+            apply_decision(decision, run)
             if decision.event is not None:
                 self.journal.append(replace(decision, event=decision.event.value))  # type: ignore[arg-type]
 
         take(controller.resume())
-        while state.step < N:
+        while run.state.step < N:
+            state = run.state
             loss = surface.level(state.progress, state.heat, state.harm) + float(of_batch[state.step])
             loss += 0.02 * float(random.standard_normal())
             row = Executed(
                 state.step + 1, controller.scale, loss, True, len(self.executed) + 1, controller.phase
             )
-            state = surface.stepped(state, initial * controller.scale)
+            run.state = surface.stepped(state, initial * controller.scale)
             self.executed.append(row)
             losses[row.step] = loss
             take(controller.observe(loss))

@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_adalrs.adalrs.decision import Decision
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
 from megatron_adalrs.analysis.loss_curve import deviation, fit_descent
-from megatron_adalrs.analysis.rehearsal import apply_decision, lengths_in_steps, with_lengths
+from megatron_adalrs.analysis.search_lengths import lengths_in_steps, with_lengths
 from megatron_adalrs.analysis.simulate import Simulation, State, Surface, surface_like
 
 N = 1000
@@ -161,12 +160,3 @@ def test_lengths_in_other_proportions() -> None:
         assert lengths_in_steps(scaled, scaled.resolve(4000)) == {k: round(v / 2) for k, v in lengths.items()}
     with pytest.raises(ValueError, match=r"adalrs\.window=1 must be .* at least 3"):
         with_lengths(PAPER, PAPER.resolve(4000), 0.01)
-
-
-def test_a_snapshot_that_was_never_taken_cannot_be_restored() -> None:
-    snapshots: dict[str, int] = {}
-    assert apply_decision(Decision(scale_before=1.0, scale_after=1.0, capture="a"), 3, snapshots) == 3
-    back = Decision(scale_before=1.0, scale_after=1.0, restore="a", release="a")
-    assert apply_decision(back, 7, snapshots) == 3
-    with pytest.raises(KeyError):
-        apply_decision(back, 7, snapshots)
