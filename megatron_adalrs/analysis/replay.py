@@ -253,7 +253,7 @@ def differences(decisions: Sequence[Replayed], journal: Sequence[Any]) -> str | 
     """The first way in which the recorded part of a replay and a run's journal differ; None where they agree.
 
     Args:
-        journal: records with event, step and scale_after, such as `run_records.Decision`.
+        journal: records with event, step and scale_after, such as `DecisionRecord`.
     """
     mine = [one.decision for one in decisions if one.recorded]
     for number, (one, other) in enumerate(zip(mine, journal, strict=False), start=1):

@@ -167,10 +167,10 @@ class Simulation:
         run = InMemoryRun(State())
         executed = discarded = 0
         apply_decision(controller.resume(), run)
-        while (
-            controller.phase not in ("done", "fixed") and run.state.step + controller.schedule_offset < length
-        ):
+        while controller.phase not in ("done", "fixed"):
             state = run.state
+            if state.step + controller.schedule_offset >= length:
+                break
             ratio = (
                 schedule[schedule_step(controller, state.step, self.warmup_iters)] * controller.scale * base
             )

@@ -9,6 +9,8 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from megatron_adalrs.adalrs.decision import DecisionFields
+
 Record = TypeVar("Record")
 Count = Annotated[int, Field(ge=0, lt=2**62)]
 """Of steps or tokens; two of them add up within an int64."""
@@ -99,39 +101,25 @@ class RunEvent:
     message: str | None = None
 
 
-@dataclass(frozen=True)
-class Decision:
-    """One line of the decision journal. Velocities, standard errors and threshold are in nats per step."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionRecord(DecisionFields):
+    """One line of the decision journal: a decision that was applied, and when."""
 
     event: str
+    """Value of the decision's `Event` or `GuardEvent`."""
     step: Count
-    """Kept steps once the decision is carried out: at the end of an undone trial, where it went back to."""
+    """Kept steps once the decision was applied; after an undone trial, those at its start."""
     total_steps: Count
-    scale_before: float
-    scale_after: float
+    """Executed steps, those of undone trials included."""
     time: float
-    velocity: float | None = None
-    error: float | None = None
-    reference_velocity: float | None = None
-    reference_error: float | None = None
-    gain: float | None = None
-    """Of a trial over its control, in nats, with its standard error."""
-    gain_error: float | None = None
-    threshold: float | None = None
-    discarded_steps: int = 0
-    capture: str | None = None
-    """Name of the snapshot that was taken, before one was restored."""
-    restore: str | None = None
-    """Name of the snapshot that the run went to."""
-    skipped_samples: tuple[int, int] | None = None
-    """Samples, first to last - 1 in the order of the data, that no step sees any more: of a bad number."""
-    reason: str = ""
+    """Unix time in seconds."""
     snapshot_seconds: float | None = None
+    """Seconds that snapshots took."""
 
 
 MetricsRecord = TrainStep | Evaluation | CorporaUse | RunEvent
 METRICS_LINE: TypeAdapter[MetricsRecord] = TypeAdapter(Annotated[MetricsRecord, Field(discriminator="kind")])
-DECISIONS_LINE = TypeAdapter(Decision)
+DECISIONS_LINE = TypeAdapter(DecisionRecord)
 
 
 def read_records(file: Path, adapter: TypeAdapter[Record]) -> Iterator[Record]:

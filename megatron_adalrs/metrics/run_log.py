@@ -20,7 +20,7 @@ from megatron_adalrs.metrics.records import (
     DECISIONS_LINE,
     METRICS_LINE,
     CorporaUse,
-    Decision,
+    DecisionRecord,
     Evaluation,
     MetricsRecord,
     RunEvent,
@@ -119,7 +119,7 @@ class RunLog:
     """Those of weights that the run consists of in the end."""
     corpora: CorporaUse | None
     """What the last record knows of the corpora that were consumed."""
-    decisions: tuple[Decision, ...]
+    decisions: tuple[DecisionRecord, ...]
     events: tuple[RunEvent, ...]
     trials: tuple[Trial, ...]
     scale: float
@@ -232,10 +232,10 @@ class _Metrics:
             self.events.append(record)
 
 
-def _trials(decisions: Sequence[Decision], last_total_step: int) -> Iterator[Trial]:
-    opened: Decision | None = None
+def _trials(decisions: Sequence[DecisionRecord], last_total_step: int) -> Iterator[Trial]:
+    opened: DecisionRecord | None = None
 
-    def trial(opened: Decision, last: int, verdict: str, scale_after: float) -> Trial:
+    def trial(opened: DecisionRecord, last: int, verdict: str, scale_after: float) -> Trial:
         scales = (opened.scale_before, opened.scale_after, scale_after)
         return Trial(opened.step, opened.total_steps + 1, last, verdict, *scales)
 
@@ -259,7 +259,7 @@ def _of_kept_weights(evaluations: Sequence[Evaluation], train: TrainSeries) -> I
             yield evaluation
 
 
-def _train_series(rows: Sequence[TrainStep], decisions: Sequence[Decision]) -> TrainSeries:
+def _train_series(rows: Sequence[TrainStep], decisions: Sequence[DecisionRecord]) -> TrainSeries:
     columns: dict[str, NDArray[Any]] = {}
     for column in fields(TrainSeries):
         if column.name != "kept":
@@ -269,7 +269,7 @@ def _train_series(rows: Sequence[TrainStep], decisions: Sequence[Decision]) -> T
 
 
 def _kept(
-    step: NDArray[np.int64], total_steps: NDArray[np.int64], decisions: Sequence[Decision]
+    step: NDArray[np.int64], total_steps: NDArray[np.int64], decisions: Sequence[DecisionRecord]
 ) -> NDArray[np.bool_]:
     """Which executed steps the run consists of in the end: snapshots were taken of it, and it went back to
     them.
@@ -300,13 +300,13 @@ def _kept(
     return kept
 
 
-def _last_scale(train: Sequence[TrainStep], decisions: Sequence[Decision]) -> float:
+def _last_scale(train: Sequence[TrainStep], decisions: Sequence[DecisionRecord]) -> float:
     if decisions and (not train or decisions[-1].total_steps >= train[-1].total_steps):
         return decisions[-1].scale_after
     return train[-1].scale if train else 1.0
 
 
-def _totals(metrics: _Metrics, decisions: Sequence[Decision], train: TrainSeries) -> Totals:
+def _totals(metrics: _Metrics, decisions: Sequence[DecisionRecord], train: TrainSeries) -> Totals:
     position = max([*decisions[-1:], *metrics.latest], key=lambda record: (record.total_steps, record.time))
     useful_tokens = int(train.consumed_tokens[train.kept][-1]) if train.kept.any() else 0
     executed_tokens = int(train.consumed_tokens[-1] + train.discarded_tokens[-1]) if train.kept.size else 0

@@ -11,7 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import ArrayLike, NDArray
 
-from megatron_adalrs.metrics.records import Decision
+from megatron_adalrs.metrics.records import DecisionRecord
 from megatron_adalrs.metrics.run_log import RunLog
 from megatron_adalrs.report.series import thin
 from megatron_adalrs.utils import format as fmt
@@ -144,7 +144,7 @@ def event_markers(
     event: str,
     x: ArrayLike,
     y: ArrayLike,
-    decisions: list[Decision],
+    decisions: list[DecisionRecord],
     *,
     alone: bool,
     errors: ArrayLike | None = None,
@@ -187,7 +187,7 @@ def event_markers(
     figure.add_trace(trace)
 
 
-def describe(decision: Decision) -> str:
+def describe(decision: DecisionRecord) -> str:
     """Return the hover text of a decision."""
     lines = [f"<b>{escape(event_name(decision.event))}</b> at step {decision.step:,}"]
     if decision.scale_before != decision.scale_after:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
-from megatron_adalrs.metrics.records import Decision
+from megatron_adalrs.metrics.records import DecisionRecord
 from megatron_adalrs.metrics.run_log import RunLog
 from megatron_adalrs.report.drawing import (
     Plot,
@@ -62,7 +62,7 @@ class _Measured(NamedTuple):
     step: int
     value: float
     error: float | None
-    decision: Decision
+    decision: DecisionRecord
 
 
 def _add_measured(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_adalrs.metrics.records import Decision
+from megatron_adalrs.metrics.records import DecisionRecord
 from megatron_adalrs.metrics.run_log import RunLog, read_run
 from megatron_adalrs.report.drawing import RUN_COLORS, Plot, Run, event_color, event_name
 from megatron_adalrs.report.html import html_page, render_body
@@ -125,7 +125,7 @@ def _about(log: RunLog) -> str:
     return ", ".join(parts)
 
 
-def _decision_context(decision: Decision) -> dict[str, str]:
+def _decision_context(decision: DecisionRecord) -> dict[str, str]:
     scale = f"{decision.scale_before:.4g}"
     if decision.scale_after != decision.scale_before:
         scale += f" → {decision.scale_after:.4g}"
@@ -146,7 +146,7 @@ def _decision_context(decision: Decision) -> dict[str, str]:
     }
 
 
-def _threshold(decision: Decision) -> str:
+def _threshold(decision: DecisionRecord) -> str:
     """Return the threshold of a decision, which its event defines: a gain, a velocity, a margin or a loss."""
     if decision.threshold is None:
         return fmt.NOTHING

@@ -165,12 +165,9 @@ class Trainer:
         seconds = time.perf_counter() - started
         if (decision.restore or decision.capture) and not is_guards:
             self.state.snapshot_seconds += seconds
-        record = {
-            "event": decision.event.value,
-            "step": self.state.step,
-            "total_steps": self.state.total_steps,
-        }
-        self.metrics.write("decision", asdict(decision) | record | {"snapshot_seconds": seconds})
+        progress = {"step": self.state.step, "total_steps": self.state.total_steps}
+        record = asdict(decision) | progress | {"event": decision.event.value, "snapshot_seconds": seconds}
+        self.metrics.write("decision", record)
         if decision.event is GuardEvent.STOPPED:
             self._stopped = decision
         elif decision.event is GuardEvent.REWOUND:
