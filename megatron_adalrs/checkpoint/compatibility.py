@@ -1,4 +1,4 @@
-"""Whether a checkpoint is of this run's model and data, and whether it is of this run's mesh."""
+"""Checks that a checkpoint can be resumed: same model, data, precision and tokenizer; the mesh may differ."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ SAVED_FIELDS = (
     "micro_batch_size",
     *ParallelConfig.model_fields,
 )
-"""Fields that the configuration in every checkpoint of a run has."""
+"""Fields that the saved configuration of every run must have."""
 
 
 def require_compatible(checkpoint: Path, state: dict[str, Any], config: Config, mesh: ProcessMesh) -> None:
     """Check that a checkpoint can be loaded into the model that `config` describes.
 
     Raises:
-        ValueError: naming the field, the checkpoint's value and this run's.
+        ValueError: They differ; the message names the field and both values.
     """
     saved, free = state["config"], SHAPE_FREE | _without_effect(config.model)
     if missing := [name for name in SAVED_FIELDS if name not in saved]:
@@ -55,8 +55,7 @@ def require_compatible(checkpoint: Path, state: dict[str, Any], config: Config, 
 
 
 def _without_effect(model: ModelConfig) -> set[str]:
-    """Fields that say nothing about a model of this kind, and that its presets may have learned to give
-    since."""
+    """Return the fields that have no effect on a model of this kind."""
     found = {"max_position_embeddings"} if model.position_embedding_type == "rope" else set()
     return (
         found
@@ -66,7 +65,7 @@ def _without_effect(model: ModelConfig) -> set[str]:
 
 
 def mesh_differences(state: dict[str, Any], config: Config, mesh: ProcessMesh) -> list[str]:
-    """What a checkpoint's mesh and ZeRO stage have that this run's have not; empty if they are the same."""
+    """Return the differences in mesh and ZeRO stage between a checkpoint and this run, one phrase each."""
     saved, found = state["config"], []
     pairs = [(name, getattr(config.parallel, name)) for name in type(config.parallel).model_fields]
     for name, value in [*pairs, ("zero_stage", config.training.zero_stage)]:
@@ -80,55 +79,57 @@ def mesh_differences(state: dict[str, Any], config: Config, mesh: ProcessMesh) -
 def _require_movable(
     checkpoint: Path, state: dict[str, Any], config: Config, mesh: ProcessMesh, difference: str
 ) -> None:
-    """Check that a run can go on on another mesh, which is what differs."""
+    """Check that a run can be resumed on another mesh."""
     begin = f"--load: {checkpoint} was written on another mesh ({difference}): "
     if config.training.fp16:
         raise ValueError(
-            f"{begin}fp16's loss scaling is not carried over; use the same mesh, or resume a bf16 run"
+            f"{begin}the loss scale of fp16 cannot be transferred; use the same mesh, or resume a bf16 run"
         )
     zero = deepspeed_settings(config, mesh.data.size)["zero_optimization"]
     for name in ("offload_optimizer", "offload_param"):
         if name in zero:
             raise ValueError(
-                f"{begin}optimizer state is not written into {name}'s memory; leave it out of "
-                f"--deepspeed-config, or "
-                "use the same mesh"
+                f"{begin}optimizer state cannot be loaded into memory of {name}; remove it from "
+                "--deepspeed-config, or use the same mesh"
             )
     theirs, ours = _global_batch_size(state), config.global_batch_size(mesh.data.size)
     if theirs != ours:
         raise ValueError(
-            f"{begin}its steps have {theirs} samples, those of this run {ours}; give --global-batch-size "
+            f"{begin}its steps have {theirs} samples, those of this run {ours}; use --global-batch-size "
             f"{theirs}"
         )
 
 
 def _global_batch_size(state: dict[str, Any]) -> int:
     saved = state["config"]
-    size = saved.get("global_batch_size")
+    size: int | None = saved.get("global_batch_size")
     return size or int(saved["micro_batch_size"]) * saved_mesh_shape(state).data
 
 
 def saved_mesh_shape(state: dict[str, Any]) -> MeshShape:
-    """The mesh that wrote a checkpoint."""
+    """Return the shape of the mesh that wrote a checkpoint."""
     sizes = ParallelConfig(**{name: state["config"][name] for name in ParallelConfig.model_fields}).sizes
     return MeshShape.of_world(state["world_size"], **sizes)
 
 
 def require_same_tokenizer(model: str, theirs: str | None, ours: str | None) -> None:
-    """Raise ValueError where the digests of a model's tokenizer and of that of a run's data are known, and
-    differ."""
+    """Check that a model and a run's data have the same tokenizer, if the digests of both are known.
+
+    Raises:
+        ValueError: The digests differ.
+    """
     if theirs and ours and theirs != ours:
         raise ValueError(
-            f"{model} was trained on tokens of another tokenizer (SHA-256 {theirs:.12}) than this data "
-            f"({ours:.12}): required the same"
+            f"{model} was trained with another tokenizer (SHA-256 {theirs:.12}) than the one of this data "
+            f"({ours:.12}): they must be the same"
         )
 
 
 def require_same_data(checkpoint: Path, state: dict[str, Any], identity: dict[str, Any]) -> None:
-    """Check that a run has the vocabulary of a checkpoint and sees the data that it saw in the same order.
+    """Check that a run has the vocabulary of a checkpoint, and the same data in the same order.
 
     Raises:
-        ValueError: naming what differs.
+        ValueError: They differ; the message names the field and both values.
     """
     saved = state["identity"]
     if saved["vocab_size"] != identity["vocab_size"]:
@@ -141,13 +142,12 @@ def require_same_data(checkpoint: Path, state: dict[str, Any], identity: dict[st
     if list(theirs.values()) != list(ours.values()):
         shown = [", ".join(f"{share} {name}" for name, share in blend.items()) for blend in (theirs, ours)]
         raise ValueError(
-            f"--load: {checkpoint} saw a blend of {shown[0]}, this run's is {shown[1]}: corpora, their sizes "
-            f"and "
-            "blend_sizes must be those of the checkpoint"
+            f"--load: {checkpoint} was trained on a blend of {shown[0]}, this run has {shown[1]}: corpora, "
+            "their sizes and blend_sizes must be the same"
         )
     if saved["data_order"] != identity["data_order"]:
         raise ValueError(
-            f"--load: {checkpoint} saw its data in order {saved['data_order']}, this run's is "
-            f"{identity['data_order']}: "
-            "data_path (or train_data_path), split, seed and seq_length must be those of the checkpoint"
+            f"--load: {checkpoint} was trained with data order {saved['data_order']}, this run has "
+            f"{identity['data_order']}: data_path (or train_data_path), split, seed and seq_length must be "
+            "the same"
         )

@@ -1,4 +1,4 @@
-"""What a checkpoint consists of: names of its parts, the manifest, and what is wrong with one."""
+"""Manifest of a checkpoint: names of its files, their sizes and hashes, and the check for damage."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ import megatron_adalrs
 from megatron_adalrs.engine import deepspeed_version
 
 FORMAT = 3
-"""Format of checkpoints. Raised when what is in one changes; no other format is read."""
+"""Format of the checkpoints. It is raised when their content changes, and no other format is read."""
 ENGINE, STATE, MANIFEST, LATEST = "engine", "state.json", "manifest.json", "latest"
-WEIGHTS, TOKENIZER = "weights", "tokenizer"  # of a checkpoint of weights alone, in place of ENGINE
+WEIGHTS, TOKENIZER = "weights", "tokenizer"  # in a weights-only checkpoint, instead of ENGINE
 HASHING_THREADS = 8
 CHUNK = 1 << 22
 
 
 def random_name(rank: int) -> str:
-    """File of a rank's random streams."""
+    """Return the name of the file with a rank's random states."""
     return f"random_{rank:05d}.json"
 
 
 def published_path(aside: Path) -> Path:
-    """The name of a checkpoint that is set aside while another of its step takes its place."""
+    """Return the final path of a checkpoint that was set aside to be replaced; other paths are unchanged."""
     return aside.with_name(aside.name.removeprefix(".").removesuffix(".replaced"))
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step in the name of a published checkpoint."""
+    """Return the step in the name of a checkpoint."""
     return int(published_path(checkpoint).name.removeprefix("iter_"))
 
 
 def write_manifest(checkpoint: Path, hashes: dict[str, str], facts: dict[str, Any]) -> None:
-    """Write the manifest of a folder that is otherwise complete.
+    """Write the manifest of a folder whose other files are complete.
 
     Args:
         hashes: SHA-256 of every file, by its path within the folder.
-        facts: what tells checkpoints apart without reading their state: step, mesh.
+        facts: Further entries, so that step and mesh are known without reading the state.
     """
     files = {
         name: {"size": (checkpoint / name).stat().st_size, "sha256": digest}
@@ -57,10 +57,13 @@ def write_manifest(checkpoint: Path, hashes: dict[str, str], facts: dict[str, An
 
 
 def find_damage(checkpoint: Path, hashes: bool = False) -> str | None:
-    """What is wrong with a checkpoint; None if nothing is.
+    """Describe the first damage of a checkpoint, or return None if there is none.
 
-    Presence and size of every file are compared, and the content of those in JSON, which are small: the
-    manifest of another run does not pass. With `hashes` the content of all files is.
+    Presence and size of all files are checked, and the hashes of JSON files, which are small. That also
+    rejects the manifest of another run.
+
+    Args:
+        hashes: Check the hashes of all files.
     """
     try:
         manifest = read_manifest(checkpoint)
@@ -72,7 +75,7 @@ def find_damage(checkpoint: Path, hashes: bool = False) -> str | None:
         return f"{MANIFEST} is of step {manifest['step']}"
     try:
         return _find_damaged_file(checkpoint, manifest["files"], hashes)
-    except (OSError, ValueError) as error:  # of a disk, or of a name that no file can have
+    except (OSError, ValueError) as error:  # a disk error, or a name that the file system rejects
         return f"a file cannot be read ({error!s:.200})"
 
 
@@ -113,12 +116,14 @@ def _find_damaged_file(checkpoint: Path, files: dict[str, Any], hashes: bool) ->
 
 
 def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """What `write_manifest` wrote: its format alone if that is another one, else every entry of the right
-    type.
+    """Read a manifest and check the types of its entries.
+
+    Returns:
+        All entries, or only `format` if it is not the format of this version.
 
     Raises:
-        OSError: there is none.
-        ValueError: it is not one; the message names the entry.
+        OSError: The manifest is missing.
+        ValueError: An entry is not valid; the message names it.
     """
     manifest = read_json(checkpoint / MANIFEST)
     if not isinstance(manifest, dict) or type(manifest.get("format")) is not int:
@@ -126,10 +131,10 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
     if manifest["format"] != FORMAT:
         return {"format": manifest["format"]}
     if type(manifest.get("step")) is not int or manifest["step"] < 0:
-        raise ValueError("step must be a number of steps")
+        raise ValueError("step must be a whole number, at least 0")
     versions = manifest.get("versions")
     if not isinstance(versions, dict) or not all(isinstance(version, str) for version in versions.values()):
-        raise ValueError("versions must be texts by name")
+        raise ValueError("versions must be strings by name")
     files = manifest.get("files")
     if not isinstance(files, dict) or STATE not in files:
         raise ValueError(f"files must hold {STATE}")
@@ -139,8 +144,11 @@ def read_manifest(checkpoint: Path) -> dict[str, Any]:
 
 
 def describe_other_versions(checkpoint: Path) -> str | None:
-    """What a sound checkpoint was written by, where that is not what reads it; Python's version is no
-    matter."""
+    """Describe the versions of packages that wrote an undamaged checkpoint, where they are not those in use.
+
+    Returns:
+        None if they are the same. Python's version is not compared.
+    """
     theirs, ours = read_manifest(checkpoint)["versions"], versions_here()
     others = {
         name: theirs.get(name, "unknown")
@@ -149,11 +157,12 @@ def describe_other_versions(checkpoint: Path) -> str | None:
     }
     if not others:
         return None
-    told = ", ".join(f"{name} {version} (here {ours[name]})" for name, version in others.items())
-    return f"{checkpoint} was written by {told}: losses may differ in their last digits"
+    listed = ", ".join(f"{name} {version} (here {ours[name]})" for name, version in others.items())
+    return f"{checkpoint} was written by {listed}: losses may differ in their last digits"
 
 
 def versions_here() -> dict[str, str]:
+    """Return the versions of the packages that determine what a checkpoint contains."""
     return {
         "megatron_adalrs": megatron_adalrs.__version__,
         "torch": str(torch.__version__),
@@ -163,8 +172,11 @@ def versions_here() -> dict[str, str]:
 
 
 def _check_file(name: str, entry: Any) -> None:
-    """Raises ValueError: it is no file of a checkpoint; a name must not lead out of the folder, or have a
-    double."""
+    """Check the entry of one file.
+
+    Raises:
+        ValueError: The name leads out of the folder or is not normalized, or the size or hash is not valid.
+    """
     if (
         not name
         or not name.isprintable()
@@ -172,7 +184,7 @@ def _check_file(name: str, entry: Any) -> None:
         or name.startswith("/")
         or ".." in name.split("/")
     ):
-        raise ValueError(f"files: {name!r:.60} is no path within a checkpoint")
+        raise ValueError(f"files: {name!r:.60} is not a path within the checkpoint")
     if not isinstance(entry, dict) or type(entry.get("size")) is not int or entry["size"] < 0:
         raise ValueError(f"files: {name} has no size")
     digest = entry.get("sha256")
@@ -181,7 +193,7 @@ def _check_file(name: str, entry: Any) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
+    """Return the SHA-256 of a file in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
@@ -190,28 +202,32 @@ def sha256(path: Path) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write; `fsync_and_hash` brings it to disk."""
+    """Write a JSON file; `fsync_and_hash` brings it to disk."""
     with path.open("w", encoding="utf-8") as file:
         json.dump(content, file, indent=1)
 
 
 def fsync_and_hash(path: Path) -> str:
-    """Bring a file to disk. Returns its SHA-256."""
+    """Bring a file to disk and return its SHA-256."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return sha256(path)
 
 
 def read_json(path: Path) -> Any:
-    """Raises OSError, ValueError: it cannot be read; it is not JSON, or a name appears twice in one
-    object."""
+    """Read a JSON file.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is not JSON, or a name appears twice in one object.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_doubles)
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
 
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]

@@ -1,5 +1,4 @@
-"""A model in any form that one is kept in: a run's checkpoint, one of weights alone, a folder of Hugging
-Face's."""
+"""Open a model for reading: a run's checkpoint, a weights-only checkpoint or a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -28,46 +27,46 @@ from megatron_adalrs.model.gpt import WeightSource
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A model whose weights are read when they are asked for, one parameter at a time."""
+    """A model whose weights are read on demand, one parameter at a time."""
 
     path: Path
-    """Folder of the checkpoint, or of Hugging Face's files."""
+    """Folder of the checkpoint, or the Hugging Face folder."""
     model: ModelConfig
     vocab_size: int
-    """Before padding."""
+    """Size of the vocabulary without padding."""
     weights: WeightSource
     dtype: Callable[[str], torch.dtype]
-    """What the model computes with, by GPT's names: a run's precision, or that of the file."""
+    """Precision of a parameter, by its name in `GPT`: that of the run, or of the file."""
     step: int | None
-    """None: not of a run of ours."""
+    """Step of the checkpoint; None for a Hugging Face folder."""
     tokenizer: Callable[[], Tokenizer]
-    """Looks for it. Raises OSError: one that is there cannot be read."""
+    """Find the tokenizer. Raises OSError if a file of it cannot be read."""
     data: DataConfig | None = None
-    """What it was trained on; None: not of a run of ours."""
+    """Data of the run; None if the model does not come from a run's checkpoint."""
     tokenizer_sha256: str | None = None
-    """Of the tokenizer that made its data, where its run knew it."""
+    """Digest of the tokenizer that made the run's data, if it is known."""
     companions: Mapping[str, Path] = field(default_factory=dict)
-    """Files that came with it, a tokenizer's among them; a run has none."""
+    """Tokenizer and generation files beside the weights; a run's checkpoint has none."""
 
 
 def locate_model(path: Path, flag: str, strict: bool = False, verify: bool = False) -> Path:
-    """What `path` means: a folder of Hugging Face's itself, or else what `find_checkpoint` finds. Absolute.
+    """Return the absolute path of a Hugging Face folder, or of the checkpoint that `find_checkpoint` finds.
 
     Raises:
-        ValueError: neither is there.
+        ValueError: There is neither.
     """
     return (path if is_model(path) else find_checkpoint(path, strict, verify, flag)).resolve()
 
 
 def open_model(path: Path, flag: str) -> OpenedModel:
-    """Open what `locate_model` found.
+    """Open a model that `locate_model` found.
 
     Raises:
-        ValueError: it cannot be read; the message begins with `flag`.
+        ValueError: It cannot be read; the message begins with `flag`.
     """
     if is_model(path):
         try:
-            return _of_hugging_face(path)
+            return _open_hugging_face(path)
         except ValueError as error:
             raise ValueError(f"{flag}: {error}") from None
     state = read_state(path, flag)
@@ -76,20 +75,18 @@ def open_model(path: Path, flag: str) -> OpenedModel:
     try:
         model = ModelConfig(**{name: saved[name] for name in fields if name in saved})
         vocab_size, step = int(state["identity"]["vocab_size"]), int(state["progress"]["step"])
-        return (_of_weights_only if (path / WEIGHTS).is_dir() else _of_run)(
+        return (_open_weights_only if (path / WEIGHTS).is_dir() else _open_run)(
             path, state, model, vocab_size, step
         )
     except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{flag}: {path / STATE} is not what a run saves ({type(error).__name__}: {error})"
-        ) from None
+        raise ValueError(f"{flag}: {path / STATE} is not valid ({type(error).__name__}: {error})") from None
     except ValidationError as error:
         raise ValueError(f"{flag}: {path}: {describe_validation_error(error)}") from None
     except ValueError as error:
         raise ValueError(f"{flag}: {error}") from None
 
 
-def _of_hugging_face(path: Path) -> OpenedModel:
+def _open_hugging_face(path: Path) -> OpenedModel:
     found = HuggingFaceModel(path)
     tokenizer = Tokenizer(companions_in(path), found.shape.token_ids)
     return OpenedModel(
@@ -104,12 +101,12 @@ def _of_hugging_face(path: Path) -> OpenedModel:
     )
 
 
-def _of_weights_only(
+def _open_weights_only(
     path: Path, state: dict[str, Any], model: ModelConfig, vocab_size: int, step: int
 ) -> OpenedModel:
     files, shapes = TensorFiles(path / WEIGHTS), parameter_shapes(model, vocab_size)
-    if lacking := shapes.keys() - files.names:
-        raise ValueError(f"{path / WEIGHTS} lacks {', '.join(sorted(lacking))}")
+    if missing := shapes.keys() - files.names:
+        raise ValueError(f"{path / WEIGHTS} has no {', '.join(sorted(missing))}")
     for name, shape in shapes.items():
         if files.entry(name).shape != shape:
             raise ValueError(
@@ -128,7 +125,9 @@ def _of_weights_only(
     )
 
 
-def _of_run(path: Path, state: dict[str, Any], model: ModelConfig, vocab_size: int, step: int) -> OpenedModel:
+def _open_run(
+    path: Path, state: dict[str, Any], model: ModelConfig, vocab_size: int, step: int
+) -> OpenedModel:
     saved, mesh = state["config"], saved_mesh_shape(state)
     weights = SavedWeights(path / ENGINE, model, vocab_size, saved["zero_stage"], mesh.pipe, mesh.tensor)
     precision = torch.bfloat16 if saved["bf16"] else torch.float16 if saved["fp16"] else torch.float32

@@ -1,5 +1,4 @@
-"""Resuming: exactly, on the mesh and ZeRO stage that wrote a checkpoint; on another, parameter by
-parameter."""
+"""Resume a run: exactly on the mesh that wrote the checkpoint, parameter by parameter on another."""
 
 from __future__ import annotations
 
@@ -8,26 +7,46 @@ from pathlib import Path
 from typing import Any
 
 from megatron_adalrs.checkpoint.compatibility import mesh_differences, saved_mesh_shape
-from megatron_adalrs.checkpoint.load import load_checkpoint
-from megatron_adalrs.checkpoint.manifest import ENGINE
-from megatron_adalrs.config import Config
+from megatron_adalrs.checkpoint.load import find_checkpoint, has_checkpoint
+from megatron_adalrs.checkpoint.manifest import ENGINE, WEIGHTS, random_name, read_json
+from megatron_adalrs.config import Config, RunConfig
 from megatron_adalrs.distributed.collectives import on_every_rank
 from megatron_adalrs.distributed.process_mesh import ProcessMesh
 from megatron_adalrs.engine import Engine, SavedMesh, TrainingTensors, open_training
-from megatron_adalrs.snapshot.rng_state import seed_everything
+from megatron_adalrs.snapshot.rng_state import check_random_state, seed_everything, set_random_state
+
+
+def checkpoint_to_resume(run: RunConfig) -> Path | None:
+    """Return the checkpoint that `--load` or `--auto-resume` selects, or None to start a new run.
+
+    Raises:
+        ValueError: `--load` is given, or `--auto-resume` finds candidates, but none can be loaded.
+    """
+    load = run.load
+    if load is None and run.auto_resume and run.save is not None and has_checkpoint(run.save):
+        load = run.save
+    if load is None:
+        return None
+    found = find_checkpoint(load, run.strict_load, run.verify_checkpoint)
+    if (found / WEIGHTS).is_dir():
+        raise ValueError(
+            f"--load: {found} holds only weights and cannot be resumed: start a new run with "
+            f"--finetune-from {load}"
+        )
+    return found
 
 
 def resume(
     engine: Engine, mesh: ProcessMesh, checkpoint: Path, state: dict[str, Any], config: Config
 ) -> None:
-    """Load a checkpoint that fits (`require_compatible`) into an engine that has not stepped yet. Collective.
+    """Load a compatible checkpoint into an engine that has not taken a step yet. Collective.
 
-    On the mesh that wrote it the following steps are the same to the bit. On another the sums of
-    floating-point numbers go other ways; and as no rank's random streams are those of another mesh's, they
-    are seeded from the run's seed and the step: dropout is other dropout.
+    On the mesh that wrote the checkpoint, the following steps are bit-identical. On another mesh,
+    floating-point sums are taken in another order, and the random number generators are seeded from the
+    run's seed and the step, because there is no one-to-one mapping between the generators of the two meshes.
 
     Raises:
-        ValueError: on every rank, if it cannot be read.
+        ValueError: On every rank, if the checkpoint cannot be read.
     """
     if not mesh_differences(state, config, mesh):
         load_checkpoint(engine, mesh, checkpoint)
@@ -38,15 +57,35 @@ def resume(
     seed_everything(_seed_at(config.training.seed, state["progress"]["step"]), mesh.tensor_group)
 
 
+def load_checkpoint(engine: Engine, mesh: ProcessMesh, checkpoint: Path) -> None:
+    """Load a checkpoint's tensors and random states on the mesh that wrote it. Collective.
+
+    Raises:
+        ValueError: On every rank and before a pickle is opened, if a random state cannot be read.
+    """
+    random_state = on_every_rank(lambda: _read_random_state(checkpoint / random_name(mesh.rank)))
+    engine.load(checkpoint / ENGINE)
+    set_random_state(random_state)
+
+
 def describe_resume(checkpoint: Path, state: dict[str, Any], config: Config, mesh: ProcessMesh) -> str:
-    """What a person reads about it."""
+    """Return the line of the log that says where a run resumes, and on which other mesh."""
     at = f"{checkpoint} at step {state['progress']['step']}"
     if not (differences := mesh_differences(state, config, mesh)):
         return f"resumed from {at}"
     return (
         f"resumed on another mesh: from {at}, written with {'; '.join(differences)}; "
-        "random streams (dropout) begin anew"
+        "random number generators (dropout) are seeded anew"
     )
+
+
+def _read_random_state(file: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = read_json(file)
+        check_random_state(state)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--load: cannot read {file}: {error}") from None
+    return state
 
 
 def _open(checkpoint: Path, state: dict[str, Any], config: Config, written: SavedMesh) -> TrainingTensors:

@@ -1,9 +1,9 @@
-"""A checkpoint of weights alone: what `--finetune-from` reads, and `--load` does not.
+"""Write a checkpoint that holds only weights, which `--finetune-from` reads and `--load` refuses.
 
 FOLDER/iter_0000000/
-    weights/          safetensors, by GPT's names, whole parameters without padding rows
-    tokenizer/        files that came with the model, if any
-    state.json        the model's shape and vocabulary
+    weights/          safetensors: whole parameters by their names in `GPT`, without padding rows
+    tokenizer/        files of the tokenizer that came with the model, if any
+    state.json        configuration and vocabulary size of the model
     manifest.json
 FOLDER/latest
 """
@@ -30,13 +30,16 @@ from megatron_adalrs.utils.atomic_files import new_folder
 
 
 def write_weights_only(opened: OpenedModel, folder: Path, max_shard_size: int = MAX_SHARD_SIZE) -> Path:
-    """Write a model as a checkpoint of step 0, one parameter in memory at a time. Returns the checkpoint.
+    """Write a model as a checkpoint of step 0, with one parameter in memory at a time.
 
-    The folder appears whole or not at all.
+    The folder is renamed once it is complete.
+
+    Returns:
+        Folder of the checkpoint.
 
     Raises:
-        ValueError: there is something in `folder`.
-        OSError: it cannot be written.
+        ValueError: `folder` is not empty.
+        OSError: A file cannot be written.
     """
     tokenizer = opened.tokenizer()
     shapes = parameter_shapes(opened.model, opened.vocab_size)

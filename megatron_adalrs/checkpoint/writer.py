@@ -1,4 +1,4 @@
-"""When a run's checkpoints are written and published: before training goes on, or beside it."""
+"""Write a run's checkpoints, either before training continues or in the background."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from megatron_adalrs.checkpoint import CheckpointFolder, PendingSave
+from megatron_adalrs.checkpoint.retention import CheckpointFolder
+from megatron_adalrs.checkpoint.save import PendingSave
 from megatron_adalrs.config import RunConfig
 from megatron_adalrs.distributed.process_mesh import ProcessMesh
 from megatron_adalrs.engine import Engine
@@ -14,82 +15,97 @@ from megatron_adalrs.utils.format import duration, quantity
 
 
 class CheckpointWriteError(Exception):
-    """What was being written beside the training could not be; raised on every rank."""
+    """A checkpoint could not be written in the background. Raised on every rank."""
 
 
 class CheckpointWriter:
-    """At most one checkpoint is under way at a time. Every method is collective.
+    """Writer of a run's checkpoints, one at a time. All methods are collective.
 
     Args:
-        record: takes the name of an event and what to tell about it.
+        record: Takes the name of an event and its message.
     """
 
     def __init__(
         self, engine: Engine, mesh: ProcessMesh, run: RunConfig, record: Callable[[str, str], None]
     ) -> None:
-        self._engine, self._mesh, self._record = engine, mesh, record
-        self._places = CheckpointFolder(run.save, run.keep_last, run.save_retain_interval)
-        self._under_way: PendingSave | None = None
+        self._engine = engine
+        self._mesh = mesh
+        self._run = run
+        self._record = record
+        self._pending: PendingSave | None = None
         self._began = 0.0
 
     def save(self, step: int, content: dict[str, Any]) -> bool:
-        """Publish a checkpoint. False: it could not be written, which has been told; the previous ones are
-        untouched.
+        """Write and publish a checkpoint.
+
+        Returns:
+            False if it could not be written. The failure is recorded; the previous checkpoints are untouched.
 
         Raises:
-            CheckpointWriteError: the one that was under way could not be written.
+            CheckpointWriteError: The previous checkpoint could not be written in the background.
         """
         self.publish()
         try:
-            PendingSave(self._engine, self._mesh, self._places, step, content).publish()
-        except ValueError as error:  # raised on all ranks alike; the run itself is sound
-            self._failed(step, error)
+            self._start(step, content).publish()
+        except ValueError as error:  # raised on all ranks alike; the run itself can continue
+            self._record_failure(step, error)
             return False
         return True
 
     def begin(self, step: int, content: dict[str, Any]) -> bool:
-        """Copy what a checkpoint consists of and have it written; `publish_when_written` does the rest.
+        """Copy the content of a checkpoint and start to write it; `publish_when_written` publishes it.
+
+        Returns:
+            False if it could not be copied. The failure is recorded.
 
         Raises:
-            CheckpointWriteError: as `save`.
+            CheckpointWriteError: As for `save`.
         """
         self.publish()
         self._began = time.monotonic()
         try:
-            self._under_way = PendingSave(
-                self._engine, self._mesh, self._places, step, content, in_background=True
-            )
+            self._pending = self._start(step, content, in_background=True)
         except ValueError as error:
-            self._failed(step, error)
+            self._record_failure(step, error)
             return False
         stall, copied = time.monotonic() - self._began, self._engine.files.copied_bytes
         self._record(
-            "saving", f"checkpoint of step {step}: {quantity(copied, 'B')} a rank copied in {stall:.2f} s"
+            "saving", f"checkpoint of step {step}: {quantity(copied, 'B')} per rank copied in {stall:.2f} s"
         )
         return True
 
     def publish_when_written(self) -> None:
-        """After every step. Raises CheckpointWriteError as `save`."""
-        if self._under_way is not None and self._under_way.is_written:
+        """Publish the pending checkpoint if all ranks have written it. Called after every step.
+
+        Raises:
+            CheckpointWriteError: As for `save`.
+        """
+        if self._pending is not None and self._pending.is_written:
             self.publish()
 
     def publish(self) -> None:
-        """Publish what is under way, if anything, waiting for it. Raises CheckpointWriteError as `save`."""
-        saving, self._under_way = self._under_way, None
-        if saving is None:
+        """Wait for the pending checkpoint, if there is one, and publish it.
+
+        Raises:
+            CheckpointWriteError: As for `save`.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
             return
         try:
-            saving.publish()
+            pending.publish()
         except ValueError as error:
             raise CheckpointWriteError(
-                f"the checkpoint of step {saving.step} could not be written: {error}"
+                f"the checkpoint of step {pending.step} could not be written: {error}"
             ) from None
-        self._record(
-            "saved", f"checkpoint of step {saving.step}: published after {duration(self._seconds())}"
-        )
+        elapsed = duration(time.monotonic() - self._began)
+        self._record("saved", f"checkpoint of step {pending.step}: published after {elapsed}")
 
-    def _seconds(self) -> float:
-        return time.monotonic() - self._began
+    def _start(self, step: int, content: dict[str, Any], in_background: bool = False) -> PendingSave:
+        run = self._run
+        assert run.save is not None, "build sets it for every run"
+        folder = CheckpointFolder(run.save, run.keep_last, run.save_retain_interval)
+        return PendingSave(self._engine, self._mesh, folder, step, content, in_background)
 
-    def _failed(self, step: int, error: ValueError) -> None:
+    def _record_failure(self, step: int, error: ValueError) -> None:
         self._record("save_failed", f"no checkpoint at step {step}: {error}")

@@ -51,7 +51,8 @@ def check_checkpoints(folder: Path, published: int) -> Verdict:
         published: Step of the newest checkpoint that was seen before the kill.
     """
     from megatron_adalrs.checkpoint import find_damage
-    from megatron_adalrs.checkpoint.load import checkpoints_in, step_of
+    from megatron_adalrs.checkpoint.manifest import step_of
+    from megatron_adalrs.checkpoint.retention import checkpoints_in
 
     wrong, sound = [], []
     for checkpoint in checkpoints_in(folder) if folder.is_dir() else ():

@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 
 from megatron_adalrs.checkpoint import CheckpointFolder, find_checkpoint, find_damage, save_checkpoint
-from megatron_adalrs.checkpoint.load import checkpoints_in, step_of
-from megatron_adalrs.checkpoint.manifest import sha256, write_manifest
-from megatron_adalrs.checkpoint.save import remove_old_checkpoints
+from megatron_adalrs.checkpoint.manifest import sha256, step_of, write_manifest
+from megatron_adalrs.checkpoint.retention import checkpoints_in, remove_old_checkpoints
 from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.metrics.run_log import read_run
 from megatron_adalrs.training.build import build_trainer
@@ -136,7 +135,7 @@ def test_old_checkpoints_are_removed_and_milestones_kept(tmp_path: Path) -> None
     for step in (10, 20, 30, 40, 50, 60):
         fake(tmp_path, step)
     truncate(tmp_path / "iter_0000050")
-    remove_old_checkpoints(tmp_path, keep_last=2, retain_interval=20)
+    remove_old_checkpoints(CheckpointFolder(tmp_path, keep_last=2, retain_interval=20))
     left = [int(path.name.removeprefix("iter_")) for path in sorted(tmp_path.iterdir())]
     # 60 and 40 are the newest that are sound, 50 is damaged and not touched, 20 is a milestone.
     assert left == [20, 40, 50, 60]
@@ -280,7 +279,7 @@ def test_checkpoints_written_beside_the_training_are_those_of_one_that_waits(
     assert [step_of(path) for path in checkpoints_in(tmp_path / "job/checkpoints")] == steps
     events = [event for event in read_run(tmp_path / "job").events if event.event in ("saving", "saved")]
     assert [event.event for event in events] == ["saving", "saved"] * 4
-    assert re.search(r"checkpoint of step 5: [\d.]+ kB a rank copied in \d+\.\d\d s", events[0].message)
+    assert re.search(r"checkpoint of step 5: [\d.]+ kB per rank copied in \d+\.\d\d s", events[0].message)
     resumed = values(data, tmp_path / "job", load=str(tmp_path / "job/checkpoints/iter_0000010"))
     assert one_rank.run(trained, resumed) == [0]
     assert losses(tmp_path / "job") == losses(tmp_path / "plain")

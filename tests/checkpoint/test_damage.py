@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megatron_adalrs.checkpoint import find_checkpoint, find_damage, read_state, restore_entry
-from megatron_adalrs.checkpoint.load import _read_random, checkpoints_in
 from megatron_adalrs.checkpoint.manifest import sha256, write_manifest
+from megatron_adalrs.checkpoint.resume import _read_random_state
+from megatron_adalrs.checkpoint.retention import checkpoints_in
 from megatron_adalrs.checkpoint.save import _begin, _publish
 from megatron_adalrs.checkpoint.train_state import TrainState
 from megatron_adalrs.snapshot.rng_state import random_state, seed_everything
@@ -47,22 +48,22 @@ def with_text(text: str) -> Callable[[Path], Any]:
         (with_text('{"format": 3, "format": 3}'), "'format' appears twice"),
         (rewrite_manifest(lambda m: m.update(format=True)), "it has no format"),
         (rewrite_manifest(lambda m: m.update(format="3")), "it has no format"),
-        (rewrite_manifest(lambda m: m.update(step="1")), "step must be a number of steps"),
-        (rewrite_manifest(lambda m: m.update(step=-1)), "step must be a number of steps"),
+        (rewrite_manifest(lambda m: m.update(step="1")), "step must be a whole number, at least 0"),
+        (rewrite_manifest(lambda m: m.update(step=-1)), "step must be a whole number, at least 0"),
         (rewrite_manifest(lambda m: m.update(step=10**30)), "is of step 1000000000000000000000000000000"),
-        (rewrite_manifest(lambda m: m.update(versions=[])), "versions must be texts by name"),
-        (rewrite_manifest(lambda m: m.update(versions={"torch": 2})), "versions must be texts by name"),
+        (rewrite_manifest(lambda m: m.update(versions=[])), "versions must be strings by name"),
+        (rewrite_manifest(lambda m: m.update(versions={"torch": 2})), "versions must be strings by name"),
         (rewrite_manifest(lambda m: m.update(files=[])), "files must hold state.json"),
         (rewrite_manifest(lambda m: m.update(files={})), "files must hold state.json"),
-        (with_file("../state.json"), "'../state.json' is no path within a checkpoint"),
-        (with_file("engine/../../x"), "'engine/../../x' is no path within a checkpoint"),
-        (with_file("/etc/passwd"), "'/etc/passwd' is no path within a checkpoint"),
-        (with_file("engine//weights.pt"), "'engine//weights.pt' is no path within a checkpoint"),
-        (with_file("./state.json"), "'./state.json' is no path within a checkpoint"),
-        (with_file(""), "'' is no path within a checkpoint"),
-        (with_file("a\0b"), r"'a\x00b' is no path within a checkpoint"),
+        (with_file("../state.json"), "'../state.json' is not a path within the checkpoint"),
+        (with_file("engine/../../x"), "'engine/../../x' is not a path within the checkpoint"),
+        (with_file("/etc/passwd"), "'/etc/passwd' is not a path within the checkpoint"),
+        (with_file("engine//weights.pt"), "'engine//weights.pt' is not a path within the checkpoint"),
+        (with_file("./state.json"), "'./state.json' is not a path within the checkpoint"),
+        (with_file(""), "'' is not a path within the checkpoint"),
+        (with_file("a\0b"), r"'a\x00b' is not a path within the checkpoint"),
         (with_file("a" * 5000), "a file cannot be read ([Errno 36] File name too long"),
-        (with_file("\ud800"), r"'\ud800' is no path within a checkpoint"),
+        (with_file("\ud800"), r"'\ud800' is not a path within the checkpoint"),
         (with_file("x", 3), "x has no size"),
         (with_file("x", {"size": -1, "sha256": "0" * 64}), "x has no size"),
         (with_file("x", {"size": 1.0, "sha256": "0" * 64}), "x has no size"),
@@ -121,13 +122,13 @@ def states() -> dict[str, Any]:
         ({"config": None}, "config must be dict, not None"),
         ({"controller": []}, r"controller must be dict, not \[\]"),
         ({"progress": 7}, "progress must be dict, not 7"),
-        ({"progress": {"step": "3"}}, "progress.step is '3', which is no int of a run"),
+        ({"progress": {"step": "3"}}, "progress.step is '3', which is not a valid int"),
         ({"progress": {"step": -3}}, "progress.step is -3"),
         ({"progress": {"step": True}}, "progress.step is True"),
         ({"progress": {"snapshot_seconds": float("nan")}}, "progress.snapshot_seconds is nan"),
         ({"progress": {"skipped_samples": [[8, 4]]}}, r"progress.skipped_samples is \[\[8, 4\]\]"),
         ({"progress": {"skipped_samples": [3]}}, r"progress.skipped_samples is \[3\]"),
-        ({"progress": {"leaps": 1}}, "progress has 'leaps', which this version does not know"),
+        ({"progress": {"leaps": 1}}, "progress has 'leaps', which is not a field of this version"),
     ],
 )
 def test_a_state_with_an_entry_of_another_type_is_refused(tmp_path: Path, changes: Any, message: str) -> None:
@@ -141,7 +142,7 @@ def test_a_state_with_an_entry_of_another_type_is_refused(tmp_path: Path, change
 
 @pytest.mark.parametrize("entry", [{}, {"controller": None}, {"controller": {"mode": "fixed"}}])
 def test_an_entry_that_its_owner_cannot_load_is_named(tmp_path: Path, entry: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"--load: .*state.json: controller is not what a run saves \("):
+    with pytest.raises(ValueError, match=r"--load: .*state.json: controller is not valid \("):
         restore_entry(tmp_path, entry, "controller", lambda saved: saved["step"])
 
 
@@ -176,7 +177,7 @@ def test_damaged_random_streams_are_refused_and_touch_none(tmp_path: Path, data:
         saved[name][place] = strange
     (tmp_path / "random_00000.json").write_text(json.dumps(saved))
     try:
-        _read_random(tmp_path / "random_00000.json")
+        _read_random_state(tmp_path / "random_00000.json")
     except ValueError as error:
         assert f"random_00000.json: {name} is no state of a random stream" in str(error)
     assert json.dumps(random_state()) == before
@@ -191,7 +192,7 @@ def test_damaged_random_streams_are_refused_and_touch_none(tmp_path: Path, data:
 def test_random_streams_that_are_no_json_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "random_00000.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"--load: cannot read .*random_00000.json: "):
-        _read_random(tmp_path / "random_00000.json")
+        _read_random_state(tmp_path / "random_00000.json")
 
 
 def test_other_versions_are_told_and_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -164,7 +164,7 @@ def test_weights_alone_are_begun_with_not_resumed(
         refusal, config | {"run_dir": str(tmp_path / "b"), "finetune_from": None, "load": str(ours)}
     )
     assert message[0] == (
-        f"--load: {ours}/iter_0000000 holds weights alone, which cannot be resumed: begin a new run with "
+        f"--load: {ours}/iter_0000000 holds only weights and cannot be resumed: start a new run with "
         f"--finetune-from {ours}"
     )
 
@@ -189,7 +189,7 @@ def test_damaged_weights_alone(tmp_path: Path, convert: Callable[..., Done]) -> 
 
     name = "final_norm.weight"
     assert f"{name} has shape [3], not [24]" in republished(tensors | {name: torch.zeros(3)})
-    assert f"lacks {name}" in republished({one: value for one, value in tensors.items() if one != name})
+    assert f"has no {name}" in republished({one: value for one, value in tensors.items() if one != name})
     state = json.loads((checkpoint / "state.json").read_text())
     state["config"]["hidden_size"] = 25
     (checkpoint / "state.json").write_text(json.dumps(state))

@@ -241,7 +241,7 @@ def test_a_checkpoint_of_another_shape_or_data_is_refused_and_kept(
         eod_mask_loss=True, eod_token_id=0
     )
     assert "its steps have 8 samples, those of this run 4" in refused(zero_stage=1, global_batch_size=4)
-    assert "saw its data in order" in refused(seed=7)
+    assert "was trained with data order" in refused(seed=7)
     assert "vocab_size 50, this run has 60" in refused(vocab_size=60)
     assert "adalrs.enabled" in refused(train_iters=120, adalrs=values(data)["adalrs"])
     assert f"run_dir: {run} already holds a run" in one_rank.run(refusal, values(data, **short))[0]

@@ -46,7 +46,7 @@ def test_another_tokenizer_is_refused(one_rank: Ranks, tmp_path: Path, corpora: 
     assert f"tokenizer_model: {two}.model (SHA-256 " in message and f"is not what made {one}" in message
     config = values(one, run, train_iters=2, **named, tokenizer_model=str(f"{one}.model"))
     assert one_rank.run(trained, config) == [0]
-    told = "was trained on tokens of another tokenizer (SHA-256 "
+    told = "was trained with another tokenizer (SHA-256 "
     assert told in refused(two, load=str(run), train_iters=2)
     assert told in refused(two, finetune_from=str(run))
     assert not (tmp_path / "other" / "metrics.jsonl").exists()

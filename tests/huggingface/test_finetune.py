@@ -139,7 +139,7 @@ def test_a_shape_that_is_given_must_be_that_of_the_folder(
         return message
 
     assert f"{source} has hidden_size 24, this run has 36" in refused(hidden_size=36, kv_channels=6)
-    assert f"{source} has vocab_size 64, this run has 50; give --vocab-size 64" in refused(vocab_size=50)
+    assert f"{source} has vocab_size 64, this run has 50; use --vocab-size 64" in refused(vocab_size=50)
     assert f"{source} has rotary_base 10000.0, this run has 7.0" in refused(rotary_base=7.0)
     assert f"{source} has use_rope_scaling False, this run has True" in refused(use_rope_scaling=True)
     scaled = saved(tmp_path / "scaled", "llama scaled", vocab_size=64)

@@ -128,7 +128,7 @@ def test_a_search_and_a_resume_leave_no_trace_in_what_was_consumed(
 
     other = [1, f"{data}/ones", 1, f"even={data}/twos"]
     (message, _) = two_ranks.run(refusal, values(data, run, load=str(run), train_data_path=other, **search))
-    assert "saw a blend of 3/4 ones, 1/4 even, this run's is 1/2 ones, 1/2 even" in message
+    assert "was trained on a blend of 3/4 ones, 1/4 even, this run has 1/2 ones, 1/2 even" in message
     other = [3, f"{data}/ones", 1, f"even={data}/threes"]
     (message, _) = two_ranks.run(refusal, values(data, run, load=str(run), train_data_path=other, **search))
-    assert "saw its data in order" in message
+    assert "was trained with data order" in message

@@ -1,5 +1,4 @@
-"""`--finetune-from`: a new run's initial weights from a model, whatever its form, its mesh and its ZeRO
-stage."""
+"""`--finetune-from`: initialize a new run with the weights of another model, on any mesh and ZeRO stage."""
 
 from __future__ import annotations
 
@@ -20,14 +19,16 @@ FINETUNE_FROM = "--finetune-from"
 
 
 def find_initial_weights(run: RunConfig, saved: dict[str, Any] | None) -> Path | None:
-    """The checkpoint or Hugging Face folder that this run's initial weights come from, an absolute path;
-    None: they are drawn.
+    """Return the checkpoint or Hugging Face folder that the run's initial weights come from.
 
     Args:
-        saved: state of the checkpoint that is resumed, if one is: it notes where its run's weights came from.
+        saved: State of the checkpoint that is resumed, if there is one; it names the source of its run.
+
+    Returns:
+        An absolute path, or None if the weights are initialized at random.
 
     Raises:
-        ValueError: there is no complete checkpoint, or the run that is resumed began with other weights.
+        ValueError: There is no complete checkpoint, or the resumed run was initialized with other weights.
     """
     asked = run.finetune_from
     if saved is None:
@@ -37,11 +38,10 @@ def find_initial_weights(run: RunConfig, saved: dict[str, Any] | None) -> Path |
     noted = saved["config"].get("finetune_from")
     source = Path(noted) if noted else None
     if asked is not None and (source is None or asked.resolve() not in (source, *source.parents)):
-        began = f"the weights of {source}" if source else "weights of its own"
+        began = f"the weights of {source}" if source else "random weights"
         raise ValueError(
-            f"{FINETUNE_FROM}: {asked}: the run that --load or --auto-resume goes on with began with "
-            f"{began}; "
-            "leave it out, or begin a new run without them"
+            f"{FINETUNE_FROM}: {asked}: the run that --load or --auto-resume resumes began with {began}; "
+            "remove the flag, or start a new run without --load and --auto-resume"
         )
     return source
 
@@ -49,16 +49,18 @@ def find_initial_weights(run: RunConfig, saved: dict[str, Any] | None) -> Path |
 def open_initial_weights(
     source: Path, config: ModelConfig, vocab_size: int, tokenizer: TokenizerOfData | None
 ) -> tuple[WeightSource, int | None]:
-    """A model's weights, to be read parameter by parameter, and the step that they are of; None: not of a run
-    of ours.
+    """Open the initial weights, which are read parameter by parameter.
 
     Args:
-        config, vocab_size: of the model that they are meant for.
-        tokenizer: that of its data, as far as it is known.
+        config: Configuration of the model to initialize.
+        vocab_size: Size of its vocabulary without padding.
+        tokenizer: Tokenizer of its data, if it is known.
+
+    Returns:
+        The weights, and the step that they were saved at; None for a Hugging Face folder.
 
     Raises:
-        ValueError: it cannot be read, or its model or tokenizer is another: the message names what differs
-            first.
+        ValueError: They cannot be read, or shape or tokenizer differ; the message names the first difference.
     """
     opened = open_model(source, FINETUNE_FROM)
     if tokenizer:
@@ -68,7 +70,7 @@ def open_initial_weights(
     for name, value in mine.items():
         if theirs[name] != value:
             remedy = (
-                f"; give --vocab-size {theirs[name]}" if name == "vocab_size" and theirs[name] > value else ""
+                f"; use --vocab-size {theirs[name]}" if name == "vocab_size" and theirs[name] > value else ""
             )
             raise ValueError(
                 f"{FINETUNE_FROM}: {source} has {name} {theirs[name]!r}, this run has {value!r}{remedy}"
@@ -77,7 +79,7 @@ def open_initial_weights(
 
 
 def _shape(model: ModelConfig, vocab_size: int) -> Iterator[tuple[str, Any]]:
-    """What two models must share for the weights of one to be the other's, by the names of its fields."""
+    """Yield the fields that two models must share to have the same parameters and computation."""
     yield "vocab_size", vocab_size
     for name in ("hidden_size", "num_layers", "num_attention_heads"):
         yield name, getattr(model, name)

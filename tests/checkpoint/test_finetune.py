@@ -91,9 +91,9 @@ def test_resumed_it_goes_on_from_its_own_checkpoint_and_may_still_go_back_to_tho
     assert one_rank.run(trained, again | {"finetune_from": None}) == [0]
     message = one_rank.run(refusal, again | {"finetune_from": str(source)})[0]
     assert message.startswith(
-        f"--finetune-from: {source}: the run that --load or --auto-resume goes on with began"
+        f"--finetune-from: {source}: the run that --load or --auto-resume resumes began"
     )
-    assert f"with the weights of {mine.resolve()}/checkpoints/iter_0000060; leave it out" in message
+    assert f"with the weights of {mine.resolve()}/checkpoints/iter_0000060; remove the flag" in message
 
 
 def test_a_checkpoint_that_is_resumed_began_with_weights_of_its_own(
@@ -101,7 +101,7 @@ def test_a_checkpoint_that_is_resumed_began_with_weights_of_its_own(
 ) -> None:
     config = values(data, tmp_path / "run", train_iters=60, lr=1e-2, hidden_dropout=0.0, load=str(source))
     message = one_rank.run(refusal, config | {"finetune_from": str(source)})[0]
-    assert "began with weights of its own; leave it out" in message
+    assert "began with random weights; remove the flag" in message
 
 
 def test_what_does_not_fit_is_refused(one_rank: Ranks, data: Path, source: Path, tmp_path: Path) -> None:
