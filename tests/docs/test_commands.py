@@ -87,10 +87,11 @@ def files_of_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Change to a folder with the files that the examples name."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     shutil.copy(ROOT / "examples" / "quickstart.yaml", tmp_path / "run.yaml")
-    shape = {"preset": "llama-tiny", "seq_length": 64, "data_path": "d", "train_iters": 400, "lr": 1e-3}
+    shape = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "seq_length": 64}
+    run = shape | {"data_path": "d", "train_iters": 400, "lr": 1e-3}
     for folder in ("Qwen2.5-1.5B", "runs/search"):  # the first stands for a folder of Hugging Face
         (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / "config.yaml").write_text(yaml.safe_dump(shape))
+        (tmp_path / folder / "config.yaml").write_text(yaml.safe_dump(run))
     monkeypatch.chdir(tmp_path)
 
 
