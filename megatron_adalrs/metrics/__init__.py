@@ -1,7 +1,10 @@
-"""What a run tells: console, TensorBoard, Weights & Biases, metrics.jsonl and the decision journal.
+"""Metrics of a run: console, TensorBoard, Weights & Biases, metrics.jsonl and the decision journal.
 
-Nobody else writes any of them. Records are plain mappings; each sink takes what it shows. Only the first rank
-has sinks: on the others every call is a loop over nothing.
+The trainer passes records, which are plain mappings, to `Metrics.write`; each sink writes the fields that it
+shows. Only the first rank has sinks.
+
+To add a metric, add its field to `TrainStep` in `records.py`, its value to the trainer's record, and its name
+to `Scalars.TRAIN` in `scalars.py` if TensorBoard and Weights & Biases should show it.
 """
 
 from __future__ import annotations
@@ -27,11 +30,17 @@ def open_metrics(
     budget: str = "kept",
     wandb: WandbRun | None = None,
 ) -> Metrics:
-    """The sinks of a run that begins, or goes on, at `first_step`.
+    """Open the sinks of a run that starts or resumes at `first_step`.
 
     Args:
-        budget: what `train_iters` counts.
-        wandb: where scalars go beside TensorBoard.
+        run_dir: Folder of metrics.jsonl and decisions.jsonl.
+        tensorboard_dir: Folder of TensorBoard's event files.
+        train_iters: Length of the run in steps.
+        log_interval: Steps between console lines and points of the dashboards.
+        first_step: Kept steps so far.
+        is_first_rank: Whether this process has sinks at all.
+        budget: Steps that `train_iters` counts, "kept" or "total".
+        wandb: Run of Weights & Biases that shows the same scalars as TensorBoard.
     """
     if not is_first_rank:
         return Metrics([])
@@ -52,6 +61,6 @@ def open_metrics(
 
 
 def announce(text: str, is_first_rank: bool) -> None:
-    """Tell the console something before there is a run to record."""
+    """Print a message on the first rank, before there is a run to record."""
     if is_first_rank:
         print(text, flush=True)

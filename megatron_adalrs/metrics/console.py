@@ -1,4 +1,4 @@
-"""Records as lines on the console."""
+"""Sink that prints records to the console."""
 
 from __future__ import annotations
 
@@ -11,23 +11,29 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from megatron_adalrs.metrics.sinks import Record
 from megatron_adalrs.utils.format import duration, quantity
 
+_CLOSED = "the reader closed the pipe"
+
 
 class _Console(Console):
     is_gone = False
 
     def on_broken_pipe(self) -> None:
-        """As any other failure to write; rich would end the process. What Python flushes at its end goes
-        nowhere."""
+        """Raise an error as for any other failed write, where rich would end the process.
+
+        Standard output is redirected to the null device, so that Python can flush it when it exits.
+        """
         self.is_gone = True
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.file.fileno())
-        os.close(nowhere)
-        raise BrokenPipeError("nobody reads it any more")
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self.file.fileno())
+        os.close(null)
+        raise BrokenPipeError(_CLOSED)
 
 
 class ConsoleSink:
-    """A line every `log_interval` steps and for each decision; a progress bar below them where a person looks
-    on."""
+    """Sink that prints a line every `log_interval` steps and for each decision.
+
+    On a terminal a progress bar is shown below the lines.
+    """
 
     name = "the console"
 
@@ -76,8 +82,8 @@ class ConsoleSink:
             self._progress.stop()
 
     def _train(self, record: Record) -> None:
-        past = self._seconds_per_step or record["seconds"]
-        self._seconds_per_step = 0.98 * past + 0.02 * record["seconds"]
+        average = self._seconds_per_step or record["seconds"]
+        self._seconds_per_step = 0.98 * average + 0.02 * record["seconds"]
         if self._progress:
             self._progress.update(self._task, completed=record[self._counted])
         if record[self._counted] % self._interval == 0:
@@ -87,12 +93,11 @@ class ConsoleSink:
                 f"step {record[self._counted]:>{width}}/{self._train_iters} | loss {record['loss']:.4f} | "
                 f"lr {record['lr']:.2e} | scale {record['scale']:.3g} | {record['phase']:<6} | "
                 f"grad norm {record['grad_norm']:.2f} | {quantity(record['tokens_per_second'], 'token/s')} | "
-                f"{quantity(record['flops_per_second'], 'FLOP/s')} | {quantity(record['memory_bytes'], 'B')} "
-                f"| "
-                f"{duration(left)} left"
+                f"{quantity(record['flops_per_second'], 'FLOP/s')} | "
+                f"{quantity(record['memory_bytes'], 'B')} | {duration(left)} left"
             )
 
     def _print(self, text: str) -> None:
         if self._console.is_gone:
-            raise BrokenPipeError("nobody reads it any more")
+            raise BrokenPipeError(_CLOSED)
         self._console.print(text)

@@ -1,19 +1,16 @@
-"""The lines of `metrics.jsonl` and `decisions.jsonl`: their fields, and a reader that names a wrong line."""
+"""Fields of the records in `metrics.jsonl` and `decisions.jsonl`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
 from megatron_adalrs.adalrs.decision import DecisionFields
 
-Record = TypeVar("Record")
 Count = Annotated[int, Field(ge=0, lt=2**62)]
-"""Of steps or tokens; two of them add up within an int64."""
+"""Number of steps or tokens; the sum of two fits into an int64."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class TrainStep:
     seconds: float | None = None
     memory_bytes: float | None = None
     applied: bool = True
-    """False where the optimizer skipped the update, for example after an overflow."""
+    """False if the optimizer skipped the update, for example after an overflow."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class Evaluation:
 
     kind: Literal["eval"]
     split: str
-    """valid or test; valid/NAME for one of several corpora, whose mean is valid."""
+    """`valid` or `test`; `valid/NAME` for one of several corpora, whose mean is `valid`."""
     step: Count
     total_steps: Count
     loss: float
@@ -61,7 +58,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class CorpusUse:
-    """What the kept steps have consumed of a corpus."""
+    """Data of a corpus that the kept steps have consumed."""
 
     name: str
     samples: Count
@@ -72,7 +69,7 @@ class CorpusUse:
 
 @dataclass(frozen=True)
 class CorporaUse:
-    """What the kept steps have consumed of the corpora of the training data."""
+    """Data of each training corpus that the kept steps have consumed."""
 
     kind: Literal["corpora"]
     step: Count
@@ -83,7 +80,7 @@ class CorporaUse:
 
 @dataclass(frozen=True)
 class RunEvent:
-    """Start, resume, interruption or end of a process, with what it had to say about itself."""
+    """Start, resume, interruption or end of a process, with properties of the run."""
 
     kind: Literal["run"]
     event: str
@@ -96,7 +93,7 @@ class RunEvent:
     snapshot_bytes: int | None = None
     snapshot_seconds: float | None = None
     weights_from: str | None = None
-    """Checkpoint whose weights the run began with."""
+    """Checkpoint that the initial weights were loaded from."""
     weights_step: int | None = None
     message: str | None = None
 
@@ -108,7 +105,7 @@ class DecisionRecord(DecisionFields):
     event: str
     """Value of the decision's `Event` or `GuardEvent`."""
     step: Count
-    """Kept steps once the decision was applied; after an undone trial, those at its start."""
+    """Kept steps after the decision is applied; after an undone trial, the step of the rollback."""
     total_steps: Count
     """Executed steps, those of undone trials included."""
     time: float
@@ -120,28 +117,3 @@ class DecisionRecord(DecisionFields):
 MetricsRecord = TrainStep | Evaluation | CorporaUse | RunEvent
 METRICS_LINE: TypeAdapter[MetricsRecord] = TypeAdapter(Annotated[MetricsRecord, Field(discriminator="kind")])
 DECISIONS_LINE = TypeAdapter(DecisionRecord)
-
-
-def read_records(file: Path, adapter: TypeAdapter[Record]) -> Iterator[Record]:
-    """The records of a JSON-lines file, in order.
-
-    A last line that is no complete JSON value is left out: the process died while writing it.
-
-    Raises:
-        ValueError: any other line that is not valid JSON, or lacks a field or has one of the wrong type; the
-            message names file, line and field.
-    """
-    with file.open("rb") as lines:
-        torn: str | None = None
-        for number, line in enumerate(lines, start=1):
-            if torn is not None:
-                raise ValueError(torn)
-            try:
-                yield adapter.validate_json(line, strict=True)
-            except ValidationError as error:
-                first = error.errors(include_url=False)[0]
-                field = f"{first['loc'][-1]}: " if first["loc"] else ""
-                complaint = f"{file}:{number}: {field}{first['msg']}"
-                if first["type"] != "json_invalid":
-                    raise ValueError(complaint) from None
-                torn = complaint

@@ -1,7 +1,8 @@
-"""Reads back what a run wrote about itself: `metrics.jsonl`, `decisions.jsonl` and `config.yaml`.
+"""Reader of a run directory: `metrics.jsonl`, `decisions.jsonl` and `config.yaml`.
 
-`step` counts the optimizer steps a run has kept, `total_steps` all it executed. An AdaLRS trial that is
-undone takes `step` back while `total_steps` goes on; a resumed process takes both back, to its checkpoint.
+`step` counts the optimizer steps that the run has kept, `total_steps` all that it executed. When an AdaLRS
+trial is undone, `step` returns to the start of the trial and `total_steps` does not; when a process resumes,
+both return to the values of its checkpoint.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from megatron_adalrs.metrics.json_lines import read_records
+from megatron_adalrs.metrics.kept_steps import LOSS_GUARD, Trial, find_trials, kept_steps
 from megatron_adalrs.metrics.records import (
     DECISIONS_LINE,
     METRICS_LINE,
@@ -25,31 +28,22 @@ from megatron_adalrs.metrics.records import (
     MetricsRecord,
     RunEvent,
     TrainStep,
-    read_records,
 )
-
-UNDOING_VERDICTS = frozenset({"failed", "neutral", "aborted", "interrupted"})
-"""Ends of a trial that restore the snapshot from its start."""
-LOSS_GUARD = "loss_guard"
-"""How events begin that are not a search's. The snapshots to rewind to are not in the journal: what was
-undone are the last steps before the event."""
-RUNNING = "running"
-"""Verdict of a trial that has not ended."""
 
 
 @dataclass(frozen=True)
 class TrainSeries:
-    """One row per executed optimizer step, in the order of execution; 1-D arrays of one length.
+    """1-D arrays with one entry per executed optimizer step, in the order of execution.
 
-    What was not recorded, or recorded as null, is NaN.
+    A value that was not recorded, or recorded as null, is NaN.
     """
 
     step: NDArray[np.int64]
-    """Kept steps, this one included; not monotonic: it goes back when a trial is undone."""
+    """Kept steps, this one included; not monotonic, since undoing a trial decreases it."""
     total_steps: NDArray[np.int64]
     """Executed steps, this one included; increasing."""
     loss: NDArray[np.float64]
-    """Nats per token; NaN and infinity are left as they are."""
+    """Nats per token; may be NaN or infinite."""
     lr: NDArray[np.float64]
     scale: NDArray[np.float64]
     grad_norm: NDArray[np.float64]
@@ -65,40 +59,25 @@ class TrainSeries:
     """Unix time in seconds."""
     phase: NDArray[np.str_]
     applied: NDArray[np.bool_]
-    """False where the optimizer skipped the update, for example after an overflow."""
+    """False if the optimizer skipped the update, for example after an overflow."""
     kept: NDArray[np.bool_]
-    """False where a later decision undid the step."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """Executed steps first_total_step..last_total_step (inclusive) at another scale, from start_step on."""
-
-    start_step: int
-    first_total_step: int
-    last_total_step: int
-    verdict: str
-    scale_before: float
-    scale_trial: float
-    scale_after: float
-
-    @property
-    def length(self) -> int:
-        return self.last_total_step - self.first_total_step + 1
+    """False if a later decision undid the step."""
 
 
 @dataclass(frozen=True)
 class Totals:
+    """Steps, tokens and seconds of a run."""
+
     useful_steps: int
     discarded_steps: int
     """Steps of undone trials."""
     lost_steps: int
-    """Steps beyond the checkpoint that a later process resumed from; not part of total_steps."""
+    """Steps after the checkpoint that a later process resumed from; not part of total_steps."""
     useful_tokens: int
     discarded_tokens: int
     snapshot_seconds: float
     wall_seconds: float
-    """First to last record of each process, summed: the wait between two processes is not counted."""
+    """Sum over processes of the time from first to last record, without the time between two processes."""
 
     @property
     def total_steps(self) -> int:
@@ -111,45 +90,46 @@ class Totals:
 
 @dataclass(frozen=True)
 class RunLog:
+    """Records of a run."""
+
     path: Path
     config: Mapping[str, Any]
-    """As in config.yaml, the group `adalrs` nested; empty when there is no such file."""
+    """Content of config.yaml; empty if there is no such file."""
     train: TrainSeries
     evaluations: tuple[Evaluation, ...]
-    """Those of weights that the run consists of in the end."""
+    """Evaluations of weights that are part of the final run."""
     corpora: CorporaUse | None
-    """What the last record knows of the corpora that were consumed."""
+    """Consumption of the training corpora, as last recorded."""
     decisions: tuple[DecisionRecord, ...]
     events: tuple[RunEvent, ...]
     trials: tuple[Trial, ...]
     scale: float
-    """What AdaLRS multiplied the learning rate by, after the last record."""
+    """AdaLRS scale of the learning rate after the last record."""
     totals: Totals
 
     @property
     def evaluated_corpora(self) -> list[str]:
-        """Splits of single corpora, PART/NAME, where a part of the data has several; the validation's
-        first."""
+        """Splits of single corpora, SPLIT/NAME, for splits with several corpora; validation comes first."""
         splits = dict.fromkeys(evaluation.split for evaluation in self.evaluations if "/" in evaluation.split)
         return sorted(splits, key=lambda split: split.startswith("test/"))
 
 
 def read_run(path: str | os.PathLike[str]) -> RunLog:
-    """Everything that the run in the directory `path` recorded, without the work that a resume made void.
+    """Read the records of the run in the directory `path`, without the steps that a resume replaced.
 
     Raises:
-        OSError: `path` is not a directory, or holds no metrics.jsonl.
-        ValueError: a line (named by file and number) is not what the format says, config.yaml is broken, or
-            no step was recorded yet. A last line cut off while it was written is not an error.
+        OSError: If `path` is not a directory, or contains no metrics.jsonl.
+        ValueError: If a line (named by file and number) does not have the format, config.yaml is malformed,
+            or no step was recorded yet. An incomplete last line is not an error.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such run directory")
     if not path.is_dir():
-        raise NotADirectoryError(f"{path}: a run directory is required, this is a file")
+        raise NotADirectoryError(f"{path}: required a run directory, but this is a file")
     file = path / "metrics.jsonl"
     if not file.is_file():
-        raise FileNotFoundError(f"{path}: not a run directory, it holds no metrics.jsonl")
+        raise FileNotFoundError(f"{path}: not a run directory, it contains no metrics.jsonl")
 
     metrics = _Metrics(read_records(file, METRICS_LINE))
     if not metrics.train and not metrics.evaluations:
@@ -163,13 +143,13 @@ def read_run(path: str | os.PathLike[str]) -> RunLog:
             for start in metrics.starts
         )
     ]
-    trials = list(_trials(decisions, metrics.last_total_step))
+    trials = list(find_trials(decisions, metrics.last_total_step))
     train = _train_series(metrics.train, decisions)
     return RunLog(
         path=path,
         config=_read_config(path / "config.yaml"),
         train=train,
-        evaluations=tuple(_of_kept_weights(metrics.evaluations, train)),
+        evaluations=tuple(_kept_evaluations(metrics.evaluations, train)),
         corpora=metrics.corpora[-1] if metrics.corpora else None,
         decisions=tuple(decisions),
         events=tuple(metrics.events),
@@ -185,7 +165,7 @@ _DTYPES = {"phase": np.str_, "applied": np.bool_} | dict.fromkeys(
 
 
 class _Metrics:
-    """The records of metrics.jsonl that count: a process that starts makes void what its checkpoint lacks."""
+    """Valid records of metrics.jsonl: a starting process invalidates those after its checkpoint."""
 
     def __init__(self, records: Iterable[MetricsRecord]) -> None:
         self.train: list[TrainStep] = []
@@ -198,7 +178,7 @@ class _Metrics:
         previous_time: float | None = None
         for record in records:
             if isinstance(record, RunEvent) and record.event in ("start", "resume"):
-                self._go_back(record)
+                self._drop_after(record)
                 previous_time = None
             if previous_time is not None:
                 self.wall_seconds += max(0.0, record.time - previous_time)
@@ -207,14 +187,14 @@ class _Metrics:
 
     @property
     def latest(self) -> list[MetricsRecord]:
-        """The last record of each kind."""
+        """The last record of each kind of record."""
         return [records[-1] for records in (self.train, self.evaluations, self.events) if records]
 
     @property
     def last_total_step(self) -> int:
         return max((record.total_steps for record in self.latest), default=0)
 
-    def _go_back(self, start: RunEvent) -> None:
+    def _drop_after(self, start: RunEvent) -> None:
         self.lost_steps += max(0, self.last_total_step - start.total_steps)
         for records in (self.train, self.evaluations, self.corpora, self.events):
             while records and records[-1].total_steps > start.total_steps:
@@ -232,25 +212,8 @@ class _Metrics:
             self.events.append(record)
 
 
-def _trials(decisions: Sequence[DecisionRecord], last_total_step: int) -> Iterator[Trial]:
-    opened: DecisionRecord | None = None
-
-    def trial(opened: DecisionRecord, last: int, verdict: str, scale_after: float) -> Trial:
-        scales = (opened.scale_before, opened.scale_after, scale_after)
-        return Trial(opened.step, opened.total_steps + 1, last, verdict, *scales)
-
-    for decision in decisions:
-        if decision.event == "trial_started":
-            opened = decision
-        elif opened is not None and decision.event in UNDOING_VERDICTS | {"accepted"}:
-            yield trial(opened, decision.total_steps, decision.event, decision.scale_after)
-            opened = None
-    if opened is not None:
-        yield trial(opened, last_total_step, RUNNING, opened.scale_after)
-
-
-def _of_kept_weights(evaluations: Sequence[Evaluation], train: TrainSeries) -> Iterator[Evaluation]:
-    """Those whose step, as it was kept in the end, had been executed by then."""
+def _kept_evaluations(evaluations: Sequence[Evaluation], train: TrainSeries) -> Iterator[Evaluation]:
+    """Yield the evaluations whose step, as it was finally kept, had been executed by then."""
     executed_at = dict(
         zip(train.step[train.kept].tolist(), train.total_steps[train.kept].tolist(), strict=True)
     )
@@ -265,39 +228,7 @@ def _train_series(rows: Sequence[TrainStep], decisions: Sequence[DecisionRecord]
         if column.name != "kept":
             dtype = _DTYPES.get(column.name, np.float64)
             columns[column.name] = np.array([getattr(row, column.name) for row in rows], dtype=dtype)
-    return TrainSeries(**columns, kept=_kept(columns["step"], columns["total_steps"], decisions))
-
-
-def _kept(
-    step: NDArray[np.int64], total_steps: NDArray[np.int64], decisions: Sequence[DecisionRecord]
-) -> NDArray[np.bool_]:
-    """Which executed steps the run consists of in the end: snapshots were taken of it, and it went back to
-    them.
-
-    A step that a later one took the place of, for which the journal has no reason, does not count either.
-    """
-    history: list[tuple[int, int]] = []  # executed steps (first, last] that the run consists of
-    since = 0
-    captured: dict[str, list[tuple[int, int]]] = {}
-    for decision in decisions:
-        if decision.capture is not None:
-            captured[decision.capture] = [*history, (since, decision.total_steps)]
-        if decision.event.startswith(LOSS_GUARD):
-            end = decision.total_steps - decision.discarded_steps
-            parts = [*history, (since, decision.total_steps)]
-            history, since = (
-                [(first, min(last, end)) for first, last in parts if first < end],
-                decision.total_steps,
-            )
-        elif decision.restore is not None:
-            history, since = captured.get(decision.restore, history), decision.total_steps
-    kept = np.zeros(total_steps.shape, dtype=np.bool_)
-    for first, last in [*history, (since, np.iinfo(np.int64).max)]:
-        kept |= (total_steps > first) & (total_steps <= last)
-    candidates = np.flatnonzero(kept)
-    later_minimum = np.minimum.accumulate(step[candidates][::-1])[::-1]
-    kept[candidates[:-1][step[candidates[:-1]] >= later_minimum[1:]]] = False
-    return kept
+    return TrainSeries(**columns, kept=kept_steps(columns["step"], columns["total_steps"], decisions))
 
 
 def _last_scale(train: Sequence[TrainStep], decisions: Sequence[DecisionRecord]) -> float:
@@ -331,5 +262,5 @@ def _read_config(file: Path) -> Mapping[str, Any]:
     except (ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(config, dict):
-        raise ValueError(f"{file}: must hold a mapping of fields, not {type(config).__name__}")
+        raise ValueError(f"{file}: required a mapping of fields, not {type(config).__name__}")
     return config

@@ -1,4 +1,4 @@
-"""Records as the scalars of a dashboard."""
+"""Sink that turns records into the scalars of a dashboard, such as TensorBoard."""
 
 from __future__ import annotations
 
@@ -8,24 +8,28 @@ from typing import Protocol
 from megatron_adalrs.metrics.sinks import Record
 
 SEARCH = "adalrs/"
-"""Begins the tags of what is over executed steps, discarded ones included; all others are over kept steps."""
+"""Prefix of tags over executed steps, discarded ones included. All other tags are over kept steps."""
 
 
 class Target(Protocol):
-    """Where scalars go."""
+    """Dashboard that scalars are written to."""
 
     name: str
-    """For people."""
+    """Name in warnings."""
 
     def add(self, values: Mapping[str, float], step: int) -> None:
-        """Scalars of one step by their tags. OSError: none of them was taken."""
+        """Write the scalars of one step by tag, or raise OSError and write none of them."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Write everything that is still pending."""
 
 
 class Scalars:
-    """Scalars over kept steps. Points that may be undone wait for the verdict; a trial's are under `trial/`
-    at once."""
+    """Sink of scalars over kept steps.
+
+    Steps that may be undone are held back until the verdict. The loss of a trial is also written at once,
+    under `trial/`.
+    """
 
     TRAIN = (
         "loss",
@@ -73,14 +77,14 @@ class Scalars:
 
     def _add_decision(self, record: Record) -> None:
         if record["event"] == "loss_guard_skipped":
-            return  # nothing that waits is decided by it
+            return  # a skipped batch decides nothing about the steps that are held back
         values = {f"{SEARCH}scale": record["scale_after"]}
         if record["velocity"] is not None:
             values[f"{SEARCH}velocity"] = record["velocity"]
         self._target.add(values, record["total_steps"])
         event = record["event"]
         if event in ("accepted", "failed", "aborted", "neutral"):
-            # Without backtracking a failed trial's steps stay too.
+            # Without backtracking the steps of a failed trial are kept too.
             trial_stays = event == "accepted" or not record["restore"]
             for kept in self._pending["trial" if trial_stays else "control"]:
                 self._add_train(kept)

@@ -1,4 +1,4 @@
-"""Records and where they go. A place that cannot be written costs the records there, not the training."""
+"""Dispatch of records to sinks. A sink that cannot be written loses records but does not stop training."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ Record = Mapping[str, Any]
 
 
 class Sink(Protocol):
-    """Somewhere that records go. `kind` is train, eval, corpora, decision or run."""
+    """Destination of records. `kind` is train, eval, corpora, decision or run."""
 
     name: str
-    """For people: what cannot be written, when it fails."""
+    """Name in warnings."""
 
     def write(self, kind: str, record: Record) -> None:
-        """Take a record, or raise OSError and keep nothing of it."""
+        """Write a record, or raise OSError and write nothing of it."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Write everything that is still pending."""
 
 
 class Metrics:
-    """Hands every record, stamped with the time, to every sink.
+    """Passes every record, with a time stamp, to every sink.
 
-    A sink that fails is told on stderr once, and again when it takes records anew, with how many it lacks.
+    A warning on stderr reports the first failure of a sink, and its recovery with the number of lost records.
     """
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
@@ -34,6 +35,7 @@ class Metrics:
         self._missing: Counter[str] = Counter()
 
     def write(self, kind: str, record: Record) -> None:
+        """Write a record of this kind to every sink."""
         stamped = {"kind": kind, **record, "time": time.time()}
         for sink in self._sinks:
             try:
@@ -44,6 +46,7 @@ class Metrics:
                 self._recovered(sink)
 
     def close(self) -> None:
+        """Close every sink and report lost records."""
         for sink in self._sinks:
             try:
                 sink.close()
@@ -63,8 +66,7 @@ class Metrics:
 
 
 def _warn(text: str) -> None:
-    """Where even stderr is gone nobody is left to tell."""
     try:
         print(f"warning: {text}", file=sys.stderr, flush=True)
-    except OSError:
+    except OSError:  # stderr is closed too
         return

@@ -1,7 +1,7 @@
-"""TensorBoard's event files.
+"""Writer of TensorBoard's event files.
 
-Not through torch's SummaryWriter: it writes in a thread, and when that fails, as on a full disk, the next
-scalars wait for it without an end.
+torch's SummaryWriter is not used: it writes in a thread, and if that thread fails, as on a full disk, the
+next scalars block forever.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from megatron_adalrs.metrics.atomic_append import AtomicAppend
+from megatron_adalrs.utils.atomic_files import AtomicAppend
 
 
 class EventFile:
-    """A new event file, as TensorBoard reads it.
+    """A new event file of TensorBoard.
 
     Args:
-        first_step: what earlier files have of this step and later ones is undone, when it is not 0.
+        folder: Folder of the event files.
+        first_step: If not 0, TensorBoard drops the points of this step and later ones in earlier files.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
@@ -38,7 +39,7 @@ class EventFile:
             self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, values: Mapping[str, float], step: int) -> None:
-        """Scalars of one step by their tags. OSError: none of them is in the file."""
+        """Write the scalars of one step by tag, or raise OSError and write none of them."""
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
         self._write(Event(step=step, summary=summary))
 

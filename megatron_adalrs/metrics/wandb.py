@@ -1,4 +1,4 @@
-"""Weights & Biases, online or offline as its own WANDB_MODE says."""
+"""Target of scalars in Weights & Biases, online or offline according to its variable WANDB_MODE."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ID = "wandb_id"
 
 
 def require_wandb(project: str | None) -> None:
-    """Raise ValueError where a project is asked for and the package is not there."""
+    """Raise ValueError if a project is given and the package wandb is not installed."""
     if project is not None and find_spec("wandb") is None:
         raise ValueError(
             f"wandb_project: {project}: needs the package wandb: pip install 'megatron-adalrs[wandb]'"
@@ -24,14 +24,16 @@ def require_wandb(project: str | None) -> None:
 
 
 class WandbRun:
-    """A run there, gone on with when the training is resumed.
+    """A run of Weights & Biases, which is continued when training is resumed.
 
-    Whatever fails is told as an OSError by `add`: training goes on without it. A start that failed is not
-    tried again.
+    Every failure is raised as an OSError by `add`, so that training continues without it. A failed start is
+    not tried again.
 
     Args:
-        run_dir: keeps the files of offline runs, under wandb/, and the run's id.
-        config: the effective configuration.
+        project: Name of the project.
+        name: Name of the run.
+        run_dir: Folder of the run's id and, under wandb/, of the files of offline runs.
+        config: Effective configuration.
     """
 
     def __init__(self, project: str, name: str, run_dir: Path, config: Mapping[str, Any]) -> None:
@@ -41,13 +43,14 @@ class WandbRun:
         self._failure: str | None = None
 
     def begin(self) -> None:
-        """Takes seconds. To be called once, on the first rank."""
+        """Start or continue the run, which takes seconds. Call it once, on the first rank."""
         try:
             self._run = self._started()
-        except Exception as error:  # its own types, and those of the network
+        except Exception as error:  # errors of wandb and of the network
             self._failure = first_line(error)
 
     def add(self, values: Mapping[str, float], step: int) -> None:
+        """Log the scalars of one step by tag, or raise OSError."""
         if self._failure is None:
             try:
                 axis = "total_steps" if next(iter(values)).startswith(SEARCH) else "step"
@@ -58,6 +61,7 @@ class WandbRun:
         raise OSError(self._failure)
 
     def close(self) -> None:
+        """Finish the run, or raise OSError."""
         if self._run is not None:
             try:
                 self._run.finish()
@@ -82,6 +86,6 @@ class WandbRun:
         for axis in ("step", "total_steps"):
             run.define_metric(axis, hidden=True)
         run.define_metric("*", step_metric="step")
-        for name in ("scale", "velocity"):  # an exact name wins over the pattern
+        for name in ("scale", "velocity"):  # an exact name takes precedence over the pattern
             run.define_metric(f"{SEARCH}{name}", step_metric="total_steps")
         return run

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from megatron_adalrs.metrics.run_log import Trial
+from megatron_adalrs.metrics.kept_steps import Trial
 from megatron_adalrs.report.drawing import (
     RUN_COLORS,
     Plot,

@@ -101,7 +101,7 @@ def test_what_is_refused_and_left_as_it_was(tmp_path: Path, convert: Callable[..
     full.mkdir()
     (full / "mine").write_text("keep")
     for flags in [("--from-hf", source, "--to", full), ("--from", source, "--to-hf", full)]:
-        assert f"{full} is there already and is not an empty folder" in refused(convert(*flags))
+        assert f"{full} exists and is not an empty folder" in refused(convert(*flags))
     assert files_of(full) == ["mine"]
     new = tmp_path / "new"
     for flags in [

@@ -52,7 +52,7 @@ def test_output_and_title(run_dir: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["{tmp}/nowhere"], "nowhere: no such run directory"),
-        (["{tmp}"], "holds no metrics.jsonl"),
+        (["{tmp}"], "contains no metrics.jsonl"),
         (["{tmp}/run", "{tmp}/run"], "given twice"),
         (["{tmp}/run", "--output", "{tmp}/missing/page.html"], "missing does not exist"),
         (["{tmp}/run", "--output", "{tmp}"], "this is a folder"),

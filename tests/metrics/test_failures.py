@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from megatron_adalrs.metrics import ConsoleSink, JsonLines, Metrics, open_metrics
-from megatron_adalrs.metrics.atomic_append import AtomicAppend
+from megatron_adalrs.utils.atomic_files import AtomicAppend
 from tests.metrics.test_metrics import decision, scalars, train
 
 
@@ -104,6 +104,6 @@ def test_a_closed_console_does_not_stop_the_run(
             metrics.write("train", train(step))
         metrics.close()
     assert capfd.readouterr().err.splitlines() == [
-        "warning: cannot write the console: nobody reads it any more; training goes on without it",
+        "warning: cannot write the console: the reader closed the pipe; training goes on without it",
         "warning: the console lacks 3 records of this run",
     ]

@@ -270,10 +270,10 @@ def test_a_missing_field_is_named(tmp_path: Path) -> None:
 def test_what_is_no_run_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere: no such run directory"):
         read_run(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"holds no metrics\.jsonl"):
+    with pytest.raises(FileNotFoundError, match=r"contains no metrics\.jsonl"):
         read_run(tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(NotADirectoryError, match="a run directory is required"):
+    with pytest.raises(NotADirectoryError, match="required a run directory"):
         read_run(tmp_path / "file")
 
 
@@ -286,7 +286,7 @@ def test_a_run_without_any_step_is_refused(tmp_path: Path, content: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("config", "message"), [("lr: [1", "not valid YAML"), ("- lr\n", "must hold a mapping")]
+    ("config", "message"), [("lr: [1", "not valid YAML"), ("- lr\n", "required a mapping")]
 )
 def test_a_broken_configuration_is_refused(tmp_path: Path, config: str, message: str) -> None:
     with pytest.raises(ValueError, match=rf"config\.yaml: {message}"):
