@@ -88,7 +88,7 @@ def files_of_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     shutil.copy(ROOT / "examples" / "quickstart.yaml", tmp_path / "run.yaml")
     shape = {"num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "seq_length": 64}
-    run = shape | {"data_path": "d", "train_iters": 400, "lr": 1e-3}
+    run = shape | {"position_embedding_type": "rope", "data_path": "d", "train_iters": 400, "lr": 1e-3}
     for folder in ("Qwen2.5-1.5B", "runs/search"):  # the first stands for a folder of Hugging Face
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "config.yaml").write_text(yaml.safe_dump(run))
