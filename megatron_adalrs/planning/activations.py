@@ -1,6 +1,6 @@
-"""Bytes that the forward pass keeps for the backward pass, and the temporaries of both.
+"""Memory of activations saved for the backward pass, and of temporaries of both passes.
 
-Every number counts the tensors that the modules of `model/` and `parallel/` make autograd keep, each storage
+The formulas count the tensors that autograd saves for the modules of `model/` and `parallel/`, each storage
 once. Symbols: b = micro batch, s = tokens of a sequence on this rank outside attention, r = the same in the
 residual stream (with sequence parallelism s / tensor ranks), h = hidden size, q and kv = features of this
 rank's query and key (or value) heads, f = its part of the MLP's width, rows = its part of the padded
@@ -19,37 +19,36 @@ FLOAT = 4
 
 
 def bytes_of_element(config: Config) -> int:
-    """Of weights, gradients and activations."""
+    """Return the size in bytes of an element of weights, gradients and activations."""
     return FLOAT if config.training.precision == "fp32" else 2
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes of one micro-batch on one rank."""
+    """Memory of one micro-batch on one rank, in bytes."""
 
     residual: int
-    """One [b, r, h]: what passes from block to block, and from stage to stage."""
+    """One tensor [b, r, h] of the residual stream."""
     block: int
-    """What each block keeps."""
+    """Saved by each block."""
     rerun: int
-    """What a block's backward pass makes anew with recomputation, beyond what was kept."""
+    """Recomputed in a block's backward pass, beyond what was saved."""
     backward: int
-    """Gradients of activations that are alive at once in a block's backward pass."""
+    """Gradients of activations that are alive at one time in a block's backward pass."""
     embedding: int
-    """What the embedding keeps: token numbers, a dropout mask, and outside a pipe the mask of documents."""
+    """Saved by the embedding: token ids, dropout mask, and without a pipeline the document mask."""
     output: int
-    """What the final norm and the loss keep, the gradients that the loss makes in the forward pass
-    included."""
+    """Saved by the final norm and the loss, including the gradients that the loss computes in its forward."""
     loss: int
-    """Temporaries of the loss: a chunk of logits, and gradients before they are rounded."""
+    """Temporaries of the loss: a chunk of logits, and gradients before rounding."""
 
 
 def activations_of(config: Config, vocab_size: int, shape: MeshShape, on_cpu: bool) -> Activations:
-    """Sizes for one micro-batch.
+    """Return the sizes for one micro-batch.
 
     Args:
-        vocab_size: before padding.
-        on_cpu: torch's CPU kernels are less fused: RMSNorm and dropout keep more.
+        vocab_size: Size of the vocabulary without padding.
+        on_cpu: Ranks compute on CPUs, whose RMSNorm and dropout kernels are less fused and save more.
     """
     model, b = config.model, config.training.micro_batch_size
     unit = bytes_of_element(config)
@@ -64,7 +63,7 @@ def activations_of(config: Config, vocab_size: int, shape: MeshShape, on_cpu: bo
     whole_block = 2 * norm_kept + 2 * b * s * model.hidden_size * unit + core + mlp + 2 * mask
     granularity = config.training.recompute_granularity
     kept = {None: whole_block, "full": residual, "selective": whole_block - core + core_input}[granularity]
-    # The mask of documents is made once, and kept by all blocks; in a pipe each block makes its own.
+    # The document mask is computed once for all blocks; in a pipeline each block computes its own.
     documents = b * model.seq_length**2 * unit if config.data.reset_attention_mask else 0
     in_blocks = documents if shape.pipe > 1 else 0
     return Activations(
@@ -81,17 +80,19 @@ def activations_of(config: Config, vocab_size: int, shape: MeshShape, on_cpu: bo
 def _kept_by_norm(config: Config, tokens: int, on_cpu: bool) -> int:
     elements = tokens * config.model.hidden_size
     if config.model.normalization == "RMSNorm" and on_cpu:
-        # Not fused: the input and the normalised input, in fp32, and the root.
+        # Unfused: the input and the normalized input in fp32, and the root mean square.
         return 2 * elements * FLOAT + tokens * FLOAT
     return elements * bytes_of_element(config) + 2 * tokens * FLOAT
 
 
 def _kept_by_attention(config: Config, shape: MeshShape, tokens: int, on_cpu: bool) -> tuple[int, int]:
-    """Bytes kept between the two projections: with its core recomputed, and without.
+    """Return the bytes saved between the two projections, with and without recomputation of the core.
 
-    Tokens: b x s of this rank outside attention. In it a rank of the context axis has all tokens for a part
-    of the heads, as many elements; where the axis does not divide the key-value heads, they are repeated
-    first.
+    Inside attention, a rank of the context axis has all tokens for a part of the heads, which is the same
+    number of elements. If the axis does not divide the key-value heads, they are repeated first.
+
+    Args:
+        tokens: b x s of this rank outside attention.
     """
     model, unit = config.model, bytes_of_element(config)
     heads, groups = model.num_attention_heads // shape.tensor, model.num_key_value_heads // shape.tensor
@@ -108,22 +109,22 @@ def _kept_by_attention(config: Config, shape: MeshShape, tokens: int, on_cpu: bo
         attended = joined + 2 * q  # q stays a view
     else:
         attended = joined
-    # The output projection's input is attention's output, or what the context ranks trade it for.
+    # The input of the output projection is the output of attention, exchanged among the context ranks.
     result = q if shape.context == 1 else 2 * q
     if model.attention_dropout and on_cpu:
-        # No fused kernel: probabilities, mask and product, and the inputs, in fp32.
+        # Unfused: probabilities, mask, their product and the inputs, in fp32.
         scores = tokens * (heads // shape.context) * model.seq_length * shape.context
         core = FLOAT * 3 * (q + scores) + result * unit
     else:
-        core = (attended + result) * unit + tokens * heads * FLOAT  # the softmax's normalisers
+        core = (attended + result) * unit + tokens * heads * FLOAT  # the normalizers of the softmax
     return (joined + q) * unit, core
 
 
 def _kept_by_loss(config: Config, vocab_size: int, shape: MeshShape, tokens: int) -> int:
-    """The gradients of hidden states and weight that the fused loss makes in the forward pass."""
+    """Return the size of the gradients that the fused loss computes in its forward pass."""
     h, unit = config.model.hidden_size, bytes_of_element(config)
     rows = config.model.padded_vocab_size(vocab_size, shape.tensor) // shape.tensor
-    # In fp16 the weight's is rounded in the backward pass only.
+    # In fp16 the gradient of the weight is rounded only in the backward pass.
     return tokens * h * unit + rows * h * (FLOAT if config.training.fp16 else unit)
 
 
@@ -134,6 +135,6 @@ def _temporaries_of_loss(config: Config, vocab_size: int, shape: MeshShape, toke
     hidden = tokens * h * bytes_of_element(config)
     if precision == "fp32":
         return hidden + FLOAT * chunk
-    # Logits and their gradient in both precisions, and a chunk's part of the weight's gradient; in bf16 the
-    # rounded one is counted as kept, and lies beside the one in fp32.
+    # Logits and their gradient in both precisions, and the weight gradient of a chunk. In bf16 the rounded
+    # gradient counts as saved and exists beside the one in fp32.
     return hidden + (FLOAT + 2) * chunk + (FLOAT if precision == "bf16" else 2) * rows * h

@@ -1,5 +1,4 @@
-"""Bytes that a rank holds, phase by phase of a step, as DeepSpeed 0.19.8 allocates them (measured; see the
-tests)."""
+"""Memory of a rank in each phase of a step, as DeepSpeed 0.19.8 allocates it (measured by the tests)."""
 
 from __future__ import annotations
 
@@ -16,10 +15,9 @@ from megatron_adalrs.planning.parts import Part, parts_of_stages
 from megatron_adalrs.snapshot.engine_snapshot import estimate_snapshot_bytes
 
 FLATTENED = 500_000_000
-"""Elements of gradients that DeepSpeed copies into one buffer to all-reduce them, without ZeRO."""
+"""Elements of gradients that DeepSpeed copies into one all-reduce buffer without ZeRO."""
 UNFUSED_LARGEST, UNFUSED_FLAT = 3, 2
-"""Temporaries of torch's AdamW where it is not fused, in fp32 copies of the largest parameter; of ZeRO's flat
-shard."""
+"""Temporaries of unfused AdamW: fp32 copies of the largest parameter, or with ZeRO of the flat shard."""
 ZERO3_DEFAULTS = {
     "stage3_param_persistence_threshold": 100_000,
     "stage3_max_live_parameters": 1_000_000_000,
@@ -29,64 +27,65 @@ ZERO3_DEFAULTS = {
 
 @dataclass(frozen=True)
 class RankPlan:
-    """What every rank of one pipeline stage holds: the most bytes of each kind, on its device unless said
-    otherwise."""
+    """Estimated memory of each rank of one pipeline stage: the maximum of each kind, in bytes."""
 
     part: Part
     weights: int
     gradients: int
     optimizer: int
-    """fp32 masters, where there are any, and AdamW's two moments."""
+    """fp32 master weights, if there are any, and the two moments of AdamW."""
     activations: int
-    """Of all micro-batches that are under way, with the loss's gradients and the temporaries of the
-    passes."""
+    """Activations of all micro-batches in flight, gradients of the loss, and temporaries of the passes."""
     buffers: int
-    """What DeepSpeed gathers gradients in and, under ZeRO-3, parameters."""
+    """Buffers that DeepSpeed gathers gradients in and, with ZeRO-3, parameters."""
     peak: int
-    """The most at once: less than the sum, for activations are gone when the optimizer works."""
+    """Maximum at one time; less than the sum, since activations are freed before the optimizer step."""
     offloaded: int
-    """In host memory in place of the device's, with ZeRO-Offload."""
+    """Bytes in host memory instead of device memory, with ZeRO-Offload."""
     snapshot: int
-    """In host memory, of AdaLRS and to rewind to, all that are held at a time."""
+    """Bytes in host memory for all snapshots that AdaLRS and the loss guard hold at one time."""
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A run before it starts."""
+    """Estimated memory and schedule of a run."""
 
     config: Config
     shape: MeshShape
     vocab_size: int
-    """Before padding."""
+    """Size of the vocabulary without padding."""
     stages: tuple[RankPlan, ...]
     on_cpu: bool
 
     @property
     def global_batch_size(self) -> int:
+        """Samples of a step."""
         return self.config.global_batch_size(self.shape.data)
 
     @property
     def micro_batches(self) -> int:
-        """Forward and backward passes of a rank in a step."""
+        """Micro-batches of a rank in a step."""
         return self.config.micro_batches_per_step(self.shape.data)
 
     @property
     def bubble(self) -> float:
-        """Part of a step in which a stage waits for others: (p - 1) / (m + p - 1) for p stages and m
-        micro-batches (arXiv 1811.06965, section 2.3)."""
+        """Fraction of a step in which a stage is idle.
+
+        (p - 1) / (m + p - 1) for p stages and m micro-batches (arXiv 1811.06965, section 2.3).
+        """
         waiting = self.shape.pipe - 1
         return waiting / (self.micro_batches + waiting)
 
 
 def plan_run(config: Config, vocab_size: int, shape: MeshShape, on_cpu: bool) -> RunPlan:
-    """The plan of a run on a mesh that need not exist.
+    """Estimate the memory of a run on a mesh that need not exist.
 
     Args:
-        vocab_size: before padding.
-        on_cpu: whether ranks compute on CPUs: torch's kernels for them are less fused and need more memory.
+        vocab_size: Size of the vocabulary without padding.
+        on_cpu: Ranks compute on CPUs, whose kernels are less fused and need more memory.
 
     Raises:
-        ValueError: the batch does not fit the mesh, or a DeepSpeed setting contradicts a flag.
+        ValueError: The batch does not fit the mesh, or a DeepSpeed setting contradicts a flag.
     """
     settings = deepspeed_settings(config, shape.data)["zero_optimization"]
     activations = activations_of(config, vocab_size, shape, on_cpu)
@@ -100,8 +99,7 @@ def plan_run(config: Config, vocab_size: int, shape: MeshShape, on_cpu: bool) ->
 
 @dataclass(frozen=True)
 class _Passes:
-    """Activations of a rank: at their most, and in the last block's backward pass, when gradients are
-    complete."""
+    """Activations of a rank: their peak, and those during the backward pass of the last block."""
 
     peak: int
     tail: int
@@ -113,10 +111,9 @@ def _passes(config: Config, shape: MeshShape, sizes: Activations, part: Part, st
     in_flight = min(shape.pipe - stage, config.micro_batches_per_step(shape.data))
     each = part.blocks * sizes.block
     each += sizes.embedding if part.has_embedding else 0
-    each += (
-        sizes.output if part.has_output else sizes.residual
-    )  # what was sent on stays for the backward pass
-    # What is received lies in DeepSpeed's buffers, at least two, beside the copy that the first block keeps.
+    # The output that was sent to the next stage is kept for the backward pass.
+    each += sizes.output if part.has_output else sizes.residual
+    # DeepSpeed receives into at least two buffers; the first block keeps a copy.
     received = 0 if part.has_embedding else (max(2, in_flight) + 2) * sizes.residual
     sent = 0 if part.has_output else sizes.residual
     backward = sizes.rerun + sizes.backward
@@ -126,20 +123,20 @@ def _passes(config: Config, shape: MeshShape, sizes: Activations, part: Part, st
 
 @dataclass(frozen=True)
 class _State:
-    """What a rank holds but for activations; bytes."""
+    """Memory of a rank without activations, in bytes."""
 
     weights: int
     gradients: int
     optimizer: int
     buffers: int
     backward: int
-    """Of gradients and buffers, what is there when activations are at their most."""
+    """Gradients and buffers that exist when the activations reach their peak."""
     complete: int
-    """The same at the end of the backward pass."""
+    """Gradients and buffers that exist at the end of the backward pass."""
     reduction: int
-    """The most of gradients and buffers while gradients are reduced."""
+    """Peak of gradients and buffers while gradients are reduced."""
     update: int
-    """The most of gradients and temporaries while the optimizer works."""
+    """Peak of gradients and temporaries during the optimizer step."""
 
 
 def _rank_plan(
@@ -186,8 +183,7 @@ def _shard(part: Part, replicas: int) -> int:
 
 
 def _without_zero(part: Part, unit: int, replicas: int, accumulates: bool, on_cpu: bool) -> _State:
-    """torch's AdamW on the weights; in low precision FP16_UnfusedOptimizer on masters, a step with fp32
-    gradients."""
+    """torch's AdamW; in low precision FP16_UnfusedOptimizer on master weights with fp32 gradients."""
     parameters, low_precision = part.parameters, unit < FLOAT
     gradients = unit * parameters
     buffers = unit * min(parameters, FLATTENED) if replicas > 1 else 0
@@ -197,7 +193,7 @@ def _without_zero(part: Part, unit: int, replicas: int, accumulates: bool, on_cp
         gradients=in_update,
         optimizer=(3 if low_precision else 2) * FLOAT * parameters,
         buffers=buffers,
-        # Of a single micro-batch, gradients take the place of activations, layer by layer.
+        # With a single micro-batch, gradients replace activations layer by layer.
         backward=gradients if accumulates else 0,
         complete=gradients,
         reduction=gradients + buffers,
@@ -214,7 +210,7 @@ def _zero1_or_2(
     settings: dict[str, Any],
     on_cpu: bool,
 ) -> _State:
-    """DeepSpeedZeroOptimizer. Stage 1 accumulates whole gradients, stage 2 its shard of them."""
+    """DeepSpeedZeroOptimizer. Stage 1 accumulates all gradients, stage 2 its shard of them."""
     parameters, shard = part.parameters, _shard(part, replicas)
     bucket = unit * int(settings.get("reduce_bucket_size", reduce_bucket_size(parameters)))
     accumulated = unit * (parameters if stage == 1 else shard) if accumulates else 0
@@ -236,7 +232,7 @@ def _zero1_or_2(
 
 
 def _zero3(part: Part, unit: int, replicas: int, settings: dict[str, Any], on_cpu: bool) -> _State:
-    """DeepSpeedZeroOptimizer_Stage3: parameters are gathered for the passes, and small ones stay whole."""
+    """DeepSpeedZeroOptimizer_Stage3: parameters are gathered for the passes; small ones stay gathered."""
 
     def setting(name: str) -> int:
         return int(settings.get(name, ZERO3_DEFAULTS[name]))

@@ -1,4 +1,4 @@
-"""The part of the model that the ranks of each pipeline stage hold, counted on torch's meta device."""
+"""Parameters of the ranks of each pipeline stage, counted on torch's meta device."""
 
 from __future__ import annotations
 
@@ -19,27 +19,31 @@ from megatron_adalrs.parallel.layout import Layout
 
 @dataclass(frozen=True)
 class Part:
-    """One rank's part of the model, before ZeRO shards it further. Sizes in elements."""
+    """Part of the model on one rank, before ZeRO shards it further. Sizes are in elements."""
 
     sizes: tuple[int, ...]
-    """Of each parameter."""
+    """Size of each parameter."""
     buffers: int
-    """Tables such as the rotary one, in all."""
+    """Total size of buffers, such as the rotary tables."""
     blocks: int
     has_embedding: bool
     has_output: bool
 
     @property
     def parameters(self) -> int:
+        """Number of parameters."""
         return sum(self.sizes)
 
 
 def parts_of_stages(config: Config, vocab_size: int, shape: MeshShape) -> list[Part]:
-    """One part a pipeline stage, in their order; all ranks of a stage hold parts of the same sizes.
+    """Return the part of each pipeline stage, in order; all ranks of a stage have parts of the same size.
 
-    A tied embedding counts on both ends of the pipe, which hold a copy each. `vocab_size`: before padding.
+    A tied embedding counts on the first and on the last stage, which have a copy each.
+
+    Args:
+        vocab_size: Size of the vocabulary without padding.
     """
-    # Of a rank of a mesh that need not exist: its axes have sizes and no groups.
+    # The mesh need not exist: its axes have sizes and no process groups.
     layout = Layout.of(config, MeshAxis(0, shape.tensor), MeshAxis(0, shape.context))
     with torch.device("meta"):
         if shape.pipe == 1:
@@ -47,7 +51,7 @@ def parts_of_stages(config: Config, vocab_size: int, shape: MeshShape) -> list[P
         layers = [layer.build() for layer in pipeline_layers(config.model, vocab_size, layout)]
     counts = [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers]
     bounds = stage_bounds(counts, shape.pipe, config.parallel.pipeline_partition)
-    # Around the blocks: the embedding before, the last norm and the output behind.
+    # The embedding comes before the blocks, the final norm and the output after them.
     is_block = [False, *[True] * config.model.num_layers, False, False]
     return [
         _part(layers[start:stop], sum(is_block[start:stop]), start == 0, stop == len(layers))

@@ -1,5 +1,4 @@
-"""Bytes of the tensors that a process holds, and the most that it held: what `max_memory_allocated` is on
-accelerators, counted for any device."""
+"""Current and peak memory of tensors on any device, like `torch.cuda.max_memory_allocated`."""
 
 from __future__ import annotations
 
@@ -12,24 +11,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class LiveMemory(TorchDispatchMode):
-    """Context in which every storage that an operation returns is counted for as long as it lives.
+class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no annotations here
+    """Context that counts every storage returned by an operation for as long as it is alive.
 
     Each storage counts once, at its full size, however many tensors view it: weights, gradients, optimizer
-    state, saved activations and temporaries alike. What existed before is counted from when an operation
-    first returns it. Not counted: what lies inside one operation (a kernel's workspace), and what is no
-    tensor.
+    state, saved activations and temporaries. A storage that existed before counts once an operation returns
+    it. Memory inside an operation, such as the workspace of a kernel, is not counted.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no annotations here
         self.now = 0
-        """Bytes alive."""
+        """Bytes of the storages that are alive."""
         self.peak = 0
-        """Most bytes alive at once, since the start or the last `reset_peak`."""
+        """Maximum of `now` since the start or the last `reset_peak`."""
         self._sizes: dict[int, int] = {}
 
     def reset_peak(self) -> None:
+        """Set the peak to the current memory."""
         self.peak = self.now
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
