@@ -1,2 +1,1 @@
-"""The experiments of `megatron-adalrs reproduce`: corpora, plan of runs, runner, results, tables, plots and
-page."""
+"""Experiments of `megatron-adalrs reproduce`: plan, corpora, runner, results, tables, plots and report."""

@@ -1,5 +1,4 @@
-"""The same experiments on a cluster: configurations and a launch script, and the results of what they
-left."""
+"""The experiments on a cluster: configurations, a launch script, and the collection of the results."""
 
 from __future__ import annotations
 
@@ -25,8 +24,7 @@ METHODS = ("fixed", "paper", "robust")
 
 @dataclass(frozen=True)
 class ClusterScale:
-    """A published model on a corpus of the user's. `rates`: initial ones, too small, about right, too
-    large."""
+    """A published model that is trained on the user's data set."""
 
     name: str
     preset: str
@@ -34,10 +32,11 @@ class ClusterScale:
     zero_stage: int = 1
     recompute_granularity: str | None = None
     train_iters: int = 50_000
-    """The default window is 1250 steps then, within the 1000 to 2500 of the paper."""
+    """Number of steps. The default window is 1250 steps then, within the 1000 to 2500 of the paper."""
     global_batch_size: int = 512
     seq_length: int = 4096
     rates: tuple[float, ...] = (2e-5, 2e-4, 2e-3)
+    """Initial rates: one too small, one about right, one too large."""
     schedules: tuple[str, ...] = SCHEDULES
 
 
@@ -48,7 +47,7 @@ CLUSTER_SCALES = {
 
 
 def cluster_runs(scale: ClusterScale, seeds: Sequence[int]) -> list[Run]:
-    """Every method from every rate."""
+    """Return the runs of every method from every rate."""
     places = [
         (schedule, method, lr) for schedule in scale.schedules for method in METHODS for lr in scale.rates
     ]
@@ -58,10 +57,10 @@ def cluster_runs(scale: ClusterScale, seeds: Sequence[int]) -> list[Run]:
 
 
 def cluster_values(run: Run, scale: ClusterScale, data_path: str) -> dict[str, Any]:
-    """The configuration of a run, but for its directory.
+    """Return the configuration of a run without its directory.
 
     Raises:
-        ValueError: it is not possible.
+        ValueError: The configuration is not valid.
     """
     values = {
         "preset": scale.preset,
@@ -88,17 +87,20 @@ def cluster_values(run: Run, scale: ClusterScale, data_path: str) -> dict[str, A
 
 
 def write_launch(output: Path, scale: ClusterScale, seeds: Sequence[int], data_path: str) -> Path:
-    """Write configs/NAME.yaml for each run, runs.json for `collect_cluster`, and launch.sh; the path of the
-    script.
+    """Write configs/NAME.yaml for each run, runs.json for `collect_cluster`, and launch.sh.
+
+    Returns:
+        Path of launch.sh.
 
     Raises:
-        ValueError, OSError: there is no such corpus, a configuration is not possible, or a file cannot be
-            written.
+        ValueError: There is no such data set, or a configuration is not valid.
+        OSError: A file cannot be written.
     """
     prefix = Path(data_path).resolve()
     if not idx_path(prefix).exists():
         raise ValueError(
-            f"--data-path: {data_path}: there is no {idx_path(prefix)}; `megatron-adalrs preprocess` makes it"
+            f"--data-path: {data_path}: there is no {idx_path(prefix)}; write it with `megatron-adalrs "
+            "preprocess`"
         )
     output = output.resolve()
     planned, lines = [], []
@@ -128,10 +130,11 @@ def write_launch(output: Path, scale: ClusterScale, seeds: Sequence[int], data_p
 
 
 def collect_cluster(output: Path) -> tuple[list[Result], list[str]]:
-    """Results of the complete runs, and the names of those that are not complete.
+    """Return the results of the complete runs, and the names of those that are not complete.
 
     Raises:
-        ValueError, OSError: nothing was planned in this folder, or a run's records cannot be read.
+        ValueError: The folder has no planned runs, or the records of a run are damaged.
+        OSError: The records of a run cannot be read.
     """
     file = output / "runs.json"
     if not file.exists():
@@ -152,9 +155,9 @@ def collect_cluster(output: Path) -> tuple[list[Result], list[str]]:
 
 _SCRIPT = """\
 #!/usr/bin/env bash
-# Train every run that is not complete, one after the other; run it again after an interruption.
-#   HOSTFILE=hosts ./launch.sh     # on many nodes: one line a node, `worker-1 slots=8`
-# The lines at the end may be shared out over several machines that see this folder.
+# Train every run that is not complete, one after the other. After an interruption, run the script again.
+#   HOSTFILE=hosts ./launch.sh     # on many nodes; one line per node, such as `worker-1 slots=8`
+# The lines at the end can be split between several machines that share this folder.
 set -uo pipefail
 cd {root}
 output={output}

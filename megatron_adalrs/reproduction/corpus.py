@@ -1,5 +1,4 @@
-"""Two corpora that every machine with Python has, as bytes: the standard library's code, and its
-documentation."""
+"""Byte-level corpora that every machine with Python has: code and documentation of the standard library."""
 
 from __future__ import annotations
 
@@ -10,21 +9,26 @@ import sysconfig
 import warnings
 from pathlib import Path
 
-from megatron_adalrs.preprocessing.preprocess import Recipe, preprocess
+from megatron_adalrs.preprocessing.encoding import Recipe
+from megatron_adalrs.preprocessing.preprocess import preprocess
 from megatron_adalrs.preprocessing.python_sources import collect
 from megatron_adalrs.utils.atomic_files import atomic_write
 
-_SHORTEST_PROSE = 200  # characters: below that a file's docstrings are names rather than sentences
+_SHORTEST_PROSE = 200
+"""Characters of docstrings that a file must have; fewer are mostly names rather than sentences."""
 
 
 def prepare_corpora(folder: Path, names: set[str], limit_mb: float | None = None) -> None:
-    """Make what is missing of `folder`/NAME.bin and .idx for each name, "code" or "prose".
+    """Write `folder`/NAME.bin and .idx for each name, if they do not exist.
 
     Args:
-        limit_mb: size of the sources read, in 10^6 bytes; None: all.
+        folder: Folder of the data sets.
+        names: "code" or "prose".
+        limit_mb: Size of the sources that are read, in 10^6 bytes. Default: all.
 
     Raises:
-        OSError, ValueError: the sources cannot be read, or the folder cannot be written.
+        OSError: The sources cannot be read, or the folder cannot be written.
+        ValueError: The sources have no documentation.
     """
     missing = [name for name in sorted(names) if not (folder / f"{name}.json").exists()]
     if not missing:
@@ -42,11 +46,10 @@ def prepare_corpora(folder: Path, names: set[str], limit_mb: float | None = None
 
 
 def write_prose(code: Path, output: Path) -> None:
-    """From a corpus of Python sources, one document a file: its docstrings, or the long texts that it
-    consists of.
+    """Write the docstrings of a corpus of Python sources, one document per file.
 
     Raises:
-        ValueError: there is none.
+        ValueError: There are no docstrings.
     """
     documents = 0
     with code.open(encoding="utf-8") as lines, atomic_write(output) as stream:
@@ -61,10 +64,11 @@ def write_prose(code: Path, output: Path) -> None:
 
 
 def prose_of(source: str, every_text: bool = False) -> str:
-    """The docstrings of a source file, in order, an empty line between them; with `every_text` all its
-    strings.
+    """Return the docstrings of a source file, separated by empty lines.
 
-    A file of another version of Python, which this one cannot parse, has none.
+    Args:
+        source: Text of the file. One that this version of Python cannot parse has no docstrings.
+        every_text: Return all strings with spaces instead, for files that consist of texts.
     """
     try:
         with warnings.catch_warnings():
@@ -73,15 +77,10 @@ def prose_of(source: str, every_text: bool = False) -> str:
     except (SyntaxError, ValueError, RecursionError):
         return ""
     if every_text:
-        texts = [
-            node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and _is_text(node.value)
-        ]
+        constants = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+        texts = [value for value in constants if isinstance(value, str) and " " in value]
     else:
         documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
         nodes = (node for node in ast.walk(tree) if isinstance(node, documented))
         texts = [text for node in nodes if (text := ast.get_docstring(node))]
     return "\n\n".join(texts)
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and " " in value

@@ -1,4 +1,4 @@
-"""The plots: the grid with both optima, and what searches made of their initial rates."""
+"""Plots of the grid of fixed rates and of the searches."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from statistics import fmean
 import plotly.graph_objects as go
 
 from megatron_adalrs.report.drawing import RUN_COLORS, new_figure
-from megatron_adalrs.reproduction.comparison import Results, differences
 from megatron_adalrs.reproduction.plan import Study, scaled
+from megatron_adalrs.reproduction.results import Results, differences
 
 _COLORS = {"fixed": RUN_COLORS[0], "paper": RUN_COLORS[1], "robust": RUN_COLORS[2]}
 
 
 def grid_figure(results: Results, study: Study, schedule: str) -> go.Figure:
-    """Final validation loss and velocity over the fixed rate: one point a seed, the mean a line, optima
-    marked."""
+    """Plot final validation loss and velocity against the fixed rate.
+
+    Every seed is a point, the means are a line, and a star marks the best mean.
+    """
     rates = results.rates(study.name, schedule)
     runs = [list(results.of(study.name, schedule, "fixed", lr).values()) for lr in rates]
     figure = new_figure("fixed learning rate", "final validation loss", height=420)
@@ -63,7 +65,7 @@ def grid_figure(results: Results, study: Study, schedule: str) -> go.Figure:
             hovertemplate="%{x:.3g}: %{y:.4g}",
         )
     figure.update_xaxes(type="log", tickformat=".0e")
-    # Turned over, so that both optima are at the bottom.
+    # The axis of the velocity is reversed, so that both optima are at the bottom.
     figure.update_layout(
         yaxis2={
             "overlaying": "y",
@@ -81,8 +83,10 @@ def grid_figure(results: Results, study: Study, schedule: str) -> go.Figure:
 def search_figure(
     results: Results, study: Study, schedule: str, ratios: Sequence[float], best: float
 ) -> go.Figure:
-    """Loss above the best fixed rate's over the initial rate, by method: mean, and bars from best to worst
-    seed."""
+    """Plot the loss above the best fixed rate's against the initial rate, for each method.
+
+    Error bars reach from the best to the worst seed.
+    """
     figure = new_figure(
         "initial rate / best fixed rate", "final validation loss above the best fixed", height=400
     )

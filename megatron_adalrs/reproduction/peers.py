@@ -1,15 +1,14 @@
-#!/usr/bin/env python3
-"""Train the configured model in a plain PyTorch loop, with an optimizer that brings its own idea of the
-learning rate.
+"""Train the configured model in a plain PyTorch loop with an optimizer that finds its own learning rate.
 
     python -m megatron_adalrs.reproduction.peers --optimizer schedulefree --config run.yaml \\
         --run-dir runs/peer
 
-The weights, the batches and their order, warm-up, schedule, clipping and evaluation are those of
-pretrain_gpt.py with the same configuration: with `--optimizer adamw` so are the losses. One process, fp32.
+Weights, batches and their order, warm-up, schedule, clipping and evaluation are those of `megatron-adalrs
+pretrain` with the same configuration; with `--optimizer adamw` the losses are equal too. The loop runs in one
+process in fp32.
 
-`lr-range-test-steepest` and `-tenth` are AdamW at a rate that DeepSpeed's LRRangeTest finds first: a short
-run, then thrown away, in which the rate is raised from a millionth of `lr` to `lr`.
+`lr-range-test-steepest` and `lr-range-test-tenth` are AdamW at a rate that DeepSpeed's LRRangeTest finds
+first: in a short run, which is discarded, the rate is raised from a millionth of `lr` to `lr`.
 """
 
 from __future__ import annotations
@@ -19,29 +18,34 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from megatron_adalrs.cli.arguments import config_from_values, load_yaml
+from megatron_adalrs.cli.program import reports_errors
 from megatron_adalrs.config import Config
-from megatron_adalrs.data.loader import BatchLoader
+from megatron_adalrs.data.loader import BatchLoader, MicroBatches, SampleDataset
 from megatron_adalrs.data.vocabulary import resolve_vocabulary
 from megatron_adalrs.metrics import JsonLines, Metrics
 from megatron_adalrs.model.gpt import GPT, count_parameters, initialise
 from megatron_adalrs.optim.lr_schedule import build_schedule
 from megatron_adalrs.optim.optimizer import build_optimizer
+from megatron_adalrs.reproduction.plan import RANGE_TESTS
 from megatron_adalrs.training.data import batches_in_one_pass, build_datasets
 from megatron_adalrs.training.evaluation import Evaluation
 from megatron_adalrs.training.run_directory import run_dir_of, with_run_dir, write_config
 from megatron_adalrs.utils.format import perplexity
 
-RANGE_TESTS = ("lr-range-test-steepest", "lr-range-test-tenth")
 RANGE = 1e-6
-"""First rate of a range test over its last."""
+"""First rate of a range test divided by its last."""
+Optimizer = torch.optim.Optimizer
 
 
-def main() -> int:
+@reports_errors
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train with an optimizer and return the exit code: 0, or 2 after a mistake of the user."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -49,29 +53,29 @@ def main() -> int:
         "--optimizer", choices=["adamw", "prodigy", "schedulefree", *RANGE_TESTS], required=True
     )
     parser.add_argument("--config", type=Path, required=True, help="YAML file, as for `pretrain --config`")
-    parser.add_argument("--run-dir", type=Path, required=True, help="where metrics.jsonl is written")
-    options = parser.parse_args()
+    parser.add_argument("--run-dir", type=Path, required=True, help="folder for metrics.jsonl")
+    options = parser.parse_args(arguments)
+    config = config_from_values(load_yaml(options.config) | {"run_dir": str(options.run_dir)})
     try:
-        config = config_from_values(load_yaml(options.config) | {"run_dir": str(options.run_dir)})
         train(config, options.optimizer)
     except ImportError as error:
-        print(
-            f"error: --optimizer {options.optimizer}: {error}: pip install 'megatron-adalrs[peers]'",
-            file=sys.stderr,
-        )
-        return 2
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        raise ValueError(
+            f"--optimizer {options.optimizer}: {error}: pip install 'megatron-adalrs[peers]'"
+        ) from error
     return 0
 
 
 def train(config: Config, kind: str) -> None:
-    """All steps, with an evaluation at each interval and at the end.
+    """Train all steps, and evaluate at each interval and at the end.
+
+    Args:
+        config: Configuration of the run.
+        kind: Name of the optimizer.
 
     Raises:
-        ValueError, OSError: the configuration, its data or its directory cannot be used.
-        ImportError: the optimizer's package is not installed.
+        ValueError: The configuration or its data cannot be used.
+        OSError: The run directory cannot be written.
+        ImportError: The package of the optimizer is not installed.
     """
     if config.data.marks_documents:
         raise ValueError(
@@ -86,7 +90,8 @@ def train(config: Config, kind: str) -> None:
     train_set, valid_set = datasets.train, datasets.valid[0].dataset
     write_config(config)
     metrics = Metrics([JsonLines(run_dir_of(config) / "metrics.jsonl", frozenset({"train", "eval", "run"}))])
-    metrics.write("run", event_of("start", 0) | {"parameters": count_parameters(config.model, vocab_size)})
+    parameters = count_parameters(config.model, vocab_size)
+    metrics.write("run", event_record("start", 0) | {"parameters": parameters})
     iters, every = config.training.train_iters, config.run.eval_interval
     with loader(train_set, config) as batches, loader(valid_set, config) as held_out:
         passes = batches_in_one_pass(valid_set, config.run.eval_iters, size)
@@ -111,12 +116,12 @@ def train(config: Config, kind: str) -> None:
                 loss = evaluate(model, optimizer, evaluation)
                 place = {"split": "valid", "step": step + 1, "total_steps": tested + step + 1}
                 metrics.write("eval", place | {"loss": loss, "perplexity": perplexity(loss)})
-    metrics.write("run", event_of("end", iters, tested))
+    metrics.write("run", event_record("end", iters, tested))
     metrics.close()
 
 
 def new_model(config: Config, vocab_size: int) -> GPT:
-    """The model as it is before its first step."""
+    """Return the model with its initial weights."""
     torch.manual_seed(config.training.seed)
     model = GPT(config.model, vocab_size)
     initialise(model, config.model, config.training.seed)
@@ -126,11 +131,14 @@ def new_model(config: Config, vocab_size: int) -> GPT:
 def range_test(
     kind: str, model: GPT, config: Config, batches: BatchLoader, metrics: Metrics
 ) -> tuple[float, int]:
-    """The rate that a range test finds, and how many steps it took: a tenth of the run, but no fewer than 50.
+    """Run a range test of a tenth of the run, but at least 50 steps.
 
-    DeepSpeed's schedule raises the rate by equal amounts (arXiv 1803.09820), which would pass the lower five
-    decades in one step: its position is moved so that each step raises it by the same factor, as in fastai's
-        `lr_find`.
+    DeepSpeed's schedule raises the rate by equal amounts (arXiv 1803.09820), which would cover the lower five
+    decades in one step. Its position is moved so that each step raises the rate by the same factor, as in
+    fastai's `lr_find`.
+
+    Returns:
+        The rate that was found, and the number of steps.
     """
     from megatron_adalrs.engine.lr_range_test import lr_range_test
 
@@ -140,34 +148,39 @@ def range_test(
     ramp = lr_range_test(optimizer, lowest)
     rates, losses = [], []
     for step in range(steps):
-        ramp.step(RANGE ** (-step / (steps - 1)) - 2)  # lowest x (1 + position), the position counted from -1
+        ramp.step(RANGE ** (-step / (steps - 1)) - 2)  # rate = lowest * (2 + argument)
         started = time.perf_counter()
         micro_batches = batches.micro_batches(step * config.global_batch_size(1))
         losses.append(train_step(model, optimizer, micro_batches, config.optimizer.clip_grad))
         rates.append(ramp.get_last_lr()[0])
         record = train_record(step + 1, losses[-1], optimizer, config, time.perf_counter() - started)
         metrics.write("train", record | {"phase": "trial"})
-        if not losses[-1] < 4 * min(losses):  # it blows up, as fastai's `lr_find` has it
+        if not losses[-1] < 4 * min(losses):  # diverged, by the criterion of fastai's `lr_find`
             break
     return found_rate(kind, rates, losses, max(1, steps // 20)), len(rates)
 
 
 def found_rate(kind: str, rates: Sequence[float], losses: Sequence[float], reach: int) -> float:
-    """What a range test comes to: the rate at which the loss falls most steeply, or a tenth of where it is
-    lowest.
+    """Return the rate at which the loss falls most steeply, or a tenth of the rate at which it is lowest.
 
     The latter is the rule of S. Gugger, "How do you find a good learning rate" (2018), the former that of
-    fastai's and Lightning's finders, which suggest it. A loss is the mean over `reach` steps before and
-    behind: fastai's running average lags.
+    the finders of fastai and Lightning. Every loss is averaged over `reach` steps before and after it,
+    because fastai's running average lags.
+
+    Args:
+        kind: One of `RANGE_TESTS`.
+        rates: Learning rates of the steps.
+        losses: Losses of the steps.
+        reach: Number of steps before and after a loss over which it is averaged.
 
     Raises:
-        ValueError: the losses are fewer than a mean needs, or not finite from the start.
+        ValueError: There are too few finite losses.
     """
     finite = np.asarray(losses)[np.logical_and.accumulate(np.isfinite(losses))]
     width = 2 * reach + 1
     if len(finite) < width + 1:
         raise ValueError(
-            f"the range test blew up after {len(finite)} steps, at a rate of {rates[len(finite) - 1]:.2g}"
+            f"the range test diverged after {len(finite)} steps, at a rate of {rates[len(finite) - 1]:.2g}"
         )
     smooth = np.convolve(finite, np.full(width, 1 / width), "valid")
     if kind.endswith("tenth"):
@@ -175,18 +188,20 @@ def found_rate(kind: str, rates: Sequence[float], losses: Sequence[float], reach
     return rates[reach + int(np.gradient(smooth).argmin())]
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_rate(optimizer: Optimizer, rate: float) -> None:
+    """Set the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
-def make_optimizer(
-    kind: str, model: GPT, config: Config
-) -> tuple[torch.optim.Optimizer, Callable[[int], float]]:
-    """The optimizer, with AdamW's groups, decay and betas, and the factor on its rate at each step.
+def make_optimizer(kind: str, model: GPT, config: Config) -> tuple[Optimizer, Callable[[int], float]]:
+    """Build the optimizer with AdamW's parameter groups, weight decay and betas.
+
+    Returns:
+        The optimizer, and the schedule: the factor on its learning rate by step.
 
     Raises:
-        ImportError: the package is not installed.
+        ImportError: The package of the optimizer is not installed.
     """
     settings = config.optimizer
     plain = build_optimizer(model, settings)
@@ -200,20 +215,20 @@ def make_optimizer(
     if kind == "prodigy":
         from prodigyopt import Prodigy
 
-        # As its authors advise for transformers with warm-up (arXiv 2306.06101 and the package's README).
+        # Recommended by its authors for transformers with warm-up (arXiv 2306.06101, README of the package).
         options = {"safeguard_warmup": True, "use_bias_correction": True}
         return Prodigy(groups, lr=settings.lr, betas=betas, eps=settings.adam_eps, **options), schedule
     from schedulefree import AdamWScheduleFree
 
-    # It warms up by itself, and its average stands in for a decay (arXiv 2405.15682).
+    # It has a warm-up of its own, and its average of the weights replaces a decay (arXiv 2405.15682).
     optimizer = AdamWScheduleFree(
         groups, lr=settings.lr, betas=betas, eps=settings.adam_eps, warmup_steps=settings.lr_warmup_iters
     )
     return optimizer, lambda step: 1.0
 
 
-def train_step(model: GPT, optimizer: torch.optim.Optimizer, micro_batches: list, clip: float) -> float:
-    """One step; the mean loss of its micro-batches."""
+def train_step(model: GPT, optimizer: Optimizer, micro_batches: MicroBatches, clip: float) -> float:
+    """Train one step and return the mean loss of its micro-batches."""
     set_mode(optimizer, "train")
     optimizer.zero_grad()
     total = 0.0
@@ -228,37 +243,49 @@ def train_step(model: GPT, optimizer: torch.optim.Optimizer, micro_batches: list
 
 
 @torch.no_grad()
-def evaluate(model: GPT, optimizer: torch.optim.Optimizer, evaluation: Evaluation) -> float:
-    """Mean loss on the held-out batches."""
+def evaluate(model: GPT, optimizer: Optimizer, evaluation: Evaluation) -> float:
+    """Return the mean loss over the validation batches."""
     set_mode(optimizer, "eval")
     model.eval()
-    losses = [model(torch.from_numpy(batch)).item() for batches in evaluation.steps() for batch in batches]
+    losses: list[float] = [
+        model(torch.from_numpy(batch)).item() for batches in evaluation.steps() for batch in batches
+    ]
     model.train()
     return sum(losses) / len(losses)
 
 
-def set_mode(optimizer: torch.optim.Optimizer, mode: str) -> None:
-    """Schedule-free optimizers evaluate at other weights than they train at."""
+def set_mode(optimizer: Optimizer, mode: str) -> None:
+    """Switch a schedule-free optimizer between the weights for training ("train") and evaluation ("eval")."""
     switch = getattr(optimizer, mode, None)
     if switch:
         switch()
 
 
-def loader(dataset, config: Config) -> BatchLoader:
-    """One process's batches."""
+def loader(dataset: SampleDataset, config: Config) -> BatchLoader:
+    """Return the batches of a run of one process."""
     return BatchLoader(dataset, config.training.micro_batch_size, 0, 1, config.micro_batches_per_step(1))
 
 
 def train_record(
     step: int,
     loss: float,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     config: Config,
     seconds: float,
     discarded: int = 0,
     scale: float = 1.0,
-) -> dict:
-    """`discarded`: steps of a range test before. `scale`: what it made of the configured rate."""
+) -> dict[str, Any]:
+    """Return the record of a step.
+
+    Args:
+        step: Number of the step.
+        loss: Its loss.
+        optimizer: Its learning rate is recorded.
+        config: Configuration of the run.
+        seconds: Duration of the step.
+        discarded: Number of steps of the range test before.
+        scale: Factor of the range test on the configured rate.
+    """
     tokens = config.global_batch_size(1) * config.model.seq_length
     return {
         "step": step,
@@ -273,7 +300,8 @@ def train_record(
     }
 
 
-def event_of(event: str, step: int, discarded: int = 0) -> dict:
+def event_record(event: str, step: int, discarded: int = 0) -> dict[str, Any]:
+    """Return the record of the start or the end of the run."""
     return {"event": event, "step": step, "total_steps": discarded + step}
 
 

@@ -1,4 +1,4 @@
-"""Which runs an experiment consists of. A run is its configuration, and so is its name."""
+"""Plan of the experiments: the runs of each, their configurations and their names."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ RANGE_TESTS = ("lr-range-test-steepest", "lr-range-test-tenth")
 METHODS = ("fixed", "paper", "robust")
 PEERS = ("prodigy", "schedulefree", *RANGE_TESTS)
 FACTORS = ((2.0, 1.67), (1.5, 1.43))
-"""alpha and beta; the defaults are 3 and 2."""
+"""Values of alpha and beta; the defaults are 3 and 2."""
 DECAYS = (1.0, 0.95)
-"""lambda; the default is 0.99."""
+"""Values of lambda; the default is 0.99."""
 Settings = tuple[tuple[str, Any], ...]
 EQUAL_COMPUTE: Settings = (("budget", "total"),)
-"""Discarded steps count: the run is as long as one at a fixed rate."""
-_WARMUP, _FLOOR = 0.03, 0.1  # of the run, of the peak
+"""Setting with which discarded steps count, so that a run is as long as one at a fixed rate."""
+_WARMUP = 0.03
+"""Length of the warm-up as a share of the run."""
+_FLOOR = 0.1
+"""Last learning rate as a share of the peak."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """A corpus and a width of the model: what learning rates are compared on."""
+    """A corpus and a model width. Learning rates are compared within a study."""
 
     name: str
     corpus: str
@@ -39,34 +42,34 @@ STUDIES = {
     "larger-model": Study("wide", "code", 72),
 }
 CONTINUAL = Study("continual", "prose", 32)
-"""Goes on from checkpoints of `MAIN`, on the other corpus."""
+"""Continues from checkpoints of `MAIN` on the other corpus."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Length of the runs and how many of them."""
+    """Length and number of the runs."""
 
     name: str
     train_iters: int
     rates: tuple[float, ...]
     """Fixed learning rates of the grid."""
     ratios: tuple[float, ...]
-    """Initial rates of searches, as multiples of the best fixed one."""
+    """Initial rates of searches as multiples of the best fixed one."""
     schedules: tuple[str, ...] = SCHEDULES
     corpus_mb: float | None = None
-    """Size of the sources that are read; None: all."""
+    """Size in 10^6 bytes of the sources that are read; None for all."""
     eval_iters: int = 80
     windows: tuple[int, ...] = (25, 70)
-    """Of paper mode, to compare its default with: two have to fit between the warm-up and the start of the
-    search."""
+    """Windows of paper mode that are compared with the default. Two must fit between the warm-up and the
+    start of the search."""
     paper_settings: Settings = ()
-    """Of paper mode, where its defaults do not fit into the run."""
+    """Settings of paper mode, if its defaults do not fit into the run."""
     continual_iters: int = 700
-    """Length of the runs that go on from a checkpoint."""
+    """Length of the runs that continue from a checkpoint."""
     continual_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-    """Their grid."""
+    """Fixed learning rates of these runs."""
     methods: tuple[str, ...] = METHODS
-    """Which of `METHODS` train from the initial rates."""
+    """Methods that train from the initial rates."""
 
 
 _RATES = (1e-4, 3e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 3e-2, 1e-1)
@@ -80,7 +83,7 @@ SCALES = {
 
 @dataclass(frozen=True)
 class Run:
-    """One training. `settings`: fields of AdaLRS that are not at their defaults."""
+    """One training run."""
 
     study: str
     schedule: str
@@ -89,24 +92,24 @@ class Run:
     lr: float
     seed: int
     settings: Settings = ()
+    """Settings of AdaLRS that are not at their defaults."""
     source_lr: float | None = None
-    """It begins with the weights of `MAIN`'s run at this fixed rate, with the same schedule and seed; None:
-    afresh."""
+    """Fixed rate of the run of `MAIN`, with the same schedule and seed, whose weights this run starts from;
+    None for random weights."""
 
     @property
     def source(self) -> Run | None:
-        return (
-            None
-            if self.source_lr is None
-            else Run(MAIN.name, self.schedule, "fixed", self.source_lr, self.seed)
-        )
+        """Run whose weights this run starts from."""
+        if self.source_lr is None:
+            return None
+        return Run(MAIN.name, self.schedule, "fixed", self.source_lr, self.seed)
 
 
 def run_values(run: Run, scale: Scale) -> dict[str, Any]:
-    """The configuration of a run, but for its paths: `finetune_from` is the name of another run.
+    """Return the configuration of a run without its paths; `finetune_from` is the name of another run.
 
-    The model and the run are about those of the measurements that the robust mode was designed on: a
-    byte-level GPT of two layers, steps of 512 tokens, 3 % warm-up, decay to a tenth.
+    The runs resemble those with which the robust mode was designed: a byte-level GPT of two layers, steps of
+    512 tokens, 3 % warm-up, decay to a tenth.
     """
     study = next(study for study in (*STUDIES.values(), CONTINUAL) if study.name == run.study)
     train_iters = scale.continual_iters if run.source else scale.train_iters
@@ -136,7 +139,7 @@ def run_values(run: Run, scale: Scale) -> dict[str, Any]:
 
 
 def run_name(run: Run, values: dict[str, Any]) -> str:
-    """A name for people, and eight digits of the configuration's hash: other settings are another run."""
+    """Return a readable name that ends with eight digits of the configuration's hash."""
     described = {name: value for name, value in asdict(run).items() if value is not None}
     identity = json.dumps([described, values], sort_keys=True)
     digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
@@ -144,14 +147,14 @@ def run_name(run: Run, values: dict[str, Any]) -> str:
 
 
 def scaled(rate: float, ratio: float) -> float:
-    """The rate times the ratio, in three digits, so that it meets the grid's own rates."""
+    """Return `rate * ratio`, rounded to three digits so that it can equal a rate of the grid."""
     return float(f"{rate * ratio:.3g}")
 
 
 def grid_runs(
     study: Study, schedules: Sequence[str], scale: Scale, seeds: Sequence[int], source_lr: float | None = None
 ) -> list[Run]:
-    """Fixed rates. `source_lr`: see `Run`; of `CONTINUAL` only."""
+    """Return the runs of a study at fixed rates; `source_lr` is that of `Run`, for `CONTINUAL` only."""
     places = [(schedule, lr) for schedule in schedules for lr in rates_of(study, scale)]
     return [
         Run(study.name, schedule, "fixed", lr, seed, (), source_lr)
@@ -161,13 +164,12 @@ def grid_runs(
 
 
 def rates_of(study: Study, scale: Scale) -> tuple[float, ...]:
-    """The grid of a study."""
+    """Return the fixed rates of a study."""
     return scale.continual_rates if study == CONTINUAL else scale.rates
 
 
 def studies_of(experiments: Sequence[str], scale: Scale) -> list[tuple[Study, tuple[str, ...]]]:
-    """The studies whose grids the experiments build on, with the schedules that each needs; `MAIN` is the
-    first."""
+    """Return the studies whose grids the experiments need, `MAIN` first, with the schedules of each."""
     chosen = set(experiments)
     main = scale.schedules if chosen & {"grid", "search"} else scale.schedules[:1]
     others = [(study, scale.schedules[:1]) for name, study in STUDIES.items() if name in chosen - {"grid"}]
@@ -179,13 +181,17 @@ def studies_of(experiments: Sequence[str], scale: Scale) -> list[tuple[Study, tu
 def runs_after_grid(
     experiments: Sequence[str], scale: Scale, seeds: Sequence[int], best: Mapping[tuple[str, str], float]
 ) -> list[Run]:
-    """Everything that starts from multiples of the best fixed rates, `best[study, schedule]`; no run
-    twice."""
+    """Return the runs that start from multiples of the best fixed rates, without duplicates.
+
+    Args:
+        experiments: Names of the experiments.
+        scale: Length and number of the runs.
+        seeds: Seeds of each run.
+        best: Best fixed rate by study and schedule.
+    """
     runs: list[Run] = []
     first = scale.schedules[0]
-    searched = [(MAIN, schedule) for schedule in scale.schedules if "search" in experiments]
-    searched += [(STUDIES[name], first) for name in ("second-corpus", "larger-model") if name in experiments]
-    for study, schedule in searched:
+    for study, schedule in searches_of(experiments, scale):
         for ratio in scale.ratios:
             lr = scaled(best[study.name, schedule], ratio)
             runs += [
@@ -215,13 +221,24 @@ def runs_after_grid(
     return list(dict.fromkeys(runs))
 
 
+def searches_of(experiments: Sequence[str], scale: Scale) -> list[tuple[Study, str]]:
+    """Return the studies and schedules in which searches start from multiples of the best fixed rate."""
+    searches = [(MAIN, schedule) for schedule in scale.schedules if "search" in experiments]
+    others = [STUDIES[name] for name in ("second-corpus", "larger-model") if name in experiments]
+    return searches + [(study, scale.schedules[0]) for study in others]
+
+
 def continual_ratios(scale: Scale) -> list[float]:
-    """Initial rates of searches that go on from a checkpoint, over the best fixed one."""
+    """Return the initial rates of continual runs as multiples of the best fixed one."""
     return [ratio for ratio in scale.ratios if ratio in (1 / 10, 1, 10)] or list(scale.ratios)
 
 
 def variants_of(experiments: Sequence[str], scale: Scale) -> dict[str, tuple[list[float], list[Settings]]]:
-    """Tables of paper mode under other settings: initial rates over the best fixed one, and the settings."""
+    """Return the comparisons of paper mode with other settings.
+
+    Returns:
+        By name of the comparison: initial rates as multiples of the best fixed one, and the settings.
+    """
     tables: dict[str, tuple[list[float], list[Settings]]] = {}
     if "ablation" in experiments:
         tables["ablation"] = list(scale.ratios), [(), (("backtrack", False),)]

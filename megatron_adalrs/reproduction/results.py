@@ -1,25 +1,27 @@
-"""What a finished run comes to, as result.json beside its records."""
+"""Results of complete runs: reading, storing and comparing them."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from megatron_adalrs.adalrs.slope import RunningSlope
 from megatron_adalrs.metrics.run_log import RunLog, read_run
-from megatron_adalrs.reproduction.plan import Run
+from megatron_adalrs.reproduction.plan import Run, Settings
 from megatron_adalrs.utils.atomic_files import atomic_write
 
 SEARCH_WINDOW = (0.1, 0.4)
-"""Part of a run in which a search takes place by default."""
+"""Default search range, as shares of a run."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One run. Losses are in nats per token; infinite where a run diverged."""
+    """Figures of one run. Losses are in nats per token, and infinite if the run diverged."""
 
     run: Run
     name: str
@@ -28,21 +30,21 @@ class Result:
     valid: float
     """Validation loss at the end."""
     scale: float
-    """What the search multiplied the learning rate by."""
+    """Factor by which the search multiplied the learning rate."""
     discarded_steps: int
     snapshot_seconds: float
     wall_seconds: float
     curve: tuple[tuple[int, float], ...]
-    """Executed steps, discarded ones included, and validation loss then; of weights that the run consists
-    of."""
+    """Validation losses of kept weights, each with the number of executed steps, discarded ones included."""
     velocity: float
     """Minus the least-squares slope of the training loss over the kept steps in `SEARCH_WINDOW`, in nats per
     step."""
     velocity_error: float
+    """Standard error of the velocity."""
     window_loss: float
     """Mean training loss over the same steps."""
     step_seconds: float
-    """Median."""
+    """Median duration of a step."""
 
     @property
     def discarded(self) -> float:
@@ -50,21 +52,94 @@ class Result:
         return self.discarded_steps / self.train_iters
 
 
+class Results:
+    """A set of results with queries."""
+
+    def __init__(self, results: Iterable[Result]) -> None:
+        self.all = list(results)
+
+    def of(
+        self, study: str, schedule: str, method: str, lr: float | None = None, settings: Settings = ()
+    ) -> dict[int, Result]:
+        """Return the matching results by seed."""
+        return {
+            result.run.seed: result
+            for result in self.all
+            if (result.run.study, result.run.schedule, result.run.method) == (study, schedule, method)
+            and (lr is None or result.run.lr == lr)
+            and result.run.settings == settings
+        }
+
+    def rates(self, study: str, schedule: str, method: str = "fixed") -> list[float]:
+        """Return the initial learning rates of the matching results, in order."""
+        runs = [result.run for result in self.all]
+        return sorted(
+            {run.lr for run in runs if (run.study, run.schedule, run.method) == (study, schedule, method)}
+        )
+
+    def best_rate(self, study: str, schedule: str, among: Sequence[float] | None = None) -> float:
+        """Return the fixed rate with the lowest mean of the final validation losses.
+
+        Args:
+            study: Name of the study.
+            schedule: Learning-rate schedule.
+            among: Rates to choose from. Default: all.
+
+        Raises:
+            ValueError: No fixed rate ended with a finite loss.
+        """
+        losses = {
+            lr: fmean(result.valid for result in self.of(study, schedule, "fixed", lr).values())
+            for lr in (among or self.rates(study, schedule))
+            if self.of(study, schedule, "fixed", lr)
+        }
+        finite = {lr: loss for lr, loss in losses.items() if math.isfinite(loss)}
+        if not finite:
+            raise ValueError(
+                f"{study}, {schedule}: no run at a fixed rate ended with a finite loss to compare with"
+            )
+        return min(finite, key=finite.__getitem__)
+
+
+def differences(results: Mapping[int, Result], references: Mapping[int, Result]) -> list[float]:
+    """Return the final validation losses minus those of the references with the same seeds."""
+    return [result.valid - references[seed].valid for seed, result in results.items() if seed in references]
+
+
+def steps_to_reach(result: Result, loss: float) -> float | None:
+    """Return how many steps a run executed until its validation loss was at or below `loss`.
+
+    Discarded steps count. The loss is interpolated linearly between two evaluations.
+
+    Returns:
+        The number of steps, or None if the run never reached the loss.
+    """
+    before: tuple[int, float] | None = None
+    for steps, value in result.curve:
+        if value <= loss:
+            if before is None or not math.isfinite(before[1]):
+                return float(steps)
+            return before[0] + (steps - before[0]) * (before[1] - loss) / (before[1] - value)
+        before = steps, value
+    return None
+
+
 def is_complete(run_dir: Path) -> bool:
-    """Whether a run went to its end."""
+    """Return whether a run has reached its end."""
     file = run_dir / "metrics.jsonl"
     try:
         last = file.read_bytes().rstrip(b"\n").rsplit(b"\n", 1)[-1]
-        return json.loads(last).get("event") == "end"
+        return bool(json.loads(last).get("event") == "end")
     except (OSError, ValueError, AttributeError):
         return False
 
 
 def collect(run: Run, run_dir: Path, command: str) -> Result:
-    """Read a complete run and write its result.json.
+    """Read the records of a complete run and write its result.json.
 
     Raises:
-        OSError, ValueError: its records cannot be read, or it was never evaluated.
+        OSError: The records cannot be read.
+        ValueError: The records are damaged, or the run was never evaluated.
     """
     log = read_run(run_dir)
     evaluations = [evaluation for evaluation in log.evaluations if evaluation.split == "valid"]
@@ -95,10 +170,10 @@ def collect(run: Run, run_dir: Path, command: str) -> Result:
 
 
 def load(file: Path) -> Result:
-    """A result as `collect` wrote it.
+    """Read a result that `collect` has written.
 
     Raises:
-        ValueError: the file is damaged.
+        ValueError: The file is damaged.
     """
     try:
         values: dict[str, Any] = json.loads(file.read_bytes())
@@ -108,13 +183,12 @@ def load(file: Path) -> Result:
         return Result(run=Run(**run), curve=curve, **values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{file}: not a result of this tool: {error}; remove it to collect the run anew"
+            f"{file}: not a result of this program: {error}; remove it to collect the run again"
         ) from None
 
 
 def _search_window(log: RunLog, train_iters: int) -> tuple[float, float, float]:
-    """Velocity, its standard error and the mean of the kept losses in the search window; nan where there are
-    none."""
+    """Return velocity, its standard error and mean loss in the search window; NaN if there are no steps."""
     first, last = (share * train_iters for share in SEARCH_WINDOW)
     train = log.train
     losses = train.loss[train.kept & (train.step > first) & (train.step <= last)]

@@ -1,34 +1,41 @@
-"""From results to tables: mean and worst over seeds, always against another run of the same seed."""
+"""Tables of results: mean and worst over seeds, compared with runs of the same seed.
+
+The table of searches is in search_table.py.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from megatron_adalrs.reproduction.comparison import Results, differences, ratio_name, steps_to_reach
-from megatron_adalrs.reproduction.goals import STEPS_TO_REACH, findings, goal_text
-from megatron_adalrs.reproduction.plan import EQUAL_COMPUTE, PEERS, Settings, Study, scaled
-from megatron_adalrs.reproduction.results import Result
+from megatron_adalrs.reproduction.plan import PEERS, Settings, Study, scaled
+from megatron_adalrs.reproduction.results import Result, Results, differences, steps_to_reach
 
 NOTHING = "–"
+"""Text of a cell without runs."""
+STEPS_TO_REACH = "steps to the fixed rate's loss"
 
 
 @dataclass(frozen=True)
 class Table:
+    """A table of texts."""
+
     title: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     caption: str = ""
 
     def markdown(self) -> str:
+        """Return the table with its title and caption as Markdown."""
         lines = [f"### {self.title}", "", _line(self.head), _line(["---"] * len(self.head))]
         lines += [_line(row) for row in self.rows]
         return "\n".join([*lines, "", self.caption] if self.caption else lines)
 
 
 def grid_table(results: Results, study: Study, schedule: str, best: float) -> Table:
+    """Return the table of the fixed rates."""
     rows, rates = [], results.rates(study.name, schedule)
     for lr in rates:
         runs = results.of(study.name, schedule, "fixed", lr)
@@ -49,81 +56,16 @@ def grid_table(results: Results, study: Study, schedule: str, best: float) -> Ta
         ("rate", "final loss", "worst seed", "velocity", "loss in the window", "seeds"),
         tuple(rows),
         "Validation loss in nats per token. Velocity: minus the slope of the training loss from 10 to 40 % "
-        "of the run, "
-        "in nats per 1000 steps; beside it the mean training loss over the same steps."
-        + _at_an_end(rates, best),
+        "of the run, in nats per 1000 steps; beside it the mean training loss over the same steps."
+        + _edge_warning(rates, best),
     )
 
 
-def _at_an_end(rates: Sequence[float], best: float) -> str:
-    """A warning, where the grid does not show that its best rate is one."""
-    is_shown = len(rates) == 1 or rates[0] < best < rates[-1]
-    return (
-        ""
-        if is_shown
-        else f" The best rate, {best:g}, is at an end of the grid: there may be a better one beyond."
-    )
-
-
-def search_table(
-    results: Results, study: Study, schedule: str, ratios: Sequence[float], best: float
-) -> Table:
-    """Issue 4's table: losses above the best fixed rate's, against the goals."""
-    at_best = results.of(study.name, schedule, "fixed", best)
-
-    def runs(method: str, ratio: float, settings: Settings = ()) -> dict[int, Result]:
-        return results.of(study.name, schedule, method, scaled(best, ratio), settings)
-
-    def row(label: str, cell: Callable[[float], tuple[float, str] | None]) -> tuple[str, ...]:
-        cells = []
-        for ratio in ratios:
-            made = cell(ratio)
-            cells.append(NOTHING if made is None else made[1] + goal_text(study, label, ratio, made[0]))
-        return (label, *cells)
-
-    def above(method: str, of: Callable[[list[float]], float]) -> Callable[[float], tuple[float, str] | None]:
-        return lambda ratio: _number(differences(runs(method, ratio), at_best), of, "+.3f")
-
-    def discarded(method: str) -> Callable[[float], tuple[float, str] | None]:
-        return lambda ratio: _number([r.discarded for r in runs(method, ratio).values()], fmean, ".1%")
-
-    def found(method: str) -> Callable[[float], tuple[float, str] | None]:
-        return lambda ratio: _number(
-            [r.run.lr * r.scale / best for r in runs(method, ratio).values()], _geometric, ".2f"
-        )
-
-    def equal_compute(ratio: float) -> tuple[float, str] | None:
-        return _number(differences(runs("robust", ratio, EQUAL_COMPUTE), at_best), fmean, "+.3f")
-
-    def improvement(ratio: float) -> tuple[float, str] | None:
-        return _number(differences(runs("fixed", ratio), runs("paper", ratio)), fmean, "+.3f")
-
-    def reach(method: str) -> Callable[[float], tuple[float, str] | None]:
-        return lambda ratio: _reached(runs(method, ratio), runs("fixed", ratio))
-
-    rows = [row("fixed, mean", above("fixed", fmean)), row("fixed, worst", above("fixed", max))]
-    for method in ("paper", "robust"):
-        rows += [row(f"{method}, mean", above(method, fmean)), row(f"{method}, worst", above(method, max))]
-        rows += [row(f"{method}, discarded", discarded(method)), row(f"{method}, rate found", found(method))]
-        rows += [row(f"{method}, {STEPS_TO_REACH}", reach(method))]
-    if any(runs("robust", ratio, EQUAL_COMPUTE) for ratio in ratios):
-        rows.append(row("robust, equal compute", equal_compute))
-    rows.append(row("paper, improvement", improvement))
-    return Table(
-        f"Searches: {study.name}, {schedule}, {len(at_best)} seed{'s' if len(at_best) != 1 else ''}",
-        ("initial rate / best fixed", *(ratio_name(ratio) for ratio in ratios)),
-        tuple(rows),
-        f"Final validation loss minus that of the best fixed rate ({best:g}) with the same seed. Discarded: "
-        f"share of "
-        "train_iters. Rate found: over the best fixed one, geometric mean. Steps to the fixed rate's loss: "
-        "executed "
-        "steps, discarded ones included, until the validation loss is the final one of the same initial rate "
-        "held "
-        "fixed, as a share of that run's; in parentheses how many seeds got there, where not all did. Equal "
-        "compute: "
-        "discarded steps count (budget total). In brackets the goal, * where it is missed. "
-        + findings(results, study, schedule, ratios, best),
-    )
+def _edge_warning(rates: Sequence[float], best: float) -> str:
+    """Return a warning if the best rate is the lowest or highest of the grid."""
+    if len(rates) == 1 or rates[0] < best < rates[-1]:
+        return ""
+    return f" The best rate, {best:g}, is at an end of the grid: there may be a better one beyond."
 
 
 def variants_table(
@@ -135,8 +77,7 @@ def variants_table(
     rates: Sequence[float],
     variants: Sequence[Settings],
 ) -> Table:
-    """Paper mode under other settings: loss above the best fixed rate's, mean and worst, and what was
-    discarded."""
+    """Return the table of paper mode with other settings: loss above the best fixed rate's, and discards."""
     at_best = results.of(study.name, schedule, "fixed", best)
     rows = []
     for settings in variants:
@@ -154,57 +95,51 @@ def variants_table(
         ("paper mode with", *(f"from {ratio_name(lr / best)}" for lr in rates)),
         tuple(rows),
         "Final validation loss above the best fixed rate's with the same seed: mean [worst seed], discarded "
-        "share of "
-        "train_iters.",
+        "share of train_iters.",
     )
 
 
 def cost_table(results: Results, study: Study, schedule: str, ratios: Sequence[float], best: float) -> Table:
+    """Return the table of the discarded steps, the snapshots and the time of a step."""
     rows = []
     for ratio in ratios:
         lr = scaled(best, ratio)
         fixed = results.of(study.name, schedule, "fixed", lr)
         for method in ("paper", "robust"):
             runs = results.of(study.name, schedule, method, lr)
-            if not runs:
-                continue
-            snapshots = fmean(result.snapshot_seconds / result.wall_seconds for result in runs.values())
-            pairs = [
-                result.step_seconds / fixed[seed].step_seconds
-                for seed, result in runs.items()
-                if seed in fixed
-            ]
-            reached = _reached(runs, fixed)
-            rows.append(
-                (
-                    method,
-                    ratio_name(ratio),
-                    f"{fmean(result.discarded_steps for result in runs.values()):.0f}",
-                    f"{1e3 * fmean(result.snapshot_seconds for result in runs.values()):.0f} ms "
-                    f"({snapshots:.2%})",
-                    f"{fmean(pairs):.2f}" if pairs else NOTHING,
-                    reached[1] if reached else NOTHING,
-                )
-            )
+            if runs:
+                rows.append((method, ratio_name(ratio), *_cost_cells(runs, fixed)))
     return Table(
         f"What a search costs: {study.name}, {schedule}",
         ("mode", "from", "discarded steps", "snapshots", "time of a step", STEPS_TO_REACH),
         tuple(rows),
-        "Snapshots: capture and restore in all, and as a share of the run's time. Time of a step: median, "
-        "over the "
-        "fixed run's; runs share the machine's cores, so that it is noisy: `megatron-adalrs benchmark` "
-        "measures it paired.",
+        "Snapshots: all captures and restores, and as a share of the run's time. Time of a step: median, "
+        "divided by the fixed run's. It is noisy, because runs share the cores of the machine; "
+        "`megatron-adalrs benchmark` measures it in pairs.",
+    )
+
+
+def _cost_cells(runs: dict[int, Result], fixed: dict[int, Result]) -> tuple[str, str, str, str]:
+    snapshots = fmean(result.snapshot_seconds / result.wall_seconds for result in runs.values())
+    pairs = [result.step_seconds / fixed[seed].step_seconds for seed, result in runs.items() if seed in fixed]
+    reached = share_of_steps(runs, fixed)
+    return (
+        f"{fmean(result.discarded_steps for result in runs.values()):.0f}",
+        f"{1e3 * fmean(result.snapshot_seconds for result in runs.values()):.0f} ms ({snapshots:.2%})",
+        f"{fmean(pairs):.2f}" if pairs else NOTHING,
+        reached[1] if reached else NOTHING,
     )
 
 
 def peers_table(results: Results, study: Study, schedule: str, best: float) -> Table:
+    """Return the table of other optimizers and learning-rate finders."""
     at_best = results.of(study.name, schedule, "fixed", best)
     rows = []
     for method in PEERS:
         for kind in (schedule, "constant"):
             for lr in results.rates(study.name, kind, method):
                 runs = results.of(study.name, kind, method, lr)
-                found = _geometric([result.scale for result in runs.values()])
+                found = geometric_mean([result.scale for result in runs.values()])
                 rate = f"{lr:g}" if found == 1 else f"found: {lr * found:.2g}"
                 discarded = fmean(result.discarded for result in runs.values())
                 rows.append((method, kind, rate, _mean_worst(differences(runs, at_best)), f"{discarded:.1%}"))
@@ -213,43 +148,19 @@ def peers_table(results: Results, study: Study, schedule: str, best: float) -> T
         ("peer", "schedule", "rate", "above the best fixed rate", "discarded"),
         tuple(rows),
         "The same model, data, initial weights and order of batches in a plain PyTorch loop: final "
-        "validation loss "
-        f"above that of AdamW at the best fixed rate ({best:g}, {schedule}), mean [worst seed]. "
-        f"lr-range-test: AdamW "
-        "at a rate read off DeepSpeed's LRRangeTest, whose steps are discarded: where the loss falls most "
-        "steeply, or "
-        "a tenth of where it is lowest.",
+        f"validation loss above that of AdamW at the best fixed rate ({best:g}, {schedule}), mean [worst "
+        "seed]. lr-range-test: AdamW at a rate found by DeepSpeed's LRRangeTest, whose steps are discarded: "
+        "the rate at which the loss falls most steeply, or a tenth of the rate at which it is lowest.",
     )
 
 
-def _settings_name(settings: Settings) -> str:
-    words = [
-        f"{name} {('off', 'on')[value] if isinstance(value, bool) else f'{value:g}'}"
-        for name, value in settings
-    ]
-    return ", ".join(words) or "its defaults"
+def share_of_steps(runs: dict[int, Result], fixed: dict[int, Result]) -> tuple[float, str] | None:
+    """Return the steps until runs reach the loss of the fixed run with the same seed.
 
-
-def _mean_worst(values: list[float], discarded: Sequence[float] = ()) -> str:
-    if not values:
-        return NOTHING
-    share = f", {fmean(discarded):.1%}" if discarded else ""
-    return f"{fmean(values):+.3f} [{max(values):+.3f}]{share}"
-
-
-def _number(values: list[float], of: Callable[[list[float]], float], shape: str) -> tuple[float, str] | None:
-    if not values:
-        return None
-    value = of(values)
-    return value, format(value, shape)
-
-
-def _geometric(values: list[float]) -> float:
-    return math.exp(fmean(math.log(value) for value in values))
-
-
-def _reached(runs: dict[int, Result], fixed: dict[int, Result]) -> tuple[float, str] | None:
-    """Mean share of the fixed run's steps, over the seeds that reached its loss."""
+    Returns:
+        The mean share of the fixed run's steps over the seeds that reach its loss, and its text; None
+        without pairs.
+    """
     pairs = [
         (steps_to_reach(result, fixed[seed].valid), fixed[seed])
         for seed, result in runs.items()
@@ -262,6 +173,31 @@ def _reached(runs: dict[int, Result], fixed: dict[int, Result]) -> tuple[float, 
         return math.inf, f"never (0 of {len(pairs)})"
     some = "" if len(shares) == len(pairs) else f" ({len(shares)} of {len(pairs)})"
     return fmean(shares), f"{fmean(shares):.0%}{some}"
+
+
+def geometric_mean(values: list[float]) -> float:
+    """Return the geometric mean."""
+    return math.exp(fmean(math.log(value) for value in values))
+
+
+def ratio_name(ratio: float) -> str:
+    """Return a ratio as text, such as 1/30, 1 or 10."""
+    return f"{ratio:.3g}" if ratio >= 0.995 else f"1/{1 / ratio:.3g}"
+
+
+def _settings_name(settings: Settings) -> str:
+    texts = [
+        f"{name} {('off', 'on')[value] if isinstance(value, bool) else f'{value:g}'}"
+        for name, value in settings
+    ]
+    return ", ".join(texts) or "its defaults"
+
+
+def _mean_worst(values: list[float], discarded: Sequence[float] = ()) -> str:
+    if not values:
+        return NOTHING
+    share = f", {fmean(discarded):.1%}" if discarded else ""
+    return f"{fmean(values):+.3f} [{max(values):+.3f}]{share}"
 
 
 def _loss(value: float) -> str:

@@ -1,4 +1,4 @@
-"""The paper's experiments as commands: all of it for real, small, on a cluster's files, and with mistakes."""
+"""`megatron-adalrs reproduce`: small experiments, files for a cluster, and mistakes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_prose_is_docstrings() -> None:
     assert corpus.prose_of("print 'of another Python'") == ""
 
 
-def test_smoke_killed_and_called_again_runs_only_what_is_missing(tmp_path: Path) -> None:
+def test_a_second_call_runs_only_what_is_missing(tmp_path: Path) -> None:
     arguments = ["--scale", "smoke", "--rates", "3e-3", "--initial-rates", "1"]
     arguments += ["--experiments", "search", "continual"]
     arguments += ["--jobs", "2", "--output", str(tmp_path / "out")]
@@ -90,23 +90,23 @@ def test_smoke_killed_and_called_again_runs_only_what_is_missing(tmp_path: Path)
     assert reproduce(*arguments).stdout.count("7 runs, 7 of them complete") == 1
 
 
-def test_a_folder_is_worked_in_by_one_process_at_a_time(tmp_path: Path) -> None:
+def test_a_folder_is_locked(tmp_path: Path) -> None:
     with runner.lock(tmp_path), pytest.raises(ValueError, match=r"another reproduction works in it"):
         runner.lock(tmp_path, patience=0)
     runner.lock(tmp_path).close()
 
 
-def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
-    told: list[str] = []
+def test_a_failed_run_is_reported(tmp_path: Path) -> None:
+    messages: list[str] = []
     with runner.lock(tmp_path) as held:
         failing = runner.Runner(tmp_path, SMOKE, {"code": tmp_path / "none"}, 2, held)
-        assert failing.execute([Run("code", "cosine", "fixed", 3e-3, 10)], told.append) == []
+        assert failing.execute([Run("code", "cosine", "fixed", 3e-3, 10)], messages.append) == []
     (reason,) = failing.failures.values()
     assert reason.startswith("exit code 2: error: ")
-    assert "failed" in told[-1]
+    assert "failed" in messages[-1]
 
 
-def test_a_cluster_gets_a_script_and_its_runs_are_collected(tmp_path: Path) -> None:
+def test_a_cluster_gets_a_script_and_a_report(tmp_path: Path) -> None:
     output = tmp_path / "out"
     corpus.prepare_corpora(tmp_path, {"code"}, limit_mb=0.1)
     made = reproduce(
@@ -132,7 +132,7 @@ def test_a_cluster_gets_a_script_and_its_runs_are_collected(tmp_path: Path) -> N
 
 
 def leave_records(folder: Path) -> None:
-    """What a finished run of ten steps leaves."""
+    """Write the records of a complete run of ten steps."""
     train = {
         "kind": "train",
         "lr": 1.0,
@@ -162,7 +162,7 @@ def leave_records(folder: Path) -> None:
         (["--scale", "tiny", "--experiments", "nonsense"], "invalid choice: 'nonsense'"),
         (["--scale", "tiny", "--collect"], "--collect: not with --scale tiny"),
         (["--scale", "7b", "--experiments", "grid", "--collect"], "--experiments: not with --scale 7b"),
-        (["--scale", "7b"], "--data-path: --scale 7b needs either a corpus or --collect"),
+        (["--scale", "7b"], "--data-path: --scale 7b needs either a data set or --collect"),
         (["--scale", "7b", "--data-path", "nowhere"], "--data-path: nowhere: there is no "),
         (["--scale", "7b", "--collect"], "has no runs.json"),
         (["--scale", "huge"], "invalid choice: 'huge'"),

@@ -25,7 +25,7 @@ import yaml
 from megatron_adalrs.cli.arguments import config_from_values, parse_arguments
 from megatron_adalrs.cli.program import parse_flags
 from megatron_adalrs.commands import COMMANDS
-from megatron_adalrs.reproduction.options import parse as parse_reproduce
+from megatron_adalrs.commands.reproduce import parse as parse_reproduce
 
 ROOT = Path(__file__).parents[2]
 PAGES = [path for name in ("README.md", "CONTRIBUTING.md") if (path := ROOT / name).exists()]
@@ -71,7 +71,7 @@ def parser_of(name: str) -> Callable[[list[str]], Any]:
     if name == "pretrain":
         return parse_arguments
     if name == "reproduce":
-        return lambda arguments: parse_reproduce(arguments, "")
+        return parse_reproduce
     module = importlib.import_module(f"megatron_adalrs.commands.{COMMANDS[name].module}")
     kind = FLAGS_OF[name](module) if name in FLAGS_OF else module.Arguments
     return functools.partial(parse_flags, kind, None)

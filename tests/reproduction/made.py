@@ -1,4 +1,4 @@
-"""Scales, best rates and results to make tables of."""
+"""Scales, best rates and results for tests of the tables."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ BEST |= {("continual", "cosine"): 1e-3}
 
 
 def result(method: str, lr: float, seed: int, valid: float, **changes: Any) -> Result:
+    """Return a result; `changes` are fields, or the settings of the run."""
     run = Run(MAIN.name, "cosine", method, lr, seed, changes.pop("settings", ()))
     values: dict[str, Any] = {
         "name": f"{method}-{lr:g}-{seed}",
-        "command": "python pretrain_gpt.py",
+        "command": "megatron-adalrs pretrain",
         "train_iters": 1000,
         "scale": 1.0,
         "discarded_steps": 0,

@@ -1,4 +1,4 @@
-"""Peers in the plain loop."""
+"""The plain loop with other optimizers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.helpers.ranks import Ranks
 from tests.reproduction.made import SMOKE
 
 
-def test_adamw_in_the_plain_loop_gives_the_trainers_losses(one_rank: Ranks, tmp_path: Path) -> None:
+def test_adamw_has_the_losses_of_the_trainer(one_rank: Ranks, tmp_path: Path) -> None:
     (ours, plain) = one_rank.run(losses_of_both, str(tmp_path))[0]
     assert len(ours) == 12
     assert plain == pytest.approx(ours, abs=1e-6)
 
 
 def losses_of_both(folder: str) -> tuple[list[float], list[float]]:
-    """Training and validation losses of a run through the trainer, and of the same in the plain loop."""
+    """Return the losses of a run with the trainer, and of the same run in the plain loop."""
     from megatron_adalrs.reproduction import peers
 
     corpus.prepare_corpora(Path(folder), {"code"}, limit_mb=0.3)
@@ -45,7 +45,7 @@ def losses_of_both(folder: str) -> tuple[list[float], list[float]]:
 
 
 @pytest.mark.parametrize("kind", plan.RANGE_TESTS)
-def test_what_a_range_test_finds_is_read_off_its_losses(kind: str) -> None:
+def test_a_range_test_reads_the_rate_off_its_losses(kind: str) -> None:
     from megatron_adalrs.reproduction import peers
 
     rates = [1e-6 * 10 ** (n / 10) for n in range(60)]  # to 1, ten a decade
@@ -56,22 +56,22 @@ def test_what_a_range_test_finds_is_read_off_its_losses(kind: str) -> None:
     for ending in ([], [math.inf, math.nan, 1.0]):
         found = peers.found_rate(kind, [*rates, 1, 1, 1][: 60 + len(ending)], losses + ending, 3)
         assert expected / 1.6 < found < 1.6 * expected
-    with pytest.raises(ValueError, match=r"blew up after 7 steps, at a rate of 4e-06"):
+    with pytest.raises(ValueError, match=r"diverged after 7 steps, at a rate of 4e-06"):
         peers.found_rate(kind, rates, [*losses[:7], math.nan, *losses[7:]], 3)
 
 
-def test_a_range_test_is_thrown_away_and_its_steps_are_counted(one_rank: Ranks, tmp_path: Path) -> None:
+def test_steps_of_a_range_test_count_as_discarded(one_rank: Ranks, tmp_path: Path) -> None:
     log = one_rank.run(after_a_range_test, str(tmp_path))[0]
     lr, loss, scale, kept, discarded = log
     assert (kept, discarded) == ([False] * 50 + [True] * 60, 50)
     assert lr[0] == pytest.approx(0.5e-6) and lr[49] == pytest.approx(0.5)
     assert lr[10] / lr[9] == pytest.approx(lr[49] / lr[48])
-    assert loss[50] == loss[0] != loss[1], "the run does not begin with the weights and the batch of the test"
+    assert loss[50] == loss[0] != loss[1], "the run must start with the weights and the batch of the test"
     assert max(lr[50:]) == pytest.approx(0.5 * scale) and lr[0] < 0.5 * scale < lr[49]
 
 
 def after_a_range_test(folder: str) -> tuple[list[float], list[float], float, list[bool], int]:
-    """Rates and losses, the factor that was found, which steps were kept, and how many were not."""
+    """Return rates, losses, the factor that was found, which steps were kept, and the number of others."""
     from megatron_adalrs.metrics.run_log import read_run
     from megatron_adalrs.reproduction import peers
 

@@ -1,4 +1,4 @@
-"""Which runs the experiments consist of."""
+"""Plan of the experiments."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 
 from megatron_adalrs.cli.arguments import config_from_values
+from megatron_adalrs.commands.reproduce import chosen_scale, parse
 from megatron_adalrs.model.gpt import count_parameters
 from megatron_adalrs.reproduction import plan
-from megatron_adalrs.reproduction.options import chosen_scale, parse
 from megatron_adalrs.reproduction.plan import MAIN, Run
 from tests.reproduction.made import BEST, SMOKE, TINY
 
 
-def test_a_fixed_rate_that_is_also_an_initial_rate_is_one_run() -> None:
+def test_a_fixed_rate_is_not_run_twice() -> None:
     grid = plan.grid_runs(MAIN, ("cosine",), TINY, [10])
     rest = plan.runs_after_grid(["search"], TINY, [10], BEST)
     fixed = {run for run in rest if (run.schedule, run.method) == ("cosine", "fixed")}
@@ -26,8 +26,8 @@ def test_a_fixed_rate_that_is_also_an_initial_rate_is_one_run() -> None:
     ] * 4
 
 
-def test_only_the_methods_that_were_asked_for_are_run() -> None:
-    scale = chosen_scale(parse(["--scale", "tiny", "--output", "x", "--methods", "robust", "robust"], ""))
+def test_only_the_chosen_methods_are_run() -> None:
+    scale = chosen_scale(parse(["--scale", "tiny", "--output", "x", "--methods", "robust", "robust"]))
     runs = plan.runs_after_grid(["search", "continual", "larger-model"], scale, [10, 11], BEST)
     assert {run.method for run in runs} == {"robust"} and len(runs) == len(set(runs))
     assert any(run.settings == plan.EQUAL_COMPUTE for run in runs)
@@ -35,7 +35,7 @@ def test_only_the_methods_that_were_asked_for_are_run() -> None:
     assert [(run.method, run.settings) for run in paper] == [("paper", ())] * 8
 
 
-def test_the_larger_model_has_four_times_the_parameters() -> None:
+def test_the_larger_model_has_4_times_the_parameters() -> None:
     sizes = []
     for name in ("grid", "larger-model"):
         run = Run(plan.STUDIES[name].name, "cosine", "fixed", 1e-3, 0)
@@ -45,7 +45,7 @@ def test_the_larger_model_has_four_times_the_parameters() -> None:
     assert sizes[1] == pytest.approx(4 * sizes[0], rel=0.01)
 
 
-def test_every_experiment_has_runs_with_possible_configurations() -> None:
+def test_every_configuration_is_valid() -> None:
     for scale in (TINY, SMOKE):
         runs = plan.runs_after_grid(plan.EXPERIMENTS, scale, [10, 11], BEST)
         for run in runs:
@@ -55,7 +55,7 @@ def test_every_experiment_has_runs_with_possible_configurations() -> None:
         assert any(dict(run.settings).get("backtrack") is False for run in runs)
 
 
-def test_another_setting_is_another_run() -> None:
+def test_other_settings_have_another_name() -> None:
     run = Run("code", "cosine", "paper", 3e-3, 10)
     others = [replace(run, seed=11), replace(run, lr=1e-3), replace(run, settings=(("alpha", 2.0),))]
     names = {plan.run_name(each, plan.run_values(each, TINY)) for each in [run, *others]}
@@ -63,7 +63,7 @@ def test_another_setting_is_another_run() -> None:
     assert len(names) == 5
 
 
-def test_a_continual_run_begins_with_the_weights_of_the_best_fixed_run_of_its_seed() -> None:
+def test_continual_runs_start_from_the_best_fixed_run() -> None:
     sources = plan.grid_runs(MAIN, ("cosine",), TINY, [10, 11])
     grid = plan.grid_runs(plan.CONTINUAL, ("cosine",), TINY, [10, 11], source_lr=3e-3)
     rest = plan.runs_after_grid(["continual"], TINY, [10, 11], BEST)
@@ -81,7 +81,7 @@ def test_a_continual_run_begins_with_the_weights_of_the_best_fixed_run_of_its_se
     }
 
 
-def test_only_what_the_experiments_build_on_gets_a_grid() -> None:
+def test_only_needed_studies_have_a_grid() -> None:
     assert plan.studies_of(["second-corpus"], TINY) == [(plan.STUDIES["second-corpus"], ("cosine",))]
     assert plan.studies_of(["factors"], TINY) == [(MAIN, ("cosine",))]
     assert plan.studies_of(["continual"], TINY) == [(MAIN, ("cosine",)), (plan.CONTINUAL, ("cosine",))]

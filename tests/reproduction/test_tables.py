@@ -1,4 +1,4 @@
-"""What tables make of results, always compared between runs of one seed."""
+"""Tables and sections of the report."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from megatron_adalrs.reproduction import comparison, goals, plan, results, sections, tables
-from megatron_adalrs.reproduction.comparison import Results
+from megatron_adalrs.reproduction import plan, report, results, search_table, tables
 from megatron_adalrs.reproduction.plan import MAIN
+from megatron_adalrs.reproduction.results import Results
 from tests.reproduction.made import BEST, TINY, result
 
 
-def test_the_best_rate_is_the_lowest_mean_over_seeds_and_never_a_diverged_one() -> None:
+def test_the_best_rate_has_the_lowest_finite_mean() -> None:
     runs = [result("fixed", 1e-3, 0, 2.0), result("fixed", 1e-3, 1, 2.2), result("fixed", 3e-3, 0, 1.9)]
     runs += [result("fixed", 3e-3, 1, 2.4), result("fixed", 1e-2, 0, 1.0), result("fixed", 1e-2, 1, math.inf)]
     assert Results(runs).best_rate("code", "cosine") == 1e-3
@@ -23,26 +23,26 @@ def test_the_best_rate_is_the_lowest_mean_over_seeds_and_never_a_diverged_one() 
         Results(runs[-1:]).best_rate("code", "cosine")
 
 
-@pytest.mark.parametrize(("best", "is_told"), [(1e-3, True), (3e-3, False), (1e-2, True)])
-def test_a_best_rate_at_an_end_of_the_grid_is_told(best: float, is_told: bool) -> None:
+@pytest.mark.parametrize(("best", "warns"), [(1e-3, True), (3e-3, False), (1e-2, True)])
+def test_a_best_rate_at_an_end_of_the_grid_warns(best: float, warns: bool) -> None:
     grid = Results([result("fixed", lr, 10, 2.0 + (lr != best)) for lr in (1e-3, 3e-3, 1e-2)])
     caption = tables.grid_table(grid, MAIN, "cosine", grid.best_rate("code", "cosine")).caption
-    assert (f"{best:g}, is at an end of the grid" in caption) is is_told
+    assert (f"{best:g}, is at an end of the grid" in caption) is warns
 
 
-def test_differences_are_between_runs_of_one_seed() -> None:
-    assert comparison.differences({1: result("paper", 1, 1, 2.5), 2: result("paper", 1, 2, 9.0)}, {}) == []
+def test_differences_compare_runs_of_one_seed() -> None:
+    assert results.differences({1: result("paper", 1, 1, 2.5), 2: result("paper", 1, 2, 9.0)}, {}) == []
     references = {1: result("fixed", 1, 1, 2.0), 3: result("fixed", 1, 3, 1.0)}
-    assert comparison.differences({1: result("paper", 1, 1, 2.5)}, references) == [0.5]
+    assert results.differences({1: result("paper", 1, 1, 2.5)}, references) == [0.5]
 
 
 @pytest.mark.parametrize(("loss", "steps"), [(5.0, 100.0), (3.5, 250.0), (3.0, 300.0), (2.0, None)])
-def test_steps_to_reach_a_loss_are_read_off_the_validation_curve(loss: float, steps: float | None) -> None:
+def test_steps_to_reach_a_loss_are_interpolated(loss: float, steps: float | None) -> None:
     run = result("robust", 1, 0, 3.5, curve=((100, 5.0), (200, 4.0), (300, 3.0), (400, 3.5)))
-    assert comparison.steps_to_reach(run, loss) == steps
+    assert results.steps_to_reach(run, loss) == steps
 
 
-def test_the_search_table_has_mean_worst_discarded_and_goals() -> None:
+def test_the_search_table_compares_with_the_goals() -> None:
     runs = [result("fixed", 3e-3, seed, 2.0 + seed) for seed in (0, 1)]
     runs += [result("fixed", 3e-4, seed, 2.5 + seed) for seed in (0, 1)]
     runs += [
@@ -52,7 +52,7 @@ def test_the_search_table_has_mean_worst_discarded_and_goals() -> None:
         result("paper", 3e-4, 0, 2.4),
         result("paper", 3e-4, 1, 3.5),
     ]
-    table = tables.search_table(Results(runs), MAIN, "cosine", (1 / 10, 1), 3e-3)
+    table = search_table.search_table(Results(runs), MAIN, "cosine", (1 / 10, 1), 3e-3)
     rows = {row[0]: row[1:] for row in table.rows}
     assert table.head == ("initial rate / best fixed", "1/10", "1")
     assert rows["fixed, mean"] == ("+0.500", "+0.000")
@@ -67,28 +67,28 @@ def test_the_search_table_has_mean_worst_discarded_and_goals() -> None:
     assert rows["paper, improvement"] == ("+0.050 [≥ 0.05]", "–")
     assert "| robust, mean | +0.060 [≤ 0.02]* | – |" in table.markdown()
     caption = table.caption.split("missed. ")[1]
-    told = "{} mode ended above the initial rate held fixed in {}; it discarded {} of train_iters on average."
+    text = "{} mode ended above the initial rate held fixed in {}; it discarded {} of train_iters on average."
     assert (
         caption
-        == f"{told.format('Paper', '0 of 2 runs', '0%')} {told.format('Robust', '0 of 2 runs', '20%')}"
+        == f"{text.format('Paper', '0 of 2 runs', '0%')} {text.format('Robust', '0 of 2 runs', '20%')}"
     )
     worse = Results([*runs[:4], result("robust", 3e-4, 0, 2.6)])
-    harmed = goals.findings(worse, MAIN, "cosine", (1 / 10,), 3e-3)
-    assert harmed == told.format("Robust", "1 of 1 runs, by up to 0.100 (from 1/10)", "0%")
+    harmed = search_table.findings(worse, MAIN, "cosine", (1 / 10,), 3e-3)
+    assert harmed == text.format("Robust", "1 of 1 runs, by up to 0.100 (from 1/10)", "0%")
 
 
-def test_a_search_that_never_gets_there_and_one_that_diverges_are_told_as_such() -> None:
+def test_a_diverged_search_never_reaches_the_loss() -> None:
     runs = [
         result("fixed", 3e-3, 0, 2.0),
         result("paper", 3e-3, 0, math.inf, curve=((500, 3.0), (1000, math.inf))),
     ]
-    table = tables.search_table(Results(runs), MAIN, "cosine", (1,), 3e-3)
+    table = search_table.search_table(Results(runs), MAIN, "cosine", (1,), 3e-3)
     rows = {row[0]: row[1] for row in table.rows}
     assert rows["paper, mean"] == "+inf"
     assert rows["paper, steps to the fixed rate's loss"] == "never (0 of 1)"
 
 
-def test_the_report_has_a_section_for_every_experiment() -> None:
+def test_every_experiment_has_a_section() -> None:
     seeds, runs = (10,), []
     grid = plan.grid_runs(MAIN, ("cosine", "WSD"), TINY, seeds)
     grid += plan.grid_runs(plan.CONTINUAL, ("cosine",), TINY, seeds, 3e-3)
@@ -97,7 +97,7 @@ def test_the_report_has_a_section_for_every_experiment() -> None:
         valid = 2.0 + abs(math.log10(run.lr / 3e-3))
         ramp = {"scale": 0.02, "discarded_steps": 100} if run.method in plan.RANGE_TESTS else {}
         runs.append(replace(result(run.method, run.lr, run.seed, valid, **ramp), run=run))
-    made = sections.sections_of(Results(runs), plan.EXPERIMENTS[:-2], TINY)
+    made = report.local_sections(Results(runs), plan.EXPERIMENTS[:-2], TINY)
     titles = [section.table.title for section in made]
     assert titles == [
         "Fixed rates: code, cosine",
@@ -135,5 +135,5 @@ def test_the_report_has_a_section_for_every_experiment() -> None:
 
 def test_a_damaged_result_is_named(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"result\.json: not a result of this tool"):
+    with pytest.raises(ValueError, match=r"result\.json: not a result of this program"):
         results.load(tmp_path / "result.json")
