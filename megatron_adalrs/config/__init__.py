@@ -1,11 +1,10 @@
-"""The configuration: frozen models that are the one source of flags, YAML keys, defaults, help texts and
-checks.
+"""Configuration: frozen models that define flags, YAML keys, defaults, help texts and checks.
 
-Every field is a command-line flag (`num_layers` -> `--num-layers`) and a YAML key of the same name; those of
-the groups in `NESTED` carry the group's name as a prefix, as in `adalrs.window`. `arguments.py` reads them;
-everything else only takes what it uses. No torch in here.
+Every field is a command-line flag (`num_layers` -> `--num-layers`) and a YAML key of the same name. Fields of
+the groups in `NESTED` have the name of the group as a prefix, as in `adalrs.window`. `cli/arguments.py`
+parses them. This package does not import torch.
 
-One file a group of flags; checks within a group are in its file, checks between groups here.
+There is one file for each group. Checks within a group are in its file, checks between groups are here.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ __all__ = [
 ]
 
 NESTED = ("adalrs", "loss_guard")
-"""Groups whose fields keep the group's name in front of theirs."""
+"""Groups whose fields have the name of the group as a prefix."""
 
 
 class Config(Group):
-    """Pretrain a GPT with DeepSpeed; with --adalrs.enabled the learning rate finds itself."""
+    """Pretrain a GPT model with DeepSpeed. --adalrs.enabled searches the learning rate during the run."""
 
     model: ModelConfig
     data: DataConfig
@@ -70,7 +69,7 @@ class Config(Group):
         return self
 
     @model_validator(mode="after")
-    def _bad_numbers_may_be_passed_over(self) -> Config:
+    def _loss_guard_may_skip(self) -> Config:
         settings, train_iters = self.loss_guard, self.training.train_iters
         if settings.policy in ("skip", "rewind"):
             most = settings.max_skipped_batches(train_iters)
@@ -83,7 +82,7 @@ class Config(Group):
             require(
                 settings.max_skipped_at_once <= most,
                 f"loss_guard.max_skipped: {settings.max_skipped} of train_iters {train_iters} are {most} "
-                f"batches, and one event may pass over {parts} = {at_once}",
+                f"batches, and one event may skip {parts} = {at_once}",
             )
         return self
 
@@ -94,15 +93,17 @@ class Config(Group):
 
     @property
     def lr_decay_iters(self) -> int:
+        """Step at which the decay reaches min_lr."""
         return self.optimizer.lr_decay_iters or self.training.train_iters
 
     @property
     def lr_wsd_decay_iters(self) -> int:
+        """Number of steps in the last phase of WSD."""
         return self.optimizer.lr_wsd_decay_iters or max(1, self.lr_decay_iters // 10)
 
     @property
     def live_snapshots(self) -> int:
-        """Snapshots that are held at a time, at most: the search's, and one to rewind to."""
+        """Maximum number of snapshots at a time: those of the search, and one to rewind to."""
         to_rewind = int(self.loss_guard.policy == "rewind")
         if not self.adalrs.enabled:
             return to_rewind
@@ -110,11 +111,10 @@ class Config(Group):
         return plan.live_snapshots + to_rewind
 
     def global_batch_size(self, data_parallel_size: int) -> int:
-        """Samples in one optimizer step.
+        """Return the number of samples per optimizer step.
 
         Raises:
-            ValueError: it is not a multiple of micro_batch_size x data-parallel ranks; the arithmetic is
-                shown.
+            ValueError: If it is not a multiple of micro_batch_size * data-parallel ranks.
         """
         micro, size = self.training.micro_batch_size, self.training.global_batch_size
         per_pass = micro * data_parallel_size
@@ -127,14 +127,14 @@ class Config(Group):
         return size or per_pass
 
     def micro_batches_per_step(self, data_parallel_size: int) -> int:
-        """Forward and backward passes of one rank in one optimizer step."""
+        """Return the number of forward and backward passes of a rank per optimizer step."""
         return self.global_batch_size(data_parallel_size) // (
             self.training.micro_batch_size * data_parallel_size
         )
 
     def to_flat(self) -> dict[str, Any]:
-        """Flat mapping of plain values, as the YAML file holds it: groups are merged into the top but for
-        `NESTED`."""
+        """Return a mapping of plain values for a YAML file, in which only the groups in `NESTED` are
+        nested."""
         groups = self.model_dump(mode="json")
         nested = {name: groups.pop(name) for name in NESTED}
         flat = {

@@ -1,4 +1,4 @@
-"""What every group of the configuration is made of."""
+"""Base class and checks of the configuration groups."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Group(BaseModel):
-    """Frozen; unknown fields and numbers that are not finite are refused; a field's docstring is its help
-    text."""
+    """Base class of a frozen configuration group; the docstring of a field is its help text.
+
+    Unknown fields and numbers that are not finite are refused.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -21,18 +23,18 @@ FLAT_GROUPS = frozenset({"model", "data", "optimizer", "training", "parallel", "
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise ValueError with the message unless the condition holds."""
+    """Raise ValueError with this message unless the condition is true."""
     if not condition:
         raise ValueError(message)
 
 
 def shown_division(size: int, by: int) -> str:
-    """The arithmetic of a division that leaves a rest: "10 = 3 x 3 + 1"."""
+    """Return the arithmetic of a division with remainder: "10 = 3 x 3 + 1"."""
     return f"{size} = {size // by} x {by} + {size % by}"
 
 
 def describe_validation_error(error: ValidationError) -> str:
-    """One line for the first mistake of a pydantic error."""
+    """Return one line about the first error in a pydantic error."""
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")
     names = [str(part) for part in first["loc"] if part not in FLAT_GROUPS]

@@ -1,4 +1,4 @@
-"""Which corpora a part of the data is made of: the grammar of `--data-path` and the flags like it."""
+"""Parser of the corpora in `--data-path` and similar flags, a single prefix or a blend of several."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NAMED = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
 
 
 def _as_entries(value: Any) -> Any:
-    """One prefix, or a list of prefixes and numbers as YAML holds it, as the words of a command line."""
+    """Convert a prefix, or a list of prefixes and numbers from YAML, to the strings of a command line."""
     words = [value] if isinstance(value, (str, Path)) else value
     if not isinstance(words, (list, tuple)):
         return value
@@ -30,23 +30,24 @@ Entries = Annotated[tuple[str, ...], BeforeValidator(_as_entries)]
 
 @dataclass(frozen=True)
 class Corpus:
-    """A preprocessed corpus, `prefix`.bin and `prefix`.idx, as a part of what it is blended with."""
+    """A preprocessed corpus, `prefix`.bin and `prefix`.idx, in a blend."""
 
     name: str
-    """Of its curves and its consumption."""
+    """Name in metrics."""
     prefix: str
     size: float
-    """Finite and not negative; in relation to those of the others, or in what `blend_sizes` says."""
+    """Size in the unit of `blend_sizes`, finite and not negative."""
 
 
 def parse_corpora(field: str, entries: Sequence[str], needs_sizes: bool) -> tuple[Corpus, ...]:
-    """The corpora of a flag: one PREFIX, SIZE PREFIX pairs or, unless sizes are needed, several PREFIX of
-    equal size.
+    """Parse the corpora of a flag.
 
-    A prefix may be written NAME=PREFIX; without a name its last part is the name.
+    The entries are one PREFIX, SIZE PREFIX pairs or, unless `needs_sizes`, several PREFIX of equal size.
+    NAME=PREFIX names a corpus; without a name, the last part of its path is used.
 
     Raises:
-        ValueError: naming the field, the entry and what is required.
+        ValueError: If the entries have another form. The message names the field, the entry and the
+            requirement.
     """
     require(len(entries) > 0, f"{field}: names no corpus: required the prefix of a .bin/.idx pair")
     has_sizes = len(entries) > 1 and (needs_sizes or _number(entries[0]) is not None)
@@ -87,7 +88,9 @@ def _named(entry: str) -> tuple[str, str]:
 def _size(field: str, entry: str, prefix: str) -> float:
     size = _number(entry)
     if size is None:
-        raise ValueError(f"{field}: {entry!r} before {prefix} is no number: required SIZE PREFIX SIZE PREFIX")
+        raise ValueError(
+            f"{field}: {entry!r} before {prefix} is not a number: required SIZE PREFIX SIZE PREFIX"
+        )
     require(
         math.isfinite(size) and size >= 0,
         f"{field}: size {entry} of {prefix}: required a finite number that is not negative",

@@ -1,4 +1,4 @@
-"""Data and tokenizer."""
+"""Configuration of data and tokenizer."""
 
 from __future__ import annotations
 
@@ -19,50 +19,47 @@ class DataConfig(Group):
     """Data and tokenizer."""
 
     data_path: Entries | None = None
-    """Prefix of the preprocessed corpus: PREFIX.bin and PREFIX.idx, as `megatron-adalrs preprocess` writes
-    them; or a blend of several: SIZE PREFIX SIZE PREFIX ... A prefix may be written NAME=PREFIX; its last
-    part is
-        the name otherwise."""
+    """Prefix of the preprocessed corpus PREFIX.bin and PREFIX.idx, as written by `megatron-adalrs
+    preprocess`, or a blend of several: SIZE PREFIX SIZE PREFIX ... NAME=PREFIX names a corpus; without a
+    name, the last part of its path is used."""
     train_data_path: Entries | None = None
-    """In place of data_path: the corpus or blend to train on, all of it."""
+    """Corpus or blend to train on, instead of data_path; all of it is used for training."""
     valid_data_path: Entries | None = None
-    """With train_data_path: corpora to validate on, each with a curve of its own, beside their mean: one
-    PREFIX, several, or SIZE PREFIX SIZE PREFIX ... for a weighted mean."""
+    """With train_data_path: corpora for validation, one PREFIX or several, or SIZE PREFIX SIZE PREFIX ... for
+    a weighted mean. Each corpus has its own curve beside the mean."""
     test_data_path: Entries | None = None
-    """With train_data_path: the same for the test at the end."""
+    """With train_data_path: corpora for the test at the end of the run, in the same form."""
     blend_sizes: Literal["weights", "tokens", "epochs"] = "weights"
-    """What the sizes of the training data's corpora are: weights of their samples, tokens to take of each, or
-    passes over each (times its tokens: that many tokens). A run that is longer or shorter than their sum
-    keeps the proportions."""
+    """Meaning of the sizes of the training corpora: weights of their samples, tokens to take of each, or
+    passes over each. A run that is longer or shorter than their sum keeps the proportions."""
     split: str | None = None
-    """Weights of the train, validation and test parts of data_path; whole documents, no overlap. Default:
-    969,30,1."""
+    """Weights of the train, validation and test splits of data_path, which consist of whole documents and do
+    not overlap. Default: 969,30,1."""
     reset_attention_mask: bool = False
-    """Tokens do not attend to those of earlier documents in their sample. Takes a mask of seq_length x
-    seq_length."""
+    """Prevent attention between different documents in a sample. Needs a mask of seq_length x seq_length."""
     reset_position_ids: bool = False
-    """Positions count from the beginning of each document in a sample."""
+    """Restart position ids at the beginning of each document in a sample."""
     eod_mask_loss: bool = False
-    """What is predicted from an end-of-document token, the first token of another document, does not count in
-    the loss: its mean is over the other tokens of the whole global batch."""
+    """Exclude predictions made from an end-of-document token, whose target is the first token of another
+    document, from the loss. The loss is the mean over the other tokens of the global batch."""
     eod_token_id: NonNegativeInt | None = None
-    """The end-of-document token. Default: the tokenizer's, else the one noted beside the data."""
+    """Id of the end-of-document token. Default: that of the tokenizer, else that recorded with the data."""
     data_cache_path: Path | None = None
-    """Folder for the sample indices. Default: a folder `cache` beside the data."""
+    """Folder of the sample indices. Default: a folder `cache` next to the data."""
     tokenizer_type: TokenizerKind | None = None
-    """Tokenizer that the data was made with; used for the vocabulary size and its checks. Optional."""
+    """Tokenizer that the data was encoded with. It determines and checks the vocabulary size."""
     tokenizer_model: Path | None = None
-    """The tokenizer's file (or folder)."""
+    """File or folder of the tokenizer."""
     vocab_file: Path | None = None
-    """GPT2BPETokenizer's vocab.json."""
+    """vocab.json of GPT2BPETokenizer."""
     merge_file: Path | None = None
-    """GPT2BPETokenizer's merges.txt."""
+    """merges.txt of GPT2BPETokenizer."""
 
     @property
     def parts(self) -> tuple[tuple[str, tuple[Corpus, ...]], ...]:
-        """Corpora in groups, each with the weights of its train, validation and test parts.
+        """Groups of corpora, each with the weights of its train, validation and test splits.
 
-        One group, cut by `split`, or one for each of the separate paths that are given.
+        There is one group that is divided by `split`, or one group for each of the separate paths.
         """
         if self.data_path is not None:
             corpora = parse_corpora("data_path", self.data_path, needs_sizes=True)
@@ -76,18 +73,20 @@ class DataConfig(Group):
 
     @property
     def marks_documents(self) -> bool:
-        """Whether anything depends on where documents end."""
+        """Whether masks, positions or the loss depend on document boundaries."""
         return self.reset_attention_mask or self.reset_position_ids or self.eod_mask_loss
 
     @property
     def corpora(self) -> tuple[Corpus, ...]:
-        """All corpora of the run, those to train on first."""
+        """All corpora of the run, training corpora first."""
         return tuple(corpus for _, corpora in self.parts for corpus in corpora)
 
     @field_serializer("data_path", *SEPARATE)
     def _plain(self, entries: tuple[str, ...] | None) -> str | list[str] | None:
-        """As people write it: a single prefix is no list."""
-        return entries and (entries[0] if len(entries) == 1 else list(entries))
+        """Write a single prefix as a string instead of a list."""
+        if entries is None:
+            return None
+        return entries[0] if len(entries) == 1 else list(entries)
 
     @model_validator(mode="after")
     def _files_of_a_kind(self) -> DataConfig:
@@ -102,18 +101,18 @@ class DataConfig(Group):
     def _one_source(self) -> DataConfig:
         if self.data_path is None:
             require(
-                self.train_data_path is not None, "data_path: is required, or train_data_path in place of it"
+                self.train_data_path is not None, "data_path: is required, or train_data_path instead of it"
             )
             require(
                 self.split is None,
-                f"split: {self.split!r} contradicts train_data_path: separate corpora are not split; leave "
-                f"one out",
+                f"split: {self.split!r} contradicts train_data_path: separate corpora are not split; give "
+                f"only one of them",
             )
         for name in SEPARATE:
             require(
                 self.data_path is None or getattr(self, name) is None,
-                f"{name}: contradicts data_path, which is split into all three; give train_data_path in "
-                f"place of it",
+                f"{name}: contradicts data_path, which is split into all three; give train_data_path "
+                f"instead of it",
             )
-        assert self.corpora  # each of them can be parsed
+        assert self.corpora  # parses every entry
         return self

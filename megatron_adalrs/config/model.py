@@ -1,4 +1,4 @@
-"""Model shape."""
+"""Configuration of the model's shape."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ PresetName = Literal[
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How Llama 3.1 stretches rotary positions, by the names that its config.json has: see
-    `model/rotary.py`."""
+    """Parameters of Llama 3.1's scaling of rotary positions, named as in its config.json.
+
+    `model/rotary_embedding.py` has the formula.
+    """
 
     factor: float
     low_freq_factor: float
@@ -43,7 +45,7 @@ class ModelConfig(Group):
     """Model shape."""
 
     preset: PresetName | None = None
-    """A published shape, or a tiny one of its family, as defaults for the fields below."""
+    """Published shape, or a tiny one of the same family, that sets the defaults of the fields below."""
     num_layers: PositiveInt
     """Number of transformer blocks."""
     hidden_size: PositiveInt
@@ -55,48 +57,48 @@ class ModelConfig(Group):
     kv_channels: PositiveInt | None = None
     """Size of one head. Default: hidden_size / num_attention_heads."""
     ffn_hidden_size: PositiveInt | None = None
-    """Width inside the MLP. Default: 4 hidden_size, with --swiglu 8/3 hidden_size rounded down to a multiple
-    of 64."""
+    """Hidden width of the MLP. Default: 4 * hidden_size; with swiglu, 8/3 * hidden_size rounded down to a
+    multiple of 64."""
     seq_length: PositiveInt
-    """Tokens in one sample."""
+    """Tokens per sample."""
     max_position_embeddings: PositiveInt | None = None
-    """Longest sequence that learned positions can represent, or that exports and inference allow rotary ones,
-    which is at least seq_length. Default: seq_length."""
+    """Longest sequence: size of the learned position table, or, for rotary positions, the limit in exports
+    and inference. At least seq_length. Default: seq_length."""
     vocab_size: PositiveInt | None = None
-    """Vocabulary size before padding. Default: the tokenizer's, else the one noted beside the data."""
+    """Vocabulary size before padding. Default: that of the tokenizer, else that recorded with the data."""
     make_vocab_size_divisible_by: PositiveInt = 128
-    """The vocabulary is padded up to a multiple of this."""
+    """Pad the vocabulary to a multiple of this number."""
     normalization: Literal["LayerNorm", "RMSNorm"] = "LayerNorm"
-    """Kind of normalisation."""
+    """Type of the normalization layers."""
     norm_epsilon: PositiveFloat = 1e-5
-    """Epsilon inside the normalisation."""
+    """Epsilon of the normalization layers."""
     position_embedding_type: Literal["learned_absolute", "rope"] = "learned_absolute"
-    """Learned absolute positions, or rotary ones applied to queries and keys."""
+    """Learned absolute positions, or rotary positions applied to queries and keys."""
     rotary_base: PositiveFloat = 10000.0
     """Base of the rotary frequencies."""
     use_rope_scaling: bool = False
-    """Stretch rotary positions as Llama 3.1 does: of the frequencies the slow ones are divided by a
-    factor."""
+    """Scale rotary positions as Llama 3.1 does: low frequencies are divided by a factor."""
     rope_scaling_factor: Annotated[float, Field(ge=1)] = 8.0
-    """Divides frequencies of fewer than rope_scaling_low_freq_factor turns in the original length. Llama 3.2
-    has 32."""
+    """Divisor of frequencies with fewer than rope_scaling_low_freq_factor turns in the original length. Llama
+    3.2 uses 32."""
     rope_scaling_low_freq_factor: PositiveFloat = 1.0
-    """From so many turns in the original length on a frequency is divided by less than the factor."""
+    """Turns in the original length below which a frequency is divided by the full factor."""
     rope_scaling_high_freq_factor: PositiveFloat = 4.0
-    """From so many turns in the original length on a frequency stays as it is."""
+    """Turns in the original length above which a frequency is not changed."""
     rope_scaling_original_max_position_embeddings: PositiveInt = 8192
-    """The original length: of sequences, in tokens, before rotary positions were stretched."""
+    """Original length: tokens per sequence before rotary positions were scaled."""
     swiglu: bool = False
-    """Gated SiLU in the MLP in place of GELU."""
+    """Use a gated SiLU in the MLP instead of GELU."""
     add_bias_linear: bool = True
-    """Biases on the linear layers (attention output and MLP; on q, k and v too unless add_qkv_bias says
-    otherwise)."""
+    """Use biases in the linear layers: attention output and MLP, and also q, k and v unless add_qkv_bias is
+    set."""
     add_qkv_bias: bool | None = None
-    """Biases on q, k and v. Default: add_bias_linear. Qwen2 has these and no others."""
+    """Use biases in the q, k and v projections. Qwen2 has no others. Default: add_bias_linear."""
     untie_embeddings_and_output_weights: bool = False
-    """A separate output matrix, instead of the transposed token embedding."""
+    """Use a separate output matrix instead of the transposed token embedding."""
     init_method_std: PositiveFloat = 0.02
-    """Standard deviation of the initial weights; residual projections get this / sqrt(2 num_layers)."""
+    """Standard deviation of the initial weights; for residual projections it is divided by
+    sqrt(2 * num_layers)."""
     attention_dropout: Fraction = 0.0
     """Dropout on attention probabilities."""
     hidden_dropout: Fraction = 0.0
@@ -104,31 +106,36 @@ class ModelConfig(Group):
 
     @property
     def head_dim(self) -> int:
+        """Size of one attention head."""
         return self.kv_channels or self.hidden_size // self.num_attention_heads
 
     @property
     def num_key_value_heads(self) -> int:
+        """Number of key-value heads."""
         return self.num_query_groups or self.num_attention_heads
 
     @property
     def mlp_size(self) -> int:
+        """Hidden width of the MLP."""
         if self.ffn_hidden_size:
             return self.ffn_hidden_size
         return max(64, self.hidden_size * 8 // 3 // 64 * 64) if self.swiglu else 4 * self.hidden_size
 
     @property
     def has_qkv_bias(self) -> bool:
+        """Whether the q, k and v projections have biases."""
         return self.add_bias_linear if self.add_qkv_bias is None else self.add_qkv_bias
 
     @property
     def max_positions(self) -> int:
+        """Longest sequence in tokens."""
         if self.position_embedding_type == "rope":
             return max(self.max_position_embeddings or 0, self.seq_length)
         return self.max_position_embeddings or self.seq_length
 
     @property
     def rope_scaling(self) -> RopeScaling | None:
-        """None: rotary positions, if there are any, are not scaled."""
+        """Scaling of rotary positions; None if they are not scaled."""
         if not self.use_rope_scaling:
             return None
         return RopeScaling(

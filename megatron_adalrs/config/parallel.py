@@ -1,4 +1,4 @@
-"""ProcessMesh of processes, and what it asks of the model and of ZeRO."""
+"""Configuration of the process mesh, and its requirements on the model and on ZeRO."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from megatron_adalrs.config.training import TrainingConfig
 
 
 class ParallelConfig(Group):
-    """ProcessMesh of processes: what these leave over of the world is data-parallel."""
+    """Sizes of the parallel axes. The remaining factor of the world size is data-parallel."""
 
     pipeline_model_parallel_size: PositiveInt = 1
-    """Stages that the layers are cut into, one rank after the other holding a part of the model."""
+    """Number of pipeline stages that the layers are divided into."""
     pipeline_partition: Literal["parameters", "uniform"] = "parameters"
-    """Stages of about as many parameters each, or of as many layers (embedding, norm and output count as one
-    each)."""
+    """Balance the stages by their numbers of parameters, or by their numbers of layers, where embedding,
+    final norm and output count as one layer each."""
     tensor_model_parallel_size: PositiveInt = 1
-    """Ranks that share every layer's heads and MLP features, and the vocabulary."""
+    """Number of ranks that share the heads and MLP features of every layer, and the vocabulary."""
     context_parallel_size: PositiveInt = 1
-    """Ranks that share every sequence (DeepSpeed-Ulysses): each holds a part of it, and in attention of the
-    heads."""
+    """Number of ranks that share every sequence (DeepSpeed-Ulysses). Each has a part of the sequence and, in
+    attention, of the heads."""
     sequence_parallel: bool = False
-    """Split what lies between the tensor-parallel regions (norms, dropout, residual) along the sequence."""
+    """Split the activations between tensor-parallel regions (norms, dropout, residual) along the sequence."""
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Of the axes that share out the model, by the names that `MeshShape.of_world` gives them."""
+        """Sizes of the model-parallel axes by the names that `MeshShape.of_world` uses."""
         return {
             "pipe": self.pipeline_model_parallel_size,
             "context": self.context_parallel_size,
@@ -38,10 +38,10 @@ class ParallelConfig(Group):
 
 
 def require_possible_mesh(parallel: ParallelConfig, model: ModelConfig, training: TrainingConfig) -> None:
-    """Whether the mesh can hold the model, whatever the size of the world.
+    """Check that the model can be divided over the mesh, for any world size.
 
     Raises:
-        ValueError: with the arithmetic, naming what to change.
+        ValueError: If it cannot. The message shows the arithmetic and what to change.
     """
     if parallel.pipeline_model_parallel_size > 1:
         _require_possible_pipeline(parallel, model, training)
@@ -49,8 +49,7 @@ def require_possible_mesh(parallel: ParallelConfig, model: ModelConfig, training
         require(
             parallel.tensor_model_parallel_size > 1,
             "sequence_parallel: splits the sequence over the tensor ranks, and tensor_model_parallel_size is "
-            "1; "
-            "raise it, or leave sequence_parallel out",
+            "1; increase it, or omit sequence_parallel",
         )
     _require_equal_parts(parallel, model)
 
@@ -65,11 +64,9 @@ def _require_possible_pipeline(
     )
     require(
         parallel.context_parallel_size == 1,
-        f"context_parallel_size: {parallel.context_parallel_size} does not combine with "
-        f"pipeline_model_parallel_size "
-        f"{stages}: DeepSpeed's pipeline has no context axis; use ZeRO or tensor parallelism in place of the "
-        f"pipeline, "
-        "or leave context_parallel_size at 1",
+        f"context_parallel_size: {parallel.context_parallel_size} cannot be combined with "
+        f"pipeline_model_parallel_size {stages}: DeepSpeed's pipeline has no context axis; use ZeRO or "
+        "tensor parallelism instead of the pipeline, or leave context_parallel_size at 1",
     )
     require(
         zero_stage <= 1,
@@ -84,7 +81,7 @@ def _require_possible_pipeline(
 
 
 def _require_equal_parts(parallel: ParallelConfig, model: ModelConfig) -> None:
-    """Each rank takes an equal part of what its axis shares out."""
+    """Check that every divided size is a multiple of the number of ranks that share it."""
     tensor, context = parallel.tensor_model_parallel_size, parallel.context_parallel_size
     by_tensor = ("tensor_model_parallel_size", tensor)
     by_context = ("context_parallel_size", context)
@@ -102,5 +99,5 @@ def _require_equal_parts(parallel: ParallelConfig, model: ModelConfig) -> None:
         require(
             size % ranks == 0,
             f"{name}: {size} is not divisible by {sizes}: {shown_division(size, ranks)}; each rank takes an "
-            f"equal part",
+            "equal part",
         )

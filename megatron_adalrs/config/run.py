@@ -1,4 +1,4 @@
-"""Where a run is kept and what it shows."""
+"""Configuration of a run's folders, checkpoints, evaluation, logging and supervision."""
 
 from __future__ import annotations
 
@@ -9,75 +9,72 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from megatron_adalrs.config.base import Group, require
 
 RUN_CONFIG = "config.yaml"
-"""File of a run directory that holds the effective configuration."""
+"""File of a run directory with the effective configuration."""
 
 
 class RunConfig(Group):
-    """Where the run is kept and what it shows."""
+    """Folders, checkpoints, evaluation, logging and supervision."""
 
     config: Path | None = None
-    """YAML file with any of these fields; flags win over it. A run writes its own to
+    """YAML file with any of these fields. Flags take precedence. A run writes its effective configuration to
     <run_dir>/config.yaml."""
     run_dir: Path | None = None
-    """Folder of config.yaml, metrics.jsonl, decisions.jsonl, tensorboard/. Default: runs/<date-time>."""
+    """Folder of config.yaml, metrics.jsonl, decisions.jsonl and tensorboard/. Default: runs/<date-time>."""
     save: Path | None = None
     """Folder of checkpoints. Default: <run_dir>/checkpoints."""
     load: Path | None = None
-    """Resume from the newest checkpoint in this folder (or run directory), or from this very checkpoint."""
+    """Resume from this checkpoint, or from the newest checkpoint in this folder or run directory."""
     finetune_from: Path | None = None
-    """Begin a new run with the weights alone of the newest checkpoint in this folder (or run directory), of
-    this very checkpoint, or of this folder of Hugging Face's (config.json and safetensors: GPT-2, Llama,
-    Qwen2). The shape of such a folder, and of a run directory, is the default where neither a preset nor a
-    file gives one. Step, optimizer, schedule, data order and search are fresh. On any mesh, precision and
-    ZeRO stage. A run that was begun so and is resumed goes on from its own checkpoint."""
+    """Start a new run from the weights of this checkpoint, of the newest checkpoint in this folder or run
+    directory, or of this Hugging Face model folder (config.json and safetensors; GPT-2, Llama or Qwen2). Only
+    weights are loaded, for any mesh, precision and ZeRO stage. The shape of the source is the default where
+    neither a preset nor a file gives one."""
     auto_resume: bool = False
-    """Resume from the newest complete checkpoint in save, if there is one; for jobs that are put back in a
-    queue."""
+    """Resume from the newest complete checkpoint in save, if there is one; for jobs that are requeued."""
     strict_load: bool = False
-    """Refuse to resume where the newest checkpoint is damaged, instead of taking the next older one."""
+    """Fail if the newest checkpoint is damaged, instead of resuming from the next older one."""
     verify_checkpoint: bool = False
-    """Compare the hashes of all files of a checkpoint before it is loaded, not only their sizes."""
+    """Verify the hashes of all files of a checkpoint before loading it, not only their sizes."""
     save_interval: PositiveInt | None = None
-    """Steps between checkpoints. Default: only at the end and when interrupted."""
+    """Steps between checkpoints. Default: save only at the end and when interrupted."""
     async_save: bool = False
-    """Go on training while the checkpoint of an interval is written from a copy in host memory. Writing that
-    fails stops the run."""
+    """Continue training while a checkpoint is written from a copy in host memory. A failed write stops the
+    run."""
     keep_last: PositiveInt | None = None
-    """Remove complete checkpoints but the newest so many. Default: keep all."""
+    """Number of newest complete checkpoints to keep; older ones are removed. Default: all."""
     save_retain_interval: PositiveInt | None = None
-    """Checkpoints of steps that this divides are kept for good."""
+    """Never remove checkpoints of steps that are multiples of this number."""
     exit_interval: PositiveInt | None = None
-    """Save and end at steps that this divides, with exit code 143: to be resumed."""
+    """Save and exit with code 143 at steps that are multiples of this number; the run can be resumed."""
     exit_duration_in_mins: PositiveFloat | None = None
-    """Save and end after so many minutes, with exit code 143: to be resumed."""
+    """Save and exit with code 143 after this many minutes; the run can be resumed."""
     eval_interval: PositiveInt | None = None
-    """Steps between evaluations. Default: only at the end."""
+    """Steps between evaluations. Default: evaluate only at the end."""
     eval_iters: PositiveInt = 100
-    """Batches of global_batch_size in one evaluation, at most one pass over the validation part."""
+    """Batches of global_batch_size per evaluation, at most one pass over the validation data."""
     log_interval: PositiveInt = 10
-    """Steps between console lines and TensorBoard points; metrics.jsonl has every step."""
+    """Steps between console lines and TensorBoard points. metrics.jsonl has every step."""
     tensorboard_dir: Path | None = None
-    """TensorBoard's folder. Default: <run_dir>/tensorboard."""
+    """Folder of TensorBoard files. Default: <run_dir>/tensorboard."""
     wandb_project: str | None = None
-    """Also show what TensorBoard shows as a run in this project of Weights & Biases; its WANDB_* environment
-    variables hold, such as WANDB_MODE=offline. Default: not."""
+    """Project of Weights & Biases to log the same scalars to as to TensorBoard. Its WANDB_* environment
+    variables apply, such as WANDB_MODE=offline."""
     wandb_exp_name: str | None = None
-    """The run's name there. Default: that of run_dir."""
+    """Name of the run in Weights & Biases. Default: the name of run_dir."""
     dry_run: bool = False
-    """Print the mesh and the memory that each rank would need, and stop: no ranks, no memory, no data
-    needed."""
+    """Print the mesh and the memory that each rank would need, and exit. Needs no ranks and no data."""
     world_size: PositiveInt | None = None
-    """With --dry-run: number of ranks to plan for. Default: the launcher's."""
+    """With dry_run: number of ranks to plan for. Default: that of the launcher."""
     check_ranks_every: NonNegativeInt = 0
-    """Debugging: every so many steps, compare what all ranks must agree on and stop where they do not. 0:
-    never."""
+    """For debugging: steps between comparisons of the state that all ranks must share. A difference stops the
+    run. 0 disables the check."""
     distributed_timeout_minutes: PositiveFloat = 10.0
-    """Minutes after which a rank gives up waiting for the others in a collective."""
+    """Timeout of collectives in minutes."""
     heartbeat_timeout: NonNegativeFloat = 60.0
-    """Seconds of silence after which the other ranks take one for lost and leave, with exit code 4. 0: none
-    watches."""
+    """Seconds without a heartbeat after which a rank counts as lost and the others exit with code 4. 0
+    disables the heartbeat."""
     local_rank: int | None = None
-    """Passed by the DeepSpeed launcher; the environment decides."""
+    """Passed by the DeepSpeed launcher and ignored; the environment variable LOCAL_RANK is used."""
 
     @model_validator(mode="after")
     def _named_where_shown(self) -> RunConfig:
@@ -92,7 +89,7 @@ class RunConfig(Group):
         require(
             self.world_size is None or self.dry_run,
             f"world_size: {self.world_size} can be planned with --dry-run only; a run has the ranks that are "
-            f"launched",
+            "launched",
         )
         return self
 

@@ -1,4 +1,4 @@
-"""Length, batch, precision and sharding."""
+"""Configuration of length, batch sizes, precision and sharding."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from megatron_adalrs.config.base import Group, require
 
 
 class TrainingConfig(Group):
-    """Length, batch, precision and sharding."""
+    """Length, batch sizes, precision and sharding."""
 
     train_iters: PositiveInt
-    """Optimizer steps to keep; steps of undone AdaLRS trials come on top."""
+    """Number of optimizer steps, not counting steps of undone AdaLRS trials."""
     micro_batch_size: PositiveInt = 1
-    """Samples in one forward pass of one rank."""
+    """Samples per forward pass of a rank."""
     global_batch_size: PositiveInt | None = None
-    """Samples in one optimizer step. Default: micro_batch_size x data-parallel ranks."""
+    """Samples per optimizer step. Default: micro_batch_size * data-parallel ranks."""
     bf16: bool = False
-    """Weights and activations in bfloat16, optimizer in fp32. Without bf16 and fp16 everything is fp32."""
+    """Weights and activations in bfloat16, optimizer in fp32. Without bf16 or fp16, everything is in fp32."""
     fp16: bool = False
-    """Weights and activations in float16, optimizer in fp32, with dynamic loss scaling. GPUs only."""
+    """Weights and activations in float16, optimizer in fp32, with dynamic loss scaling; on GPUs only."""
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """ZeRO: 1 shards the optimizer over data-parallel ranks, 2 gradients too, 3 weights too."""
+    """ZeRO stage: 1 shards the optimizer states over data-parallel ranks, 2 also the gradients, 3 also the
+    weights."""
     recompute_granularity: Literal["full", "selective"] | None = None
-    """Compute activations again in the backward pass instead of keeping them: of whole blocks (full), or of
-    attention between its projections (selective: rotary positions, repeated key-value heads, scores and
-    probabilities)."""
+    """Recompute activations in the backward pass instead of storing them: those of whole blocks (full), or
+    those of attention between its projections (selective)."""
     deepspeed_config: Path | None = None
-    """JSON file with further DeepSpeed settings; a key that contradicts a flag is an error."""
+    """JSON file with additional DeepSpeed settings. A key that contradicts a flag is an error."""
     seed: NonNegativeInt = 1234
     """Seed of the weights, the data order and dropout."""
 
     @property
     def precision(self) -> Literal["fp32", "bf16", "fp16"]:
-        """Of weights and activations; the optimizer's is fp32."""
+        """Precision of weights and activations; that of the optimizer is fp32."""
         return "bf16" if self.bf16 else "fp16" if self.fp16 else "fp32"
 
     @model_validator(mode="after")

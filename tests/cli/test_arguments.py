@@ -169,13 +169,12 @@ def test_a_missing_and_a_broken_file(tmp_path: Path) -> None:
         ("--loss-guard.sigma inf", "loss_guard.sigma: inf: input should be a finite number"),
         (
             "--loss-guard.policy rewind --loss-guard.rewind-interval 18 --loss-guard.extra-skipped-batches 3",
-            "loss_guard.max_skipped: 0.2 of train_iters 100 are 20 batches, and one event may pass over "
+            "loss_guard.max_skipped: 0.2 of train_iters 100 are 20 batches, and one event may skip "
             "rewind_interval 18 + extra_skipped_batches 3 = 21",
         ),
         (
             "--loss-guard.policy skip --loss-guard.max-skipped 0.01 --loss-guard.extra-skipped-batches 1",
-            "0.01 of train_iters 100 are 1 batches, and one event may pass over 1 + extra_skipped_batches 1 "
-            "= 2",
+            "0.01 of train_iters 100 are 1 batches, and one event may skip 1 + extra_skipped_batches 1 = 2",
         ),
         ("--hidden-dropout 1.5", "hidden_dropout: 1.5: input should be less than 1"),
     ],

@@ -49,14 +49,17 @@ def test_flags_match_the_written_configuration() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, "data_path: is required, or train_data_path in place of it"),
+        ({}, "data_path: is required, or train_data_path instead of it"),
         ({"data_path": []}, "data_path: names no corpus"),
         (
             {"data_path": [1, "a", "b"]},
             "data_path: 3 entries (1 a b): required one prefix, or as many numbers as",
         ),
-        ({"data_path": ["a", "b"]}, "data_path: 'a' before b is no number: required SIZE PREFIX SIZE PREFIX"),
-        ({"data_path": [1, "a", "x", "b"]}, "data_path: 'x' before b is no number"),
+        (
+            {"data_path": ["a", "b"]},
+            "data_path: 'a' before b is not a number: required SIZE PREFIX SIZE PREFIX",
+        ),
+        ({"data_path": [1, "a", "x", "b"]}, "data_path: 'x' before b is not a number"),
         ({"data_path": [-1, "a", 1, "b"]}, "size -1 of a: required a finite number that is not negative"),
         ({"data_path": ["nan", "a", 1, "b"]}, "size nan of a: required a finite number that is not negative"),
         ({"data_path": ["inf", "a", 1, "b"]}, "size inf of a: required a finite number that is not negative"),
@@ -67,7 +70,7 @@ def test_flags_match_the_written_configuration() -> None:
         ),
         ({"data_path": [1, "m=a", 1, "n=a"]}, "data_path: 2 corpora are at 'a': required different corpora"),
         ({"data_path": {"a": 1}}, "data_path: {'a': 1}: input should be a valid tuple"),
-        ({"valid_data_path": "a"}, "data_path: is required, or train_data_path in place of it"),
+        ({"valid_data_path": "a"}, "data_path: is required, or train_data_path instead of it"),
         ({"data_path": "a", "train_data_path": "b"}, "train_data_path: contradicts data_path"),
         ({"data_path": "a", "test_data_path": "b"}, "test_data_path: contradicts data_path"),
         ({"train_data_path": "a", "split": "1,0,0"}, "split: '1,0,0' contradicts train_data_path"),
@@ -76,7 +79,7 @@ def test_flags_match_the_written_configuration() -> None:
             "'0.5' stands among prefixes without sizes",
         ),
         ({"train_data_path": "a", "valid_data_path": ["1", "b", "c"]}, "valid_data_path: 3 entries (1 b c)"),
-        ({"train_data_path": ["a", "b"]}, "train_data_path: 'a' before b is no number"),
+        ({"train_data_path": ["a", "b"]}, "train_data_path: 'a' before b is not a number"),
         (
             {"train_data_path": "a", "valid_data_path": ["x/b", "y/b"]},
             "valid_data_path: 2 corpora are called 'b'",

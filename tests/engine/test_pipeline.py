@@ -84,7 +84,7 @@ def test_a_checkpoint_resumes_to_the_same_losses(
         ({"pipeline_partition": "by hand"}, "pipeline_partition: 'by hand'"),
         (
             {"pipeline_model_parallel_size": 2, "context_parallel_size": 2},
-            "context_parallel_size: 2 does not combine with pipeline_model_parallel_size 2: ",
+            "context_parallel_size: 2 cannot be combined with pipeline_model_parallel_size 2: ",
         ),
     ],
     ids=str,
