@@ -1,24 +1,31 @@
-"""The training engine. Only the files of this package import deepspeed: what it is like is known here and
-nowhere else.
+"""The training engine. No other package imports DeepSpeed.
 
-build_lock.py           locks of DeepSpeed's compiled operators that a killed process left behind
-checkpoint_files.py     DeepSpeed's checkpoint files, written at once or from a copy in the background
-process.py              the import, the process group, memory
-data_parallel.py        Engine: DeepSpeed's own engine, ZeRO 0-3, and everything that both engines share
-pipeline.py             PipelineParallelEngine: DeepSpeed's PipelineEngine, ZeRO 0-1
-saved_weights.py        weights alone, from what an engine of any mesh saved
-saved_optimizer.py      masters and optimizer state from the same
-mesh_change.py          these, written into an engine of another mesh
-update_gate.py          an update refused before it is made
-masters.py              weights made anew from the optimizer's masters
-model_parallel_unit.py  the mesh in DeepSpeed's words
+deepspeed_import.py   import of DeepSpeed without its banner and warnings
+process_group.py      start and end of the process group, properties of the accelerator
+extension_locks.py    locks of DeepSpeed's compiled operators that a killed process left
+deepspeed_config.py   DeepSpeed's configuration from the flags and the user's file
+base.py               Engine: what both engines share; average of the loss, saving, loading
+data_parallel.py      DataParallelEngine: DeepSpeed's data-parallel engine, ZeRO 0-3
+pipeline.py           PipelineParallelEngine: DeepSpeed's PipelineEngine, ZeRO 0-1
+mpu.py                the mesh in the form that DeepSpeed expects
+update_gate.py        refusal of an update before it is made
+training_state.py     tensors and counters that decide the following steps
+master_weights.py     weights recomputed from the optimizer's fp32 masters
+checkpoint_io.py      DeepSpeed's checkpoint files, written directly or from a copy in the background
+saved_weights.py      weights in the files that an engine of any mesh saved
+saved_optimizer.py    masters and optimizer state in the same files
+reshard.py            writes these into an engine of another mesh
+lr_range_test.py      DeepSpeed's learning-rate range test
 """
 
 from __future__ import annotations
 
+import megatron_adalrs.engine.deepspeed_import  # noqa: F401  isort: skip  (before every import of DeepSpeed)
+
 from megatron_adalrs.config import Config
 from megatron_adalrs.distributed.process_mesh import ProcessMesh
-from megatron_adalrs.engine.data_parallel import Engine, StepResult, reduce_bucket_size
+from megatron_adalrs.engine.base import Engine, StepResult, reduce_bucket_size
+from megatron_adalrs.engine.data_parallel import DataParallelEngine
 from megatron_adalrs.engine.pipeline import PipelineParallelEngine, stage_bounds
 from megatron_adalrs.engine.process_group import (
     computes_on_cpu,
@@ -34,6 +41,7 @@ from megatron_adalrs.engine.saved_weights import SavedWeights
 from megatron_adalrs.model.gpt import WeightSource
 
 __all__ = [
+    "DataParallelEngine",
     "Engine",
     "PipelineParallelEngine",
     "SavedMesh",
@@ -56,11 +64,13 @@ __all__ = [
 def build_engine(
     config: Config, vocab_size: int, mesh: ProcessMesh, weights: WeightSource | None = None
 ) -> Engine:
-    """The engine that the mesh calls for, with initial weights. Collective.
+    """Build the engine for the mesh, with initial weights. Collective.
 
     Args:
-        vocab_size: before padding.
-        weights: where initial weights come from; None: they are drawn.
+        config: the configuration of the run.
+        vocab_size: size of the vocabulary before padding.
+        mesh: the process mesh with its groups.
+        weights: source of the initial weights; None draws them from the seed.
     """
-    kind = PipelineParallelEngine if mesh.pipe.size > 1 else Engine
-    return kind(config, vocab_size, mesh, weights)
+    engine = PipelineParallelEngine if mesh.pipe.size > 1 else DataParallelEngine
+    return engine(config, vocab_size, mesh, weights)

@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-
-from megatron_adalrs.engine.process_group import deepspeed, get_accelerator  # noqa: F401 (it keeps DeepSpeed quiet)
-from megatron_adalrs.utils.format import first_line
-
-from deepspeed.runtime.checkpoint_engine.checkpoint_engine import (  # isort: skip
+from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.checkpoint_engine.checkpoint_engine import (
     CheckpointCommitInfo,
     CheckpointEngine,
 )
+from torch import Tensor
+
+from megatron_adalrs.utils.format import first_line
 
 
 class CheckpointFiles(CheckpointEngine):

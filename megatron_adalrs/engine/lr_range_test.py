@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import torch
-
-from megatron_adalrs.engine.process_group import deepspeed  # noqa: F401 (imported first: it keeps DeepSpeed quiet)
-
-from deepspeed.runtime.lr_schedules import LRRangeTest  # isort: skip
+from deepspeed.runtime.lr_schedules import LRRangeTest
 
 
 def lr_range_test(optimizer: torch.optim.Optimizer, min_lr: float) -> LRRangeTest:

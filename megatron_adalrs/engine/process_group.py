@@ -1,74 +1,68 @@
-"""This process under DeepSpeed: the import, kept quiet, the process group, and what the accelerator holds."""
+"""The process group of a run, and properties of the accelerator that DeepSpeed uses."""
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
 from datetime import timedelta
 
+import deepspeed
+import deepspeed.ops
 import psutil
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-defined]  # not in __all__
+from torch.distributed.rendezvous import rendezvous as torch_rendezvous
 
 from megatron_adalrs.distributed.process_mesh import ProcessMesh
 from megatron_adalrs.distributed.rendezvous import rendezvous
 from megatron_adalrs.engine.extension_locks import remove_abandoned_locks
 
-# DeepSpeed's banner at import and its use of collectives that torch has renamed tell a user nothing.
-logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-warnings.filterwarnings("ignore", message=r"`torch\.distributed\.", category=FutureWarning)
-
-import deepspeed  # noqa: E402
-import deepspeed.ops  # noqa: E402
-from deepspeed.accelerator import get_accelerator  # noqa: E402
-
-logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-
-
-_attempt = ""
-
 
 def init_distributed(mesh: ProcessMesh, timeout_minutes: float = 10.0) -> str:
-    """Join the process group that the launcher announced: nccl on GPUs, gloo on CPUs. A lone process needs no
-    address.
+    """Start the process group with the ranks that the launcher announced: nccl on GPUs, gloo on CPUs.
 
-    Joins nothing in a process that has joined one.
+    A single process needs no launcher. If the process group exists already, nothing is done.
+
+    Args:
+        mesh: this process's place in the mesh; groups are not needed.
+        timeout_minutes: limit for the start and for each later collective.
 
     Returns:
-        The name of this attempt to run the job, the same on every rank; empty for a lone process.
+        A name of this attempt to run the job, the same on every rank; empty for a single process and if the
+        process group existed already.
 
     Raises:
-        RuntimeError: of torch.distributed, when the ranks do not find each other in time.
+        RuntimeError: from torch.distributed, if the ranks do not connect in time.
     """
-    global _attempt
     if dist.is_initialized():
-        return _attempt
+        return ""
     accelerator = get_accelerator()
     on_cpu = computes_on_cpu()
     if not on_cpu:
         accelerator.set_device(mesh.local_rank)
     backend = "gloo" if on_cpu else accelerator.communication_backend_name()
     timeout = timedelta(minutes=timeout_minutes)
-    os.environ.setdefault("LOCAL_RANK", str(mesh.local_rank))  # DeepSpeed reads it, launcher or not
+    os.environ.setdefault("LOCAL_RANK", str(mesh.local_rank))  # DeepSpeed reads it also without a launcher
     if mesh.world_size == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        attempt = ""
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
     else:
-        store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
-        _attempt = rendezvous(store, rank, world_size, timeout)
-        own = dist.PrefixStore(_attempt, store)
+        store, rank, world_size = next(torch_rendezvous("env://", timeout=timeout))
+        attempt = rendezvous(store, rank, world_size, timeout)
+        own = PrefixStore(attempt, store)
         dist.init_process_group(backend, store=own, rank=rank, world_size=world_size, timeout=timeout)
     remove_abandoned_locks(tell=lambda text: print(text, flush=True))
-    # On processors DeepSpeed compiles, for half a minute, an all-reduce that only its inference calls.
+    # On CPUs DeepSpeed would compile, for half a minute, an all-reduce that only its inference uses.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
-    return _attempt
+    return attempt
 
 
 def require_supported(precision: str) -> None:
-    """Whether the accelerator computes in a precision.
+    """Check that the accelerator supports a precision.
 
     Raises:
-        ValueError: float16 on a processor.
+        ValueError: the precision is fp16 and the accelerator does not support it.
     """
     accelerator = get_accelerator()
     if precision == "fp16" and not accelerator.is_fp16_supported():
@@ -76,20 +70,23 @@ def require_supported(precision: str) -> None:
 
 
 def end_distributed() -> None:
-    """Leave the process group. A process that exits inside one may die in its destructors."""
+    """Destroy the process group, without which a process may crash at exit."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def computes_on_cpu() -> bool:
-    """Whether ranks of this machine compute on CPUs."""
-    return get_accelerator().device_name() == "cpu"
+    """Return whether ranks of this machine compute on CPUs."""
+    return bool(get_accelerator().device_name() == "cpu")
 
 
 def deepspeed_version() -> str:
-    return deepspeed.__version__
+    """Return the version of DeepSpeed that is installed."""
+    return str(deepspeed.__version__)
 
 
 def memory_bytes() -> int:
-    """Memory that this process holds: the accelerator's, or resident main memory where there is none."""
-    return psutil.Process().memory_info().rss if computes_on_cpu() else get_accelerator().memory_allocated()
+    """Return the memory that this process holds: on the accelerator, or resident memory on CPUs."""
+    if computes_on_cpu():
+        return int(psutil.Process().memory_info().rss)
+    return int(get_accelerator().memory_allocated())

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 
-from megatron_adalrs.engine.process_group import deepspeed  # noqa: F401 (imported first: it keeps DeepSpeed quiet)
 from megatron_adalrs.model.gpt import WeightSource, part_from
-
-from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer  # isort: skip
-from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3  # isort: skip
-from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer  # isort: skip
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -16,20 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 from torch import Tensor
 
 from megatron_adalrs.config import ModelConfig
 from megatron_adalrs.distributed.process_mesh import MeshAxis
-from megatron_adalrs.engine.process_group import deepspeed  # noqa: F401 (imported first: it keeps DeepSpeed quiet)
 from megatron_adalrs.model.gpt import GPT, VOCABULARY_TABLES
 from megatron_adalrs.model.pipeline import pipeline_layers
 from megatron_adalrs.parallel.layers import shard_of
 from megatron_adalrs.parallel.layout import Layout
 from megatron_adalrs.utils.format import first_line
-
-from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler  # isort: skip
-from deepspeed.runtime.zero.config import ZeroStageEnum  # isort: skip
-from deepspeed.utils.tensor_fragment import fragment_address  # isort: skip
 
 HARMLESS = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
 """What else than tensors and plain values is in the files that are read: without code to run."""

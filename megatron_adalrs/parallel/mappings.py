@@ -1,19 +1,19 @@
-"""Collectives along an axis that autograd understands. Each one names its pair: what the forward pass does,
-and what the backward pass does with the gradient. Source: Megatron-LM (arXiv 1909.08053, section 3;
-2205.05198, section 4.2.2).
+"""Differentiable collectives along an axis of the mesh.
 
-    function                 forward         backward        used where
-    copy                     identity        all-reduce      into a region where each rank holds part of the
-    weights reduce                   all-reduce      identity        out of it: the ranks' results are partial
-    sums scatter                  split           all-gather      each rank has all of a tensor and goes on
-    with its part gather                   all-gather      split           back: each rank goes on alike with
-    all of it gather_sequence          all-gather      reduce-scatter  `copy` where the input is split along
-    the sequence reduce_scatter_sequence  reduce-scatter  all-gather      `reduce` where the output is to be
-    split along it all_to_all               all-to-all      all-to-all      parts of one dimension are traded
-    for parts of another
+Each function is named after its forward pass; the backward pass applies the paired operation to the
+gradient. Source: Megatron-LM (arXiv 1909.08053, section 3; 2205.05198, section 4.2.2).
 
-Along an axis of one process each returns its argument: no node in the graph. All are collectives of the axis'
-group. The sequence is dimension 1 of [b, s, h].
+    function                  forward         backward        use
+    copy                      identity        all-reduce      enters a region where weights are split
+    reduce                    all-reduce      identity        leaves it: adds the partial sums
+    scatter                   split           all-gather      continues with this rank's part of a tensor
+    gather                    all-gather      split           continues with the whole tensor on each rank
+    gather_sequence           all-gather      reduce-scatter  `copy` for an input split along the sequence
+    reduce_scatter_sequence   reduce-scatter  all-gather      `reduce` with an output split along the sequence
+    all_to_all                all-to-all      all-to-all      exchanges parts of two dimensions
+
+Every function is a collective of the axis' process group. Along an axis of one process it returns its
+argument and adds no node to the graph. The sequence is dimension 1 of [b, s, h].
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def reduce(x: Tensor, axis: MeshAxis) -> Tensor:
 
 
 def scatter(x: Tensor, axis: MeshAxis, dim: int) -> Tensor:
-    """Forward: this rank's part of `dim`, which the axis divides. Backward: all-gather."""
+    """Forward: this rank's part of `dim`, whose size the axis divides. Backward: all-gather."""
     return _paired(x, axis, partial(_part, dim=dim), partial(_all_gather, dim=dim))
 
 
@@ -63,25 +63,38 @@ def reduce_scatter_sequence(x: Tensor, axis: MeshAxis) -> Tensor:
 
 
 def all_to_all(x: Tensor, axis: MeshAxis) -> Tensor:
-    """[axis, ..] -> [axis, ..]: part i goes to rank i, and comes from rank i. Forward and backward alike."""
+    """Exchange parts of [axis, ...]: part i is sent to rank i and replaced by the part received from it.
+
+    Forward and backward are the same operation.
+    """
     return _paired(x, axis, _exchange, _exchange)
 
 
 Collective = Callable[[Tensor, MeshAxis], Tensor]
 
 
+def all_reduce(x: Tensor, axis: MeshAxis, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+    """Reduce a tensor over the ranks of an axis in place and return it. Not differentiable."""
+    if axis.size > 1:
+        dist.all_reduce(x, op=op, group=axis.group)
+    return x
+
+
 def _paired(x: Tensor, axis: MeshAxis, forward: Collective, backward: Collective) -> Tensor:
-    return x if axis.size == 1 else _Paired.apply(x, axis, forward, backward)
+    if axis.size == 1:
+        return x
+    result: Tensor = _Paired.apply(x, axis, forward, backward)  # type: ignore[no-untyped-call]  # torch: untyped
+    return result
 
 
 class _Paired(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: MeshAxis, forward: Collective, backward: Collective) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, axis: MeshAxis, forward: Collective, backward: Collective) -> Tensor:
         ctx.axis, ctx.pair = axis, backward
         return forward(x, axis)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         return ctx.pair(grad, ctx.axis), None, None, None
 
 
@@ -90,10 +103,8 @@ def _identity(x: Tensor, axis: MeshAxis) -> Tensor:
 
 
 def _all_reduce(x: Tensor, axis: MeshAxis) -> Tensor:
-    # A copy: the tensor may be in use elsewhere in the graph.
-    total = x.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total, group=axis.group)
-    return total
+    # The tensor may be in use elsewhere in the graph, so its copy is reduced.
+    return all_reduce(x.clone(memory_format=torch.contiguous_format), axis)
 
 
 def _part(x: Tensor, axis: MeshAxis, dim: int) -> Tensor:

@@ -12,14 +12,14 @@ from megatron_adalrs.adalrs.decision import Decision
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
 from megatron_adalrs.distributed.collectives import gather_numbers, on_every_rank, on_first_rank
 from megatron_adalrs.distributed.process_mesh import ProcessMesh
-from megatron_adalrs.engine import Engine
+from megatron_adalrs.engine import DataParallelEngine
 from tests.helpers.ranks import RankFailure, Ranks
 from tests.helpers.runs import micro_batches, start, tiny_config
 
 
 def evaluation(values: dict[str, Any]) -> tuple[float, float]:
     config, mesh = tiny_config(**values), ProcessMesh.from_environment()
-    engine = Engine(config, 256, mesh)
+    engine = DataParallelEngine(config, 256, mesh)
     steps = [micro_batches(config, mesh, step) for step in range(3)]
     before = engine.evaluate(iter(steps))
     return before, engine.evaluate(iter(steps))
@@ -48,7 +48,7 @@ def counters_of_an_optimizer_with_numbers() -> list[list[dict[str, int]]]:
     """State that is no tensor, as the step of DeepSpeed's optimizer on the processor, before and after it
     went back."""
     config, mesh = tiny_config(), ProcessMesh.from_environment()
-    engine = Engine(config, 256, mesh)
+    engine = DataParallelEngine(config, 256, mesh)
     engine.train_batch(micro_batches(config, mesh, 0))
     first, second, *_ = engine._base_optimizer.state.values()
     first["count"] = 3
@@ -66,7 +66,7 @@ def test_an_optimizers_numbers_go_back_with_its_tensors(one_rank: Ranks) -> None
 
 def stop_asked_by(rank: int) -> bool:
     config, mesh = tiny_config(), ProcessMesh.from_environment()
-    engine = Engine(config, 256, mesh)
+    engine = DataParallelEngine(config, 256, mesh)
     return engine.train_batch(micro_batches(config, mesh, 0), stop=mesh.rank == rank).stop_requested
 
 
