@@ -22,7 +22,8 @@ from megatron_adalrs.benchmarks.overhead import write_random_tokens
 from megatron_adalrs.checkpoint import CheckpointFolder, PendingSave
 from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.engine import end_distributed
-from megatron_adalrs.model.gpt import GPT, count_parameters, initialise
+from megatron_adalrs.model.gpt import GPT, count_parameters
+from megatron_adalrs.model.initialization import init_weights
 from megatron_adalrs.optim.optimizer import build_optimizer
 from megatron_adalrs.snapshot.engine_snapshot import EngineSnapshot, estimate_snapshot_bytes
 from megatron_adalrs.training.build import build_trainer
@@ -81,7 +82,7 @@ def measure_step(arguments: Arguments, trainer: Trainer) -> dict[str, Any]:
     batches."""
     config = trainer.config
     model = GPT(config.model, VOCABULARY)
-    initialise(model, config.model, config.training.seed)
+    init_weights(model, config.model, config.training.seed)
     optimizer = build_optimizer(model, config.optimizer)
 
     def plain_step(fused_loss: bool = False) -> None:

@@ -13,7 +13,7 @@ from megatron_adalrs.checkpoint.tokenizer_files import require_matching_tokenize
 from megatron_adalrs.config import ModelConfig, RunConfig
 from megatron_adalrs.config.model import RopeScaling
 from megatron_adalrs.data.tokenizer import TokenizerOfData
-from megatron_adalrs.model.gpt import WeightSource
+from megatron_adalrs.model.initialization import WeightSource
 
 FINETUNE_FROM = "--finetune-from"
 

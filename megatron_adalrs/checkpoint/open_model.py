@@ -22,7 +22,7 @@ from megatron_adalrs.huggingface.companion_files import companions_in
 from megatron_adalrs.huggingface.config_json import is_model
 from megatron_adalrs.huggingface.reader import HuggingFaceModel, parameter_shapes
 from megatron_adalrs.huggingface.tensor_files import TensorFiles
-from megatron_adalrs.model.gpt import WeightSource
+from megatron_adalrs.model.initialization import WeightSource
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from megatron_adalrs.engine.process_group import (
 from megatron_adalrs.engine.reshard import TrainingTensors
 from megatron_adalrs.engine.saved_optimizer import SavedMesh, open_training
 from megatron_adalrs.engine.saved_weights import SavedWeights
-from megatron_adalrs.model.gpt import WeightSource
+from megatron_adalrs.model.initialization import WeightSource
 
 __all__ = [
     "DataParallelEngine",

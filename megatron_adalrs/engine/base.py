@@ -34,7 +34,13 @@ from megatron_adalrs.engine.training_state import (
 )
 from megatron_adalrs.engine.update_gate import UpdateGate
 from megatron_adalrs.model.document_mask import DocumentMasking
-from megatron_adalrs.model.gpt import WeightSource, initialise, write_weights
+from megatron_adalrs.model.initialization import (
+    FullShape,
+    LanguageModel,
+    WeightSource,
+    init_weights,
+    write_weights,
+)
 from megatron_adalrs.optim.grad_clip import clips_outside_deepspeed
 from megatron_adalrs.optim.optimizer import build_optimizer
 from megatron_adalrs.parallel.layout import Layout
@@ -116,11 +122,11 @@ class Engine(ABC):
         """Build this rank's part of the model with its initial weights; may change DeepSpeed's settings."""
 
     def _set_initial_weights(
-        self, model: nn.Module, config: Config, whole: Callable[..., Any] = nullcontext
+        self, model: LanguageModel, config: Config, whole: FullShape = nullcontext
     ) -> None:
         """Set the weights before DeepSpeed gets the model, which then rounds them and makes the masters."""
         if self._weights is None:
-            initialise(model, config.model, config.training.seed, whole)
+            init_weights(model, config.model, config.training.seed, whole)
         else:
             write_weights(model, self._weights, whole)
 

@@ -15,7 +15,8 @@ from megatron_adalrs.config import Config
 from megatron_adalrs.distributed.process_mesh import ProcessMesh
 from megatron_adalrs.engine.base import AcceptUpdate, Engine, StepResult
 from megatron_adalrs.engine.mpu import ModelParallelUnit
-from megatron_adalrs.model.gpt import GPT, WeightSource
+from megatron_adalrs.model.gpt import GPT
+from megatron_adalrs.model.initialization import WeightSource
 from megatron_adalrs.optim.grad_clip import clip_grad_norm
 from megatron_adalrs.parallel.layers import shard_of
 

@@ -18,8 +18,8 @@ from megatron_adalrs.config import Config
 from megatron_adalrs.distributed.process_mesh import ProcessMesh
 from megatron_adalrs.engine.base import AcceptUpdate, Engine, StepResult
 from megatron_adalrs.engine.update_gate import UpdateGate
-from megatron_adalrs.model.gpt import WeightSource
-from megatron_adalrs.model.pipeline import PipelineLayer, arranged_as_gpt, pipeline_layers
+from megatron_adalrs.model.initialization import WeightSource
+from megatron_adalrs.model.pipeline import PipelineLayer, StageModules, pipeline_layers
 from megatron_adalrs.optim.grad_clip import clip_pipeline_grad_norm
 
 TIE = "token_embedding"
@@ -66,7 +66,7 @@ class PipelineParallelEngine(Engine):
             )
         start, stop = model.parts[self._mesh.pipe.rank : self._mesh.pipe.rank + 2]
         mine = dict(zip((layer.name for layer in layers[start:stop]), model.forward_funcs, strict=True))
-        self._as_gpt = arranged_as_gpt(mine, vocab_size)
+        self._as_gpt = StageModules(mine, vocab_size)
         self._set_initial_weights(self._as_gpt, config)
         if self._mesh.pipe.is_last:
             self._output = model.forward_funcs[-1]

@@ -17,7 +17,7 @@ from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 
-from megatron_adalrs.model.gpt import WeightSource, part_from
+from megatron_adalrs.model.initialization import WeightSource, local_part
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -69,12 +69,12 @@ def write_training(
         if place is None:
             continue
         shape = getattr(parameter, "ds_shape", parameter.shape)  # under ZeRO-3 the parameter itself is empty
-        _write(place.owner, place, part_from(saved.masters, name, parameter, shape, vocab_size))
+        _write(place.owner, place, local_part(saved.masters, name, parameter, shape, vocab_size))
         if not saved.moments:
             continue
         state = _state_of(base, place.owner)
         for moment, source in saved.moments.items():
-            _write(state[moment], place, part_from(source, name, parameter, shape, vocab_size))
+            _write(state[moment], place, local_part(source, name, parameter, shape, vocab_size))
         if torch.is_tensor(state["step"]):
             state["step"].fill_(saved.step)
         else:

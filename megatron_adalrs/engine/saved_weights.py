@@ -23,7 +23,8 @@ from torch import Tensor
 
 from megatron_adalrs.config import ModelConfig
 from megatron_adalrs.distributed.process_mesh import MeshAxis
-from megatron_adalrs.model.gpt import GPT, VOCABULARY_TABLES
+from megatron_adalrs.model.gpt import GPT
+from megatron_adalrs.model.initialization import VOCABULARY_TABLES
 from megatron_adalrs.model.pipeline import pipeline_layers
 from megatron_adalrs.parallel.layers import shard_of
 from megatron_adalrs.parallel.layout import Layout

@@ -16,7 +16,7 @@ from megatron_adalrs.huggingface.config_json import CONFIG, config_json, family_
 from megatron_adalrs.huggingface.families import Family
 from megatron_adalrs.huggingface.reader import parameter_shapes, part_shapes
 from megatron_adalrs.huggingface.tensor_files import Entry, write_tensors
-from megatron_adalrs.model.gpt import WeightSource
+from megatron_adalrs.model.initialization import WeightSource
 from megatron_adalrs.utils.atomic_files import new_folder
 
 MAX_SHARD_SIZE = 5 * 10**9  # bytes, as transformers has it

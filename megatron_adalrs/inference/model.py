@@ -14,7 +14,8 @@ from megatron_adalrs.data.gpt_dataset import check_vocabulary
 from megatron_adalrs.data.tokenizer import TOKENIZER_FILES, Tokenizer, TokenizerOfData, build_tokenizer
 from megatron_adalrs.huggingface.companion_files import digests_of, tokenizer_in
 from megatron_adalrs.model.document_mask import NO_DOCUMENT_MASKING, DocumentMasking
-from megatron_adalrs.model.gpt import GPT, write_weights
+from megatron_adalrs.model.gpt import GPT
+from megatron_adalrs.model.initialization import write_weights
 
 
 def whole_model(opened: OpenedModel, dtype: torch.dtype | None = None, device: str = "cpu") -> GPT:

@@ -29,7 +29,8 @@ from megatron_adalrs.config import Config
 from megatron_adalrs.data.loader import BatchLoader, MicroBatches, SampleDataset
 from megatron_adalrs.data.vocabulary import resolve_vocabulary
 from megatron_adalrs.metrics import JsonLines, Metrics
-from megatron_adalrs.model.gpt import GPT, count_parameters, initialise
+from megatron_adalrs.model.gpt import GPT, count_parameters
+from megatron_adalrs.model.initialization import init_weights
 from megatron_adalrs.optim.lr_schedule import build_schedule
 from megatron_adalrs.optim.optimizer import build_optimizer
 from megatron_adalrs.reproduction.plan import RANGE_TESTS
@@ -124,7 +125,7 @@ def new_model(config: Config, vocab_size: int) -> GPT:
     """Return the model with its initial weights."""
     torch.manual_seed(config.training.seed)
     model = GPT(config.model, vocab_size)
-    initialise(model, config.model, config.training.seed)
+    init_weights(model, config.model, config.training.seed)
     return model
 
 

@@ -17,7 +17,7 @@ from megatron_adalrs.distributed.collectives import on_every_rank, on_first_rank
 from megatron_adalrs.engine import Engine
 from megatron_adalrs.metrics import Metrics, announce, open_metrics
 from megatron_adalrs.metrics.wandb import WandbRun
-from megatron_adalrs.model.gpt import WeightSource
+from megatron_adalrs.model.initialization import WeightSource
 from megatron_adalrs.optim.lr_schedule import build_schedule
 from megatron_adalrs.planning import describe, plan_run
 from megatron_adalrs.snapshot.host_buffers import require_room

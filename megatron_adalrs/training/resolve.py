@@ -18,7 +18,8 @@ from megatron_adalrs.distributed.process_mesh import ProcessMesh
 from megatron_adalrs.engine import init_distributed, require_supported
 from megatron_adalrs.engine.deepspeed_config import deepspeed_settings
 from megatron_adalrs.metrics.wandb import require_wandb
-from megatron_adalrs.model.gpt import count_parameters, flops_per_token
+from megatron_adalrs.model.flops import flops_per_token
+from megatron_adalrs.model.gpt import count_parameters
 from megatron_adalrs.training.run_directory import with_run_dir
 
 T = TypeVar("T")

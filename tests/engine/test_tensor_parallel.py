@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from megatron_adalrs.checkpoint import CheckpointFolder, load_checkpoint, save_checkpoint
 from megatron_adalrs.distributed.process_mesh import MeshAxis
 from megatron_adalrs.engine import build_engine
-from megatron_adalrs.model.gpt import GPT, initialise
+from megatron_adalrs.model.gpt import GPT
+from megatron_adalrs.model.initialization import init_weights
 from megatron_adalrs.parallel import cross_entropy
 from megatron_adalrs.parallel.cross_entropy import linear_cross_entropy
 from megatron_adalrs.parallel.layers import shard_of
@@ -60,9 +61,9 @@ def differing_weights(family: str) -> list[str]:
     """Names of the parameters that are not this rank's part of a whole model's."""
     config = tiny_config(**FAMILIES[family] | TWO)
     model = GPT(config.model, VOCABULARY, Layout(tensor=mesh_of(config).tensor))
-    initialise(model, config.model, seed=7)
+    init_weights(model, config.model, seed=7)
     whole = GPT(config.model, VOCABULARY)
-    initialise(whole, config.model, seed=7)
+    init_weights(whole, config.model, seed=7)
     expected = dict(whole.named_parameters())
     differing = []
     for name, parameter in model.named_parameters():

@@ -17,7 +17,8 @@ from megatron_adalrs.config.model import RopeScaling
 from megatron_adalrs.huggingface.config_json import family_of
 from megatron_adalrs.huggingface.reader import HuggingFaceModel, parameter_shapes
 from megatron_adalrs.huggingface.writer import TheirTensors, write_model
-from megatron_adalrs.model.gpt import GPT, write_weights
+from megatron_adalrs.model.gpt import GPT
+from megatron_adalrs.model.initialization import write_weights
 from megatron_adalrs.model.rotary_embedding import Rotary
 from tests.huggingface.models import KINDS, made, randomise, saved
 

@@ -9,7 +9,8 @@ import torch
 
 from megatron_adalrs.config import ModelConfig
 from megatron_adalrs.inference.decoder import Decoder, max_positions
-from megatron_adalrs.model.gpt import GPT, initialise
+from megatron_adalrs.model.gpt import GPT
+from megatron_adalrs.model.initialization import init_weights
 from megatron_adalrs.model.presets import PRESETS
 
 VOCABULARY = 61
@@ -38,7 +39,7 @@ def model_of(shape: str, **changes: Any) -> GPT:
         )
     )
     model = GPT(config, VOCABULARY)
-    initialise(model, config, seed=3)
+    init_weights(model, config, seed=3)
     return model.eval()
 
 

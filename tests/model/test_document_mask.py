@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.config import Config
 from megatron_adalrs.model.document_mask import IGNORE_INDEX, DocumentMasking
-from megatron_adalrs.model.gpt import GPT, initialise
+from megatron_adalrs.model.gpt import GPT
+from megatron_adalrs.model.initialization import init_weights
 
 EOD = 7
 ALL = DocumentMasking(EOD, attention=True, positions=True, loss=True)
@@ -30,7 +31,7 @@ def config(shape: str, **values: Any) -> Config:
 def model(shape: str, documents: DocumentMasking, **values: Any) -> GPT:
     of = config(shape, **values).model
     gpt = GPT(of, 50, documents=documents)
-    initialise(gpt, of, seed=1)
+    init_weights(gpt, of, seed=1)
     with torch.no_grad():  # so that attention and positions matter
         for parameter in gpt.parameters():
             parameter.mul_(5.0 if parameter.dim() > 1 else 1.0)

@@ -1,30 +1,12 @@
-"""The model's parts against their definitions."""
+"""GPT and its layers against their definitions."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from megatron_adalrs.cli.arguments import config_from_values
-from megatron_adalrs.config import ModelConfig
-from megatron_adalrs.model.gpt import GPT, count_parameters, flops_per_token, initialise
-
-SMALL = {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 12}
-
-
-def model_config(preset: str, **values: Any) -> ModelConfig:
-    run = {"train_iters": 10, "lr": 1e-3, "data_path": "d", "preset": preset}
-    return config_from_values(run | SMALL | values).model
-
-
-def build(preset: str, **values: Any) -> tuple[GPT, ModelConfig]:
-    config = model_config(preset, **values)
-    model = GPT(config, 64)
-    initialise(model, config, seed=3)
-    return model, config
+from tests.model.models import build
 
 
 @pytest.mark.parametrize("preset", ["gpt2-tiny", "llama-tiny", "qwen2-tiny"])
@@ -70,42 +52,12 @@ def test_biases_where_each_family_has_them() -> None:
     assert biases("qwen2-tiny") == {"attention.qkv.bias"}
 
 
-def test_initial_weights() -> None:
-    model, _ = build("gpt2-tiny", hidden_size=128, num_layers=8)
-    block = model.blocks[3]
-    assert block.attention.qkv.weight.std().item() == pytest.approx(0.02, rel=0.05)
-    assert block.attention.output.weight.std().item() == pytest.approx(0.02 / 4, rel=0.05)
-    assert block.mlp.output.weight.std().item() == pytest.approx(0.02 / 4, rel=0.05)
-    assert torch.all(block.mlp.input.bias == 0)
-    assert torch.all(model.final_norm.weight == 1)
-
-
-def test_initial_weights_depend_on_the_name_and_the_seed_only() -> None:
-    deep, config = build("llama-tiny", num_layers=3)
-    shallow, _ = build("llama-tiny", num_layers=1, init_method_std=0.02)
-    assert torch.equal(deep.blocks[0].attention.qkv.weight, shallow.blocks[0].attention.qkv.weight)
-    assert not torch.equal(deep.blocks[0].attention.qkv.weight, deep.blocks[1].attention.qkv.weight)
-    again = GPT(config, 64)
-    initialise(again, config, seed=4)
-    assert not torch.equal(deep.blocks[0].attention.qkv.weight, again.blocks[0].attention.qkv.weight)
-
-
 def test_dropout_only_while_training() -> None:
     model, _ = build("gpt2-tiny", hidden_dropout=0.5, attention_dropout=0.5)
     tokens = torch.arange(12).view(1, 12)
     assert model(tokens).item() != model(tokens).item()
     model.eval()
     assert model(tokens).item() == model(tokens).item()
-
-
-def test_flops_of_a_known_shape() -> None:
-    config = model_config("gpt2-tiny")
-    parameters = count_parameters(config, 64)
-    positions, attention = 12 * 32, 12 * 2 * 4 * 8 * 12
-    assert flops_per_token(config, parameters, 64) == 6 * (parameters - positions) + attention
-    untied = model_config("llama-tiny", untie_embeddings_and_output_weights=True)
-    parameters = count_parameters(untied, 64)
-    assert flops_per_token(untied, parameters, 64) == 6 * (parameters - 64 * 32) + attention
 
 
 def test_a_small_model_learns_a_sequence() -> None:

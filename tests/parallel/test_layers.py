@@ -12,7 +12,8 @@ from torch import nn
 
 from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.distributed.process_mesh import MeshAxis
-from megatron_adalrs.model.gpt import GPT, count_parameters, initialise
+from megatron_adalrs.model.gpt import GPT, count_parameters
+from megatron_adalrs.model.initialization import init_weights
 from megatron_adalrs.parallel.cross_entropy import linear_cross_entropy
 from megatron_adalrs.parallel.layers import (
     ColumnParallelLinear,
@@ -97,7 +98,7 @@ def test_how_far_the_vocabulary_is_padded_changes_neither_loss_nor_logits() -> N
     for multiple in (1, 128, 512):
         config = config_from_values(VALUES | {"make_vocab_size_divisible_by": multiple}).model
         model = GPT(config, 250)
-        initialise(model, config, seed=3)
+        init_weights(model, config, seed=3)
         assert model.output_weight.shape[0] == config.padded_vocab_size(250)
         results.append((model(tokens), model.logits(tokens[:, :-1])))
     for loss, logits in results:
