@@ -1,7 +1,7 @@
-"""DeepSpeed's checkpoint files: written at once, or from a copy while training goes on.
+"""DeepSpeed's checkpoint files, written directly or from a copy while training continues.
 
-DeepSpeed calls `save` between barriers. An exception there, on one rank, would leave the others waiting in
-the next one; so failures are kept until `finish`, which every rank calls.
+DeepSpeed calls `save` between barriers. An exception there, on one rank, would leave the others waiting at
+the next barrier. So errors are kept until `finish`, which every rank calls.
 """
 
 from __future__ import annotations
@@ -24,57 +24,59 @@ from torch import Tensor
 from megatron_adalrs.utils.format import first_line
 
 
-class CheckpointFiles(CheckpointEngine):
-    """What writes the files of one rank.
+class CheckpointFiles(CheckpointEngine):  # type: ignore[misc]  # DeepSpeed is untyped
+    """Writes the checkpoint files of one rank.
 
-    With a copy, `begin(copied=True)`, tensors go to host memory, which the next copy uses again: a first
-    allocation takes longer than the copy. Only `start` writes, in a thread.
+    After `begin(copied=True)`, `save` copies tensors to host memory, and `start` writes them in a thread. The
+    memory is reused for the next copy, since its allocation takes longer than the copy.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.copied_bytes = 0
-        """Of the last copy."""
+        """Size of the last copy."""
         self._copied = False
         self._jobs: list[tuple[Any, Path]] = []
-        self._buffers: list[
-            Tensor
-        ] = []  # in the order in which DeepSpeed hands tensors over, which is always the same
+        # In the order in which DeepSpeed saves tensors, which is always the same.
+        self._buffers: list[Tensor] = []
         self._used = 0
         self._digests: dict[Path, str] = {}
         self._error: OSError | None = None
         self._thread: threading.Thread | None = None
 
-    # What DeepSpeed calls
+    # Methods that DeepSpeed calls
 
     def create(self, info: CheckpointCommitInfo) -> None:
-        return
+        """Do nothing before a checkpoint."""
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Make a folder; an error is kept until `finish`."""
         try:
             super().makedirs(path, exist_ok)
         except OSError as error:
             self._error = self._error or error
 
     def save(self, state_dict: Any, path: str) -> None:
+        """Write a file, or copy its content for `start`."""
         if self._copied:
             self._jobs.append((self._copy(state_dict), Path(path)))
         else:
             self._write(state_dict, Path(path))
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        """DeepSpeed's files hold objects of its own: only those of a checkpoint that is trusted."""
+        """Unpickle a file. It contains objects of DeepSpeed, so the checkpoint must be trusted."""
         return torch.load(path, map_location=map_location, weights_only=False)
 
     def commit(self, info: CheckpointCommitInfo) -> bool:
+        """Report success; errors are reported by `finish`."""
         return True
 
     def preserves_storage_sharing(self) -> bool:
-        """False: DeepSpeed need not clone views of flat buffers, our copies are of their own."""
+        """Return False while copying: copies do not share memory, so DeepSpeed need not clone views."""
         return not self._copied
 
     def attempt(self, function: Callable[..., Any]) -> Callable[..., None]:
-        """The same, but that a failure to write is kept too."""
+        """Return the function with its OSErrors kept until `finish`."""
 
         def attempted(*arguments: Any) -> None:
             try:
@@ -84,17 +86,20 @@ class CheckpointFiles(CheckpointEngine):
 
         return attempted
 
-    # What the engine calls
+    # Methods that the engine calls
 
     def begin(self, copied: bool) -> None:
-        """Before DeepSpeed's `save_checkpoint`. The last checkpoint must be finished: two never overlap."""
+        """Prepare for DeepSpeed's `save_checkpoint`. The last checkpoint must be finished."""
         assert self._thread is None, "two saves overlap"
         self._copied, self._jobs, self._digests, self._error = copied, [], {}, None
         self.copied_bytes = self._used = 0
 
     def start(self, secure: Callable[[Path], str]) -> None:
-        """Write what was copied, in a thread, which brings each file to disk by `secure` and keeps its
-        digest."""
+        """Start a thread that writes what was copied.
+
+        Args:
+            secure: called with each file that was written; flushes it to disk and returns its digest.
+        """
         self._copied = False
         get_accelerator().synchronize()
         self._thread = threading.Thread(target=self._write_all, args=(secure,), name="checkpoint-writer")
@@ -102,13 +107,17 @@ class CheckpointFiles(CheckpointEngine):
 
     @property
     def is_writing(self) -> bool:
+        """Whether the thread is running."""
         return self._thread is not None and self._thread.is_alive()
 
     def finish(self) -> dict[Path, str]:
-        """Wait for the files. Returns the digests of those that were secured.
+        """Wait for the files.
+
+        Returns:
+            The digests of the files that `secure` was called with.
 
         Raises:
-            OSError: one could not be written.
+            OSError: a file could not be written.
         """
         if self._thread is not None:
             self._thread.join()
@@ -119,7 +128,7 @@ class CheckpointFiles(CheckpointEngine):
         return self._digests
 
     def abandon(self) -> None:
-        """Wait for the files and forget them."""
+        """Wait for the files and ignore errors."""
         with contextlib.suppress(OSError):
             self.finish()
 
@@ -135,17 +144,17 @@ class CheckpointFiles(CheckpointEngine):
             torch.save(state_dict, path)
             if secure is not None:
                 self._digests[path] = secure(path)
-        except Exception as error:  # torch's writer has no better word than RuntimeError for a full disk
+        except Exception as error:  # torch raises a RuntimeError for a full disk
             self._error = OSError(f"cannot write to {path}: {first_line(error)}")
 
     def _copy(self, state: Any) -> Any:
-        """The same structure with its tensors in host memory, and nothing in it that training changes."""
+        """Return a copy with its tensors in host memory, which training does not change."""
         if isinstance(state, Tensor):
             return self._copy_tensor(state)
         if isinstance(state, dict):
             copied = state.__class__()
-            if hasattr(state, "_metadata"):  # of a module's weights
-                copied._metadata = state._metadata
+            if hasattr(state, "_metadata"):  # the state dict of a module
+                copied._metadata = state._metadata  # type: ignore[attr-defined]  # an attribute of torch's
             copied.update((name, self._copy(value)) for name, value in state.items())
             return copied
         if isinstance(state, (list, tuple)):

@@ -1,4 +1,4 @@
-"""DeepSpeed's own configuration, made from the flags and overlaid with the user's file."""
+"""DeepSpeed's configuration, built from the flags and merged with the user's file."""
 
 from __future__ import annotations
 
@@ -24,10 +24,14 @@ OWNED_KEYS = {
 
 
 def deepspeed_settings(config: Config, data_parallel_size: int) -> dict[str, Any]:
-    """DeepSpeed's configuration: what the flags say, overlaid with the user's own file.
+    """Return DeepSpeed's configuration: the values of flags, merged with the user's file.
+
+    Args:
+        config: the configuration of the run.
+        data_parallel_size: size of the data-parallel axis, without the context axis.
 
     Raises:
-        ValueError: the file cannot be read, or one of its keys contradicts a flag (both are named).
+        ValueError: the file cannot be read, or one of its keys contradicts a flag.
     """
     training = config.training
     ours: dict[str, Any] = {
@@ -40,27 +44,26 @@ def deepspeed_settings(config: Config, data_parallel_size: int) -> dict[str, Any
         "fp16": {"enabled": training.fp16},
         "steps_per_print": None,
         "zero_allow_untested_optimizer": True,
-        # On processors torch's optimizer works on offloaded state as well as DeepSpeed's.
+        # On CPUs torch's optimizer can update offloaded state too.
         "zero_force_ds_cpu_optimizer": False,
     }
     if training.deepspeed_config is None:
         return ours
-    settings = _overlaid(ours, read_deepspeed_overlay(training.deepspeed_config), training.deepspeed_config)
+    settings = _merge(ours, read_deepspeed_overlay(training.deepspeed_config), training.deepspeed_config)
     _require_possible_offload(settings["zero_optimization"], config)
     if config.loss_guard.policy != "off" and not settings["zero_optimization"].get("compute_grad_norm", True):
         raise ValueError(
-            f"--deepspeed-config: {training.deepspeed_config}: zero_optimization.compute_grad_norm = False "
-            f"leaves "
-            f"unknown whether gradients are finite; loss_guard.policy {config.loss_guard.policy!r} needs it"
+            f"--deepspeed-config: {training.deepspeed_config}: zero_optimization.compute_grad_norm must not "
+            f"be False with loss_guard.policy {config.loss_guard.policy!r}, which needs the gradient norm"
         )
     return settings
 
 
 def read_deepspeed_overlay(path: Path) -> dict[str, Any]:
-    """The user's DeepSpeed settings.
+    """Read the user's DeepSpeed settings.
 
     Raises:
-        ValueError: unreadable, not a JSON object, or with a section that the flags own.
+        ValueError: the file cannot be read, is no JSON object, or has a section that flags set.
     """
     try:
         overlay = json.loads(path.read_text(encoding="utf-8"))
@@ -68,12 +71,12 @@ def read_deepspeed_overlay(path: Path) -> dict[str, Any]:
         raise ValueError(f"--deepspeed-config: cannot read {path}: {error}") from None
     if not isinstance(overlay, dict):
         raise ValueError(
-            f"--deepspeed-config: {path} must hold a JSON object, not a {type(overlay).__name__}"
+            f"--deepspeed-config: {path} must contain a JSON object, not a {type(overlay).__name__}"
         )
     for key, flags in OWNED_KEYS.items():
         if key in overlay:
             raise ValueError(
-                f"--deepspeed-config: {path}: {key!r} is set by flags here ({flags}); remove it from the file"
+                f"--deepspeed-config: {path}: {key!r} is set by flags ({flags}); remove it from the file"
             )
     return overlay
 
@@ -87,24 +90,24 @@ def _require_possible_offload(zero: dict[str, Any], config: Config) -> None:
             continue
         place = f"--deepspeed-config: {path}: zero_optimization.{name}.device = {device!r}"
         if stage < lowest:
-            raise ValueError(f"{place} needs --zero-stage {lowest} or higher, not {stage}")
+            raise ValueError(f"{place} requires --zero-stage {lowest} or higher, not {stage}")
         if device != "cpu" and config.live_snapshots:
             raise ValueError(
-                f"{place}: a snapshot copies the optimizer's memory, which must not be swapped to disk; "
-                "use 'cpu', or --adalrs.no-enabled and no --loss-guard.policy rewind"
+                f"{place}: snapshots copy the optimizer's state from memory; "
+                "use 'cpu', or --adalrs.no-enabled without --loss-guard.policy rewind"
             )
 
 
-def _overlaid(ours: dict[str, Any], overlay: dict[str, Any], path: Path, prefix: str = "") -> dict[str, Any]:
+def _merge(ours: dict[str, Any], overlay: dict[str, Any], path: Path, prefix: str = "") -> dict[str, Any]:
     merged = dict(ours)
     for key, value in overlay.items():
         name = prefix + key
         if isinstance(value, dict) and isinstance(ours.get(key), dict):
-            merged[key] = _overlaid(ours[key], value, path, prefix=f"{name}.")
+            merged[key] = _merge(ours[key], value, path, prefix=f"{name}.")
         elif name in FLAG_OF_KEY and value != ours[key] and value != "auto":
             raise ValueError(
                 f"--deepspeed-config: {path}: {name} = {value!r} contradicts {FLAG_OF_KEY[name]}, "
-                f"which makes it {ours[key]!r}"
+                f"which sets it to {ours[key]!r}"
             )
         elif value != "auto":
             merged[key] = value

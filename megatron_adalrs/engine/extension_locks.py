@@ -1,8 +1,8 @@
-"""Locks that a process killed while it loaded one of DeepSpeed's compiled operators has left behind.
+"""Stale locks of DeepSpeed's compiled operators.
 
-torch guards the folder of an operator by a file named `lock`, and waits for its removal without an end or a
-word. A process that is killed in between leaves it there, and every later run, of whatever program, would
-hang at its start.
+torch protects the folder of an operator by a file named `lock` and waits for its removal without a time limit
+or a message. A process that is killed while it loads an operator leaves the file, and every later program
+that loads the operator would hang.
 """
 
 from __future__ import annotations
@@ -17,52 +17,54 @@ import psutil
 from torch.utils.cpp_extension import get_default_build_root
 
 PATIENCE = 120.0
-"""Seconds after which a lock that no process of this host holds counts as abandoned: another host, which
-shares the folder, may be compiling, which takes about one minute."""
+"""Seconds after which a lock that no process of this host holds counts as abandoned.
+
+Another host that shares the folder may be compiling, which takes about one minute.
+"""
 _POLL_SECONDS = 0.5
 
 
 def remove_abandoned_locks(
-    folder: Path | None = None, patience: float = PATIENCE, tell: Callable[[str], None] = print
+    folder: Path | None = None, patience: float = PATIENCE, report: Callable[[str], None] = print
 ) -> None:
-    """Wait until no operator is locked but by a living process of this host; remove what nobody will remove.
+    """Remove abandoned locks, and wait until the remaining ones are held by processes of this host.
 
     Args:
-        folder: torch's folder of compiled operators; None: where it is.
-        tell: is told what is removed or waited for.
+        folder: torch's folder of compiled operators; None for the configured one.
+        patience: seconds after which a lock that no process of this host holds is removed.
+        report: called with a message for each lock that is removed or waited for.
     """
     folder = folder or Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
-    told: set[Path] = set()
+    reported: set[Path] = set()
     while waiting := [lock for lock in _locks(folder) if not _is_held(lock)]:
         for lock in waiting:
             age = _age(lock)
             if age is not None and age >= patience:
                 lock.unlink(missing_ok=True)
-                tell(f"removed {lock}: a process that was killed left it {age:.0f} s ago")
-            elif age is not None and lock not in told:
-                told.add(lock)
-                tell(f"waiting up to {patience:g} s for {lock}: no process of this host holds it")
+                report(f"removed {lock}: a process that was killed left it {age:.0f} s ago")
+            elif age is not None and lock not in reported:
+                reported.add(lock)
+                report(f"waiting up to {patience:g} s for {lock}: no process of this host holds it")
         time.sleep(_POLL_SECONDS)
 
 
 def _locks(folder: Path) -> Iterator[Path]:
-    """In the folders of operators, which torch keeps apart by versions of Python unless told where to keep
-    them."""
+    """Yield locks in folders of operators, which torch groups by Python version in its default folder."""
     for pattern in ("*/lock", "*/*/lock"):
         yield from folder.glob(pattern)
 
 
 def _is_held(lock: Path) -> bool:
-    """Whether a process of this host has it open, as torch does while it holds it; or whether it is gone."""
+    """Return whether a process of this host has the lock open, as torch does, or it no longer exists."""
     try:
-        mine = lock.stat()
+        status = lock.stat()
     except FileNotFoundError:
         return True
     for process in psutil.process_iter():
         try:
-            if any(_is_same(file.path, mine) for file in process.open_files()):
+            if any(_is_same(file.path, status) for file in process.open_files()):
                 return True
-        except (psutil.Error, OSError):  # ended meanwhile, or another user's
+        except (psutil.Error, OSError):  # the process has ended or belongs to another user
             continue
     return False
 
@@ -75,8 +77,10 @@ def _is_same(path: str, other: os.stat_result) -> bool:
 
 
 def _age(lock: Path) -> float | None:
-    """Seconds since it was made, by the clock of its file system, which need not be this host's; None: it is
-    gone."""
+    """Return the age of a lock in seconds; None if it no longer exists.
+
+    The clock is that of the file system, which may differ from this host's.
+    """
     try:
         with tempfile.TemporaryFile(dir=lock.parent) as now:
             return os.fstat(now.fileno()).st_mtime - lock.stat().st_mtime

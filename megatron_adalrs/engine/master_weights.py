@@ -1,9 +1,8 @@
-"""Weights made anew from the optimizer's masters, as DeepSpeed's own update makes them.
+"""Recomputation of weights from the optimizer's fp32 masters, as in DeepSpeed's own update.
 
-Wherever DeepSpeed's optimizer works on masters of its own, the weights of the model are those masters,
-rounded to the model's precision: at the start, when the masters are made from the weights, and after every
-update. So a snapshot holds the masters only. Sources: `step` and `update_lp_params` of each class (DeepSpeed
-0.19.8).
+If DeepSpeed's optimizer has masters, the weights of the model are at all times these masters, rounded to the
+model's precision. So a snapshot needs the masters only. Sources: `step` and `update_lp_params` of each
+optimizer class (DeepSpeed 0.19.8).
 """
 
 from __future__ import annotations
@@ -20,16 +19,19 @@ from torch import nn
 
 @torch.no_grad()
 def weights_from_masters(optimizer: Any, module: nn.Module) -> None:
-    """Write the weights anew from masters that were written to. Collective where weights or masters are
-    sharded.
+    """Write the weights from their masters, after those were written to. Collective with ZeRO.
 
-    Without masters the optimizer is torch's, on the weights themselves, and there is nothing to do.
+    Without masters the optimizer is torch's, works on the weights themselves, and nothing is done.
+
+    Args:
+        optimizer: DeepSpeed's optimizer.
+        module: the model.
     """
     if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
         for index in range(len(optimizer.fp32_partitioned_groups_flat)):
             optimizer._reassign_or_swap_out_partitioned_parameters(index)
-        # The small weights that ZeRO-3 keeps whole on every rank are gathered anew from the shards.
-        resident = [p for p in module.parameters() if p.numel()]
+        # ZeRO-3 keeps small weights whole on every rank. They are gathered from the shards again.
+        resident: list[Any] = [p for p in module.parameters() if p.numel()]
         if resident:
             resident[0].partition(param_list=resident)
             resident[0].all_gather(param_list=resident)

@@ -1,4 +1,4 @@
-"""The mesh in the words in which DeepSpeed asks for it."""
+"""The process mesh in the form that DeepSpeed expects."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from megatron_adalrs.distributed.process_mesh import ProcessMesh
 
 
 class ModelParallelUnit:
-    """The mesh as DeepSpeed asks for it: what it calls model-parallel is the tensor axis, data-parallel are
-    all ranks that hold the same parameters."""
+    """DeepSpeed's interface to a mesh.
+
+    DeepSpeed's model-parallel axis is the tensor axis, and its data-parallel axis is made of all ranks that
+    hold the same parameters: those of the data and the context axis.
+    """
 
     def __init__(self, mesh: ProcessMesh) -> None:
         self._mesh = mesh
         self._data_group = mesh.replica.group
         if mesh.replica.size == 1:
-            # DeepSpeed takes no group for the whole world.
-            self._data_group, _ = dist.new_subgroups(group_size=1)
+            # An axis of one rank has no group, and DeepSpeed takes no group for the whole world.
+            self._data_group, _ = dist.new_subgroups(group_size=1)  # type: ignore[no-untyped-call]  # torch
 
     def get_data_parallel_rank(self) -> int:
         return self._mesh.replica.rank

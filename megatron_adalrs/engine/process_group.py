@@ -51,7 +51,7 @@ def init_distributed(mesh: ProcessMesh, timeout_minutes: float = 10.0) -> str:
         attempt = rendezvous(store, rank, world_size, timeout)
         own = PrefixStore(attempt, store)
         dist.init_process_group(backend, store=own, rank=rank, world_size=world_size, timeout=timeout)
-    remove_abandoned_locks(tell=lambda text: print(text, flush=True))
+    remove_abandoned_locks(report=lambda text: print(text, flush=True))
     # On CPUs DeepSpeed would compile, for half a minute, an all-reduce that only its inference uses.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend, verbose=False)

@@ -1,8 +1,8 @@
-"""Training state that another mesh or ZeRO stage left, written into a live engine.
+"""Resharding: training state of another mesh or ZeRO stage, written into an engine.
 
-DeepSpeed's `safe_set_full_optimizer_state` covers only a part of this: it knows no optimizer without ZeRO,
-needs the moments, which are born in the first step, and fails where ZeRO-3 pads a parameter. So tensors are
-written in place.
+DeepSpeed's `safe_set_full_optimizer_state` covers only a part of this: it supports no optimizer without ZeRO,
+needs the moments, which are allocated in the first step, and fails where ZeRO-3 pads a parameter. So tensors
+are written in place.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class TrainingTensors:
-    """What AdamW goes on from, as whole fp32 tensors by GPT's names."""
+    """The state of AdamW as whole fp32 tensors by GPT's names."""
 
     masters: WeightSource
     moments: Mapping[str, WeightSource]
-    """By AdamW's names for them; empty before the first step."""
+    """Sources by AdamW's names of the moments; empty before the first step."""
     step: float
-    """AdamW's own counter, by which it corrects the moments' bias."""
+    """AdamW's own step count, with which it corrects the bias of the moments."""
     counters: Mapping[str, int]
     """DeepSpeed's `global_steps`, `global_samples` and `skipped_steps`."""
 
 
 class Place(NamedTuple):
-    """Where a parameter, or this rank's part of it, is in what the optimizer works on."""
+    """Where a parameter, or this rank's part of it, lies in a tensor of the optimizer."""
 
     owner: Tensor
-    """Which the optimizer has moments for, of the same shape."""
+    """The tensor that the optimizer updates; its moments have the same shape."""
     at: int
-    """Where the part begins in the owner, in elements."""
+    """First element of the part in the owner."""
     first: int
-    """Where the part begins in the parameter, the rank's tensor shard of it."""
+    """First element of the part in the parameter, which is the rank's tensor shard."""
     length: int
-    """At most: ZeRO-3 pads the last part."""
+    """Elements of the part, at most: ZeRO-3 pads the last part."""
 
 
 @torch.no_grad()
@@ -56,12 +56,14 @@ def write_training(
     vocab_size: int,
     saved: TrainingTensors,
 ) -> None:
-    """Write masters, moments and step. Weights that are rounded masters are for the caller to make anew.
+    """Write masters, moments and step. The caller recomputes weights that are rounded masters.
 
     Args:
-        optimizer, base: DeepSpeed's, and the one that it wraps, or the same.
+        optimizer: DeepSpeed's optimizer.
+        base: the optimizer that it wraps, or the same.
         weights: this rank's parameters by GPT's names.
-        vocab_size: before padding.
+        vocab_size: size of the vocabulary before padding.
+        saved: the state to write.
     """
     place_of = _places(optimizer)
     for name, parameter in weights.items():
@@ -82,7 +84,10 @@ def write_training(
 
 
 def _places(optimizer: Any) -> Callable[[nn.Parameter], Place | None]:
-    """Where each parameter is; None: not on this rank. Sources: the classes named (DeepSpeed 0.19.8)."""
+    """Return a function that locates a parameter; it returns None if the parameter is not on this rank.
+
+    Sources: the optimizer classes named below (DeepSpeed 0.19.8).
+    """
     if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
 
         def in_shards(parameter: nn.Parameter) -> Place:
@@ -94,12 +99,12 @@ def _places(optimizer: Any) -> Callable[[nn.Parameter], Place | None]:
     if isinstance(optimizer, DeepSpeedZeroOptimizer):
 
         def in_partition(parameter: nn.Parameter) -> Place | None:
-            link = parameter._hp_mapping
-            if link is None:
+            mapping = parameter._hp_mapping  # type: ignore[attr-defined]  # DeepSpeed's attribute
+            if mapping is None:
                 return None
-            owner = optimizer.single_partition_of_fp32_groups[link.param_group_index]
-            there, here = link.hp_fragment_address, link.lp_fragment_address
-            return Place(owner, there.start, here.start, here.numel)
+            owner = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+            in_owner, in_parameter = mapping.hp_fragment_address, mapping.lp_fragment_address
+            return Place(owner, in_owner.start, in_parameter.start, in_parameter.numel)
 
         return in_partition
     masters: dict[int, Tensor] = {}
@@ -119,8 +124,8 @@ def _write(tensor: Tensor, place: Place, part: Tensor) -> None:
 
 
 def _state_of(base: torch.optim.Optimizer, owner: Tensor) -> dict[str, Any]:
-    """The optimizer's state of a tensor: as AdamW makes it in its first step, if it is not there yet."""
-    state = base.state[owner]
+    """Return the optimizer's state of a tensor; create it as AdamW does in its first step."""
+    state: dict[str, Any] = base.state[owner]
     if "step" not in state:
         on_device = any(group.get("fused") or group.get("capturable") for group in base.param_groups)
         state["step"] = torch.zeros((), dtype=torch.float32, device=owner.device if on_device else "cpu")

@@ -1,19 +1,16 @@
-"""Masters, moments and step of AdamW from what an engine saved, whatever the mesh and the ZeRO stage that it
-had.
+"""Masters, moments and step of AdamW in the checkpoint files of an engine with any mesh and ZeRO stage.
 
-Read here, and not by DeepSpeed's `ds_to_universal`, for three reasons (0.19.8): that refuses a checkpoint
-without ZeRO; it joins tensor ranks' parts along one dimension, where ours are blocks ([q | k | v]); and a
-pipe's layers go by numbers there, which no other cut of the model shares. The places of parameters are those
-that it reads, `param_slice_mappings`.
+DeepSpeed's `ds_to_universal` (0.19.8) cannot be used for three reasons: it refuses a checkpoint without ZeRO;
+it joins the parts of tensor ranks along one dimension, where ours consist of blocks ([q | k | v]); and it
+identifies the layers of a pipeline by numbers that other pipelines do not share. This module reads the same
+locations of parameters, `param_slice_mappings`.
 
-What DeepSpeed writes, MM counting tensor ranks fastest, then stages:
-    without ZeRO    "optimizer" in mp_rank_MM_model_states.pt, torch's own, one state a parameter; in bf16 the
-    masters
-                    beside it. In fp32 the weights are the masters.
-    ZeRO 1, 2       (bf16_)zero_pp_rank_DD_mp_rank_MM_optim_states.pt: two flat tensors, of decayed parameters
-    and of
-                    the others, cut anywhere into one partition a replica
-    ZeRO 3          the same file: flat tensors, in which every parameter is cut into equal parts
+Files of DeepSpeed, where MM counts tensor ranks fastest, then stages:
+    without ZeRO    "optimizer" in mp_rank_MM_model_states.pt: torch's state dict, one state per parameter. In
+                    bf16 the masters are beside it; in fp32 the weights are the masters.
+    ZeRO 1, 2       (bf16_)zero_pp_rank_DD_mp_rank_MM_optim_states.pt: two flat tensors, one of decayed
+                    parameters and one of the others, split at any element into one partition per replica
+    ZeRO 3          the same file: flat tensors in which every parameter is split into equal parts
 """
 
 from __future__ import annotations
@@ -50,36 +47,37 @@ COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 
 
 class SavedMesh(NamedTuple):
-    """How the model was shared out when it was saved."""
+    """How a model was split when it was saved."""
 
     zero_stage: int
     pipe: int
     tensor: int
     partition: str
-    """See `ParallelConfig.pipeline_partition`."""
+    """`ParallelConfig.pipeline_partition`."""
 
 
 class _Held(NamedTuple):
-    """A parameter that a stage has: its name in GPT, and whether it is a matrix."""
+    """A parameter of a stage: its name in GPT, and whether it is a matrix."""
 
     name: str
     is_matrix: bool
 
 
 Pieces = dict[str, dict[str, Callable[[], Tensor]]]
-"""What one file, or the files of one model-parallel rank, have: by kind (`MASTER` or a moment) and GPT's
-name."""
+"""Tensors of a file or a model-parallel rank, by kind (`MASTER` or a moment) and GPT's name."""
 
 
 def open_training(folder: Path, model: ModelConfig, vocab_size: int, mesh: SavedMesh) -> TrainingTensors:
-    """What is in a folder that `Engine.save` wrote, to be read parameter by parameter.
+    """Open the training state in a folder that `Engine.save` wrote; tensors are read when they are used.
 
     Args:
-        model, vocab_size: of the model that was saved; `vocab_size` before padding.
+        folder: the folder.
+        model: the shape of the model that was saved.
+        vocab_size: size of its vocabulary before padding.
+        mesh: how it was split.
 
     Raises:
-        ValueError: a file is missing or cannot be read, lacks a parameter, or was written in a way that is
-            not read.
+        ValueError: a file or a parameter is missing, a file cannot be read, or its format is not supported.
     """
     stages = _stages(model, vocab_size, mesh)
     ranks: list[Pieces] = []
@@ -99,7 +97,7 @@ def open_training(folder: Path, model: ModelConfig, vocab_size: int, mesh: Saved
     def whole(kind: str) -> SavedParameters:
         return SavedParameters(folder, model, vocab_size, [pieces[kind] for pieces in ranks])
 
-    # A rank may have nothing, and no count of steps, where there are more ranks than parameters.
+    # With more ranks than parameters, a rank may have no state and no step count.
     step = max(steps)
     return TrainingTensors(
         whole(MASTER), {kind: whole(kind) for kind in MOMENTS if step}, step, _counters(folder, mesh)
@@ -107,7 +105,7 @@ def open_training(folder: Path, model: ModelConfig, vocab_size: int, mesh: Saved
 
 
 def _stages(model: ModelConfig, vocab_size: int, mesh: SavedMesh) -> list[dict[str, _Held]]:
-    """For each stage its parameters by DeepSpeed's names, in the order of the module's."""
+    """Return for each stage its parameters by DeepSpeed's names, in the order of the module."""
     layout = Layout(tensor=MeshAxis(0, mesh.tensor))
     with torch.device("meta"):
         if mesh.pipe == 1:
@@ -133,8 +131,10 @@ def _stages(model: ModelConfig, vocab_size: int, mesh: SavedMesh) -> list[dict[s
 
 
 def _without_zero(folder: Path, index: int, held: Mapping[str, _Held]) -> tuple[Pieces, float]:
-    """The optimizer counts its parameters in the order in which `build_optimizer` took them: matrices come
-    first."""
+    """Read a file saved without ZeRO.
+
+    The optimizer numbers its parameters in the order of `optim.param_groups`: matrices come first.
+    """
     saved = read_saved(folder / f"mp_rank_{index:02d}_model_states.pt")["optimizer"]
     masters = [master for group in saved.get("fp32_groups", []) for master in group]
     states = saved.get("optimizer_state_dict", saved)["state"]
@@ -149,12 +149,12 @@ def _without_zero(folder: Path, index: int, held: Mapping[str, _Held]) -> tuple[
 
 
 def _in_partitions(folder: Path, index: int, held: Mapping[str, _Held]) -> tuple[Pieces, float]:
-    """ZeRO 1 and 2: a parameter's pieces follow each other from replica to replica."""
+    """Read files of ZeRO 1 and 2: the pieces of a parameter are in consecutive replicas."""
     cuts: dict[str, dict[str, list[Callable[[], Tensor]]]] = defaultdict(lambda: defaultdict(list))
     steps = []
     for optimizer in sharded_optimizers(folder, index):
         base = optimizer["base_optimizer_state"]
-        # A list where `elastic_checkpoint` is set, torch's own otherwise.
+        # A list with `elastic_checkpoint`, else torch's state dict.
         states = dict(enumerate(base)) if isinstance(base, list) else base["state"]
         steps.append(_step(states.values()))
         for group, mapping in enumerate(optimizer["param_slice_mappings"]):
@@ -169,7 +169,7 @@ def _in_partitions(folder: Path, index: int, held: Mapping[str, _Held]) -> tuple
 
 
 def _in_shards(folder: Path, index: int, held: Mapping[str, _Held]) -> tuple[Pieces, float]:
-    """ZeRO 3, which knows no pipe."""
+    """Read files of ZeRO 3, which does not support pipelines."""
     replicas = sharded_optimizers(folder, index)
     states = [replica["optimizer_state_dict"]["state"] for replica in replicas]
     pieces = {
@@ -192,17 +192,19 @@ def _weights(folder: Path, model: ModelConfig, vocab_size: int, mesh: SavedMesh,
 
 
 def _counters(folder: Path, mesh: SavedMesh) -> dict[str, int]:
-    """Raises ValueError where DeepSpeed had the optimizer's state elsewhere than on the device, or in another
-    order."""
+    """Return DeepSpeed's step counters.
+
+    Raises:
+        ValueError: optimizer state was offloaded or in another order, which changes the files.
+    """
     prefix = "zero_pp_rank_0_" if mesh.zero_stage == 3 else ""
     saved = read_saved(folder / f"{prefix}mp_rank_00_model_states.pt")
     zero = saved["ds_config"].get("zero_optimization", {})
     for name in ("offload_optimizer", "offload_param", "round_robin_gradients"):
         if zero.get(name):
             raise ValueError(
-                f"{folder} was written with zero_optimization.{name}, whose files are read on the mesh that "
-                f"wrote "
-                "them only: resume there"
+                f"{folder} was written with zero_optimization.{name}: it can be resumed only on a mesh of "
+                "the same shape and with the same ZeRO stage"
             )
     return {name: int(saved[name]) for name in COUNTERS}
 

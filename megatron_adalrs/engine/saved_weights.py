@@ -1,8 +1,9 @@
-"""Weights alone, from what an engine saved, whatever the mesh and the ZeRO stage that it had.
+"""Weights in the checkpoint files of an engine with any mesh and ZeRO stage.
 
-What DeepSpeed 0.19.8 writes: without a pipe mp_rank_MM_model_states.pt, one file a tensor rank, with the
-module's weights in its precision; under ZeRO-3 these are empty, and the fp32 masters are in
-zero_pp_rank_DD_mp_rank_MM_optim_states.pt, one file a replica; along a pipe one file a layer and tensor rank.
+Files of DeepSpeed 0.19.8: without pipeline parallelism mp_rank_MM_model_states.pt, one file per tensor rank,
+with the module's weights in its precision. With ZeRO-3 these are empty, and the fp32 masters are in
+zero_pp_rank_DD_mp_rank_MM_optim_states.pt, one file per replica. With pipeline parallelism, one file per
+layer and tensor rank.
 """
 
 from __future__ import annotations
@@ -30,22 +31,23 @@ from megatron_adalrs.parallel.layers import shard_of
 from megatron_adalrs.parallel.layout import Layout
 from megatron_adalrs.utils.format import first_line
 
-HARMLESS = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
-"""What else than tensors and plain values is in the files that are read: without code to run."""
+SAFE_GLOBALS = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
+"""Classes in the files besides tensors and plain values. Unpickling them runs no code."""
 Part = Mapping[str, Callable[[], Tensor]]
-"""A tensor rank's parameters by GPT's names. Read when called: files are mapped into memory, not loaded."""
+"""A tensor rank's parameters by GPT's names, each read when it is called."""
 
 
 class SavedParameters:
-    """Whole tensors of the parameters' shapes, by GPT's names, from every tensor rank's parts: a
-    `WeightSource`.
+    """A `WeightSource` that joins the parts of all tensor ranks.
 
     Args:
-        model, vocab_size: of the model that was saved; `vocab_size` before padding.
-        parts: one a tensor rank; a tensor may be flat.
+        folder: the folder that is named in errors.
+        model: the shape of the model that was saved.
+        vocab_size: size of its vocabulary before padding.
+        parts: the parameters of each tensor rank, which may be flat.
 
     Raises:
-        ValueError: a parameter is lacking.
+        ValueError: a parameter is missing.
     """
 
     def __init__(self, folder: Path, model: ModelConfig, vocab_size: int, parts: Sequence[Part]) -> None:
@@ -56,11 +58,11 @@ class SavedParameters:
             name: (parameter.shape, shard_of(parameter)) for name, parameter in gpt.named_parameters()
         }
         for part in parts:
-            if lacking := self._held.keys() - part.keys():
-                raise ValueError(f"{folder} lacks {', '.join(sorted(lacking))}")
+            if missing := self._held.keys() - part.keys():
+                raise ValueError(f"{folder} lacks {', '.join(sorted(missing))}")
 
     def __call__(self, name: str, shape: Sequence[int]) -> Tensor:
-        """The whole tensor, on the processor, in the precision it was saved in."""
+        """Return the whole tensor, on the CPU, in the precision in which it was saved."""
         held, shard = self._held[name]
         parts = [part[name]().view(held) for part in (self._parts if shard else self._parts[:1])]
         whole = shard.joined(parts) if shard else parts[0]
@@ -70,15 +72,18 @@ class SavedParameters:
 
 
 class SavedWeights(SavedParameters):
-    """The parameters in a folder that `Engine.save` wrote.
+    """The weights in a folder that `Engine.save` wrote.
 
     Args:
-        model, vocab_size: of the model that was saved; `vocab_size` before padding.
-        zero_stage: under which it was saved.
-        pipe, tensor: sizes of these axes then.
+        folder: the folder.
+        model: the shape of the model that was saved.
+        vocab_size: size of its vocabulary before padding.
+        zero_stage: ZeRO stage of the engine that saved it.
+        pipe: number of its pipeline stages.
+        tensor: number of its tensor ranks.
 
     Raises:
-        ValueError: a file is missing or cannot be read, or lacks a parameter.
+        ValueError: a file or a parameter is missing, or a file cannot be read.
     """
 
     def __init__(
@@ -90,14 +95,14 @@ class SavedWeights(SavedParameters):
 
 
 def of_module(folder: Path, index: int) -> Part:
-    """The weights of a tensor rank, without a pipe."""
+    """Return the weights of a tensor rank, saved without pipeline parallelism."""
     weights = read_saved(folder / f"mp_rank_{index:02d}_model_states.pt")["module"]
     return {name: partial(weights.__getitem__, name) for name in weights}
 
 
 def of_pipe(folder: Path, index: int, layers: Sequence[str]) -> Part:
-    """The weights of a tensor rank, along a pipe of these layers."""
-    found = {}
+    """Return the weights of a tensor rank, saved from a pipeline of these layers."""
+    found: dict[str, Callable[[], Tensor]] = {}
     for number, layer in enumerate(layers):
         weights = read_saved(folder / f"layer_{number:02d}-model_{index:02d}-model_states.pt")
         found |= {f"{layer}.{name}": partial(weights.__getitem__, name) for name in weights}
@@ -105,21 +110,23 @@ def of_pipe(folder: Path, index: int, layers: Sequence[str]) -> Part:
 
 
 def _of_masters(folder: Path, index: int) -> Part:
-    """Replica r has the r-th of equal parts of every parameter, one after the other, as in
-    zero_to_fp32.py."""
+    """Return the masters of a tensor rank under ZeRO-3.
+
+    Replica r has the r-th of equal parts of every parameter, in order. Source: DeepSpeed's zero_to_fp32.py.
+    """
     replicas = [optimizer["fp32_flat_groups"] for optimizer in sharded_optimizers(folder, index)]
     return parts_of_flats(folder, index, replicas)
 
 
 def sharded_optimizers(folder: Path, index: int) -> list[dict[str, Any]]:
-    """What ZeRO's optimizer saved on each replica of a model-parallel rank, in their order.
+    """Return the ZeRO optimizer state of each replica of a model-parallel rank, in order.
 
     Raises:
-        ValueError: there is none, or a file cannot be read.
+        ValueError: there is no file, or one cannot be read.
     """
     replicas: list[dict[str, Any]] = []
     for rank in count():
-        # In bf16 the name begins with that.
+        # In bf16 the name begins with "bf16_".
         file = next(folder.glob(f"*zero_pp_rank_{rank}_mp_rank_{index:02d}_optim_states.pt"), None)
         if file is None:
             break
@@ -130,7 +137,7 @@ def sharded_optimizers(folder: Path, index: int) -> list[dict[str, Any]]:
 
 
 def parts_of_flats(folder: Path, index: int, replicas: Sequence[Sequence[Tensor]]) -> Part:
-    """ZeRO-3's parameters, or their moments, from every replica's flat tensors."""
+    """Return ZeRO-3's parameters, or their moments, from the flat tensors of every replica."""
     shapes = read_saved(folder / f"zero_pp_rank_0_mp_rank_{index:02d}_model_states.pt")["param_shapes"]
     found, start = {}, 0
     for name, shape in ((name, shape) for group in shapes for name, shape in group.items()):
@@ -141,8 +148,14 @@ def parts_of_flats(folder: Path, index: int, replicas: Sequence[Sequence[Tensor]
 
 
 def _gathered(replicas: Sequence[Sequence[Tensor]], start: int, length: int, shape: torch.Size) -> Tensor:
-    """A parameter from its parts, which begin at `start` of each replica's flat tensors; none goes over two
-    of them."""
+    """Join a parameter from its parts, each within one flat tensor of a replica.
+
+    Args:
+        replicas: the flat tensors of each replica.
+        start: first element of the part, counted over the replica's flat tensors.
+        length: elements of the part, with padding.
+        shape: shape of the parameter.
+    """
     parts = []
     for flats in replicas:
         first = start
@@ -155,9 +168,14 @@ def _gathered(replicas: Sequence[Sequence[Tensor]], start: int, length: int, sha
 
 
 def read_saved(file: Path) -> dict[str, Any]:
-    """A file of DeepSpeed's, its tensors mapped into memory. Raises ValueError if that cannot be done."""
+    """Read a file of DeepSpeed's with its tensors mapped into memory.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
     try:
-        with torch.serialization.safe_globals(HARMLESS):
-            return torch.load(str(file), map_location="cpu", mmap=True, weights_only=True)
+        with torch.serialization.safe_globals(SAFE_GLOBALS):
+            saved: dict[str, Any] = torch.load(str(file), map_location="cpu", mmap=True, weights_only=True)
+            return saved
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"cannot read {file}: {first_line(error)}") from None

@@ -1,5 +1,4 @@
-"""Refusing an update at the last moment: gradients are reduced and their norm is known, nothing is written
-yet."""
+"""Refusal of an update after gradients are reduced and before anything is written."""
 
 from __future__ import annotations
 
@@ -10,23 +9,25 @@ import torch
 
 
 class UpdateGate:
-    """Asks before each update of the optimizer that DeepSpeed's own works with, and takes refused gradients
-    away.
+    """Asks a function before each update of an optimizer and removes the gradients of a refused update.
 
-    Without a gradient an optimizer of torch leaves a parameter, its moments and its step count as they are,
-    and so do DeepSpeed's; what DeepSpeed does after the update (weights from masters, clearing gradients,
-    counting) goes on. DeepSpeed may call the optimizer once for each group of parameters: only the first call
-    of a step asks.
+    Optimizers of torch and DeepSpeed leave a parameter without a gradient, its moments and its step count
+    unchanged. What DeepSpeed does after the update (weights from masters, clearing gradients, counting)
+    continues. DeepSpeed may call the optimizer once for each parameter group; only the first call of a step
+    asks.
+
+    Args:
+        optimizer: the torch optimizer that DeepSpeed wraps.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.refused = False
-        """Whether the step's update was refused."""
+        """Whether the update of this step was refused."""
         self._ask: Callable[[], bool] | None = None
         optimizer.register_step_pre_hook(self._before_update)
 
     def set(self, ask: Callable[[], bool] | None) -> None:
-        """Before a step: what answers whether to make its update; None lets it pass."""
+        """Set, before a step, the function that returns whether to make its update; None makes it."""
         self._ask, self.refused = ask, False
 
     def _before_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:

@@ -1,8 +1,8 @@
-"""Causal self-attention, of all heads or of a tensor rank's.
+"""Causal self-attention with all heads, or with those of a tensor rank.
 
-Shapes: b = micro batch, s = sequence, h = hidden size, n = query heads, g = key-value heads, d = head size; n
-and g are those of one rank of the tensor axis. Key-value heads are not replicated: the number of tensor ranks
-divides theirs.
+Shapes: b = micro batch, s = sequence, h = hidden size, n = query heads, g = key-value heads, d = head size,
+where n and g are those of one rank of the tensor axis. Key-value heads are not replicated: their number is
+divisible by the size of the axis.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from megatron_adalrs.parallel.random import own_stream
 
 
 class Attention(nn.Module):
-    """Causal self-attention with grouped queries; one projection makes [q heads | k heads | v heads]."""
+    """Causal self-attention with grouped queries; one projection computes [q heads | k heads | v heads]."""
 
     def __init__(self, config: ModelConfig, layout: Layout = ONE_PROCESS_LAYOUT) -> None:
         super().__init__()
-        self.layout, self.head_dim, self.dropout = layout, config.head_dim, config.attention_dropout
-        ranks = layout.tensor.size
-        self.heads, self.groups = config.num_attention_heads // ranks, config.num_key_value_heads // ranks
+        self.layout = layout
+        self.head_dim = config.head_dim
+        self.dropout = config.attention_dropout
+        self.heads = config.num_attention_heads // layout.tensor.size
+        self.groups = config.num_key_value_heads // layout.tensor.size
         q, kv = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
         self.qkv = ColumnParallelLinear(config.hidden_size, (q, kv, kv), config.has_qkv_bias, layout)
         self.output = RowParallelLinear(q, config.hidden_size, config.add_bias_linear, layout)
@@ -38,16 +40,17 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, rotary: Rotary | None, marks: AttentionInputs = NO_ATTENTION_INPUTS
     ) -> Tensor:
+        """Map x [b, s, h] to the same shape."""
         heads = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [b, n + 2 g, s, d]
         q, k, v = heads.split([self.heads, self.groups, self.groups], dim=1)
         q, k, v = share_heads(q, k, v, self.layout.context)
         core = partial(recomputed, self._core) if self.layout.recompute == "selective" else self._core
         y = share_sequence(core(q, k, v, rotary, marks), self.layout.context)
-        return self.output(y.transpose(1, 2).flatten(2))  # [b, s, n d]
+        output: Tensor = self.output(y.transpose(1, 2).flatten(2))  # [b, s, n d] -> [b, s, h]
+        return output
 
     def _core(self, q: Tensor, k: Tensor, v: Tensor, rotary: Rotary | None, marks: AttentionInputs) -> Tensor:
-        """[b, n, s, d] of q [b, n, s, d] and k, v [b, g, s, d]: whole sequences, and the heads whose part is
-        here."""
+        """Return attention [b, n, s, d] of q [b, n, s, d] and k, v [b, g, s, d], for whole sequences."""
         if rotary is not None:
             q, k = rotary(q, marks.positions), rotary(k, marks.positions)
         if k.shape[1] != q.shape[1]:

@@ -1,10 +1,9 @@
-"""Several documents in one sample: where attention, positions and loss begin anew.
+"""Document masks: several documents in one sample, separated for attention, positions and loss.
 
-As `get_ltor_masks_and_position_ids` of Megatron-LM (megatron/training/utils.py) has it: an end-of-document
-token belongs to the document that it ends, and the token after it is the first of the next. With
-reset_attention_mask a token attends to no token of an earlier document; with reset_position_ids its position
-counts from the beginning of its own; with eod_mask_loss what is predicted from an end-of-document token, the
-first token of another document, does not count.
+As in `get_ltor_masks_and_position_ids` of Megatron-LM (megatron/training/utils.py), an end-of-document token
+belongs to the document that it ends. With `reset_attention_mask` a token attends to no earlier document. With
+`reset_position_ids` positions count from the start of each document. With `eod_mask_loss` the prediction
+after an end-of-document token, which is the first token of another document, does not count.
 
 Shapes: b = micro batch, s = whole sequence.
 """
@@ -20,17 +19,16 @@ from torch import Tensor
 from megatron_adalrs.config import DataConfig
 
 IGNORE_INDEX = -100
-"""Stands for a target that does not count."""
+"""A target that does not count."""
 
 
 class AttentionInputs(NamedTuple):
-    """What attention needs to know of a sample's documents; None: what it does without."""
+    """What attention needs to know of the documents in a sample; None for a single document."""
 
     mask: Tensor | None = None
-    """[b, 1, s, s], in the type of the activations: 0 where a token (row) sees another (column), minus
-    infinity where not."""
+    """[b, 1, s, s], dtype of the activations: 0 if a token (row) attends to a token (column), else -inf."""
     positions: Tensor | None = None
-    """[b, s], int64: of each token in its document."""
+    """[b, s], int64: the position of each token in its document."""
 
 
 NO_ATTENTION_INPUTS = AttentionInputs()
@@ -38,7 +36,7 @@ NO_ATTENTION_INPUTS = AttentionInputs()
 
 @dataclass(frozen=True)
 class DocumentMasking:
-    """What an end-of-document token resets."""
+    """The effects of an end-of-document token, as `DataConfig` selects them."""
 
     eod: int = IGNORE_INDEX
     attention: bool = False
@@ -47,7 +45,7 @@ class DocumentMasking:
 
     @classmethod
     def of(cls, config: DataConfig) -> DocumentMasking:
-        """What a configuration asks for, whose eod_token_id is known if it asks for any."""
+        """Return what a configuration selects; its `eod_token_id` must be set if it selects any effect."""
         if not config.marks_documents:
             return NO_DOCUMENT_MASKING
         assert config.eod_token_id is not None
@@ -57,17 +55,16 @@ class DocumentMasking:
 
     @property
     def marks_tokens(self) -> bool:
-        """Whether blocks need to know of documents."""
+        """Whether attention or positions depend on documents."""
         return self.attention or self.positions
 
     def document_ids(self, tokens: Tensor) -> Tensor:
-        """Of the document that each token is of, counting within the sample: int32, [b, s] of tokens [b,
-        s]."""
+        """Return the index, within its sample, of each token's document: int32 [b, s], of tokens [b, s]."""
         ends = (tokens == self.eod).int()
         return ends.cumsum(dim=1, dtype=torch.int32) - ends
 
     def marks(self, document_ids: Tensor, dtype: torch.dtype) -> AttentionInputs:
-        """What attention needs to know; `dtype`: of the activations."""
+        """Return what attention needs to know, with a mask in `dtype`, that of the activations."""
         mask = None
         if self.attention:
             is_hidden = document_ids[:, :, None] != document_ids[:, None, :]
@@ -77,19 +74,18 @@ class DocumentMasking:
         return AttentionInputs(mask, self.positions_of(document_ids))
 
     def positions_of(self, document_ids: Tensor) -> Tensor | None:
-        """Of each token in its document, [b, s], int64; None where positions are those in the sequence."""
+        """Return positions within documents, int64 [b, s]; None if positions are those in the sequence."""
         if not self.positions:
             return None
-        places = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
-        begins = torch.diff(document_ids, dim=1, prepend=document_ids[:, :1] - 1) != 0
-        return places - (places * begins).cummax(dim=1).values
+        positions = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
+        is_first = torch.diff(document_ids, dim=1, prepend=document_ids[:, :1] - 1) != 0
+        return positions - (positions * is_first).cummax(dim=1).values
 
     def targets(self, tokens: Tensor) -> Tensor:
-        """[b, s] of tokens [b, s + 1]: what follows each token, IGNORE_INDEX where that is not to be
-        predicted."""
+        """Return targets [b, s] of tokens [b, s + 1], with IGNORE_INDEX where the loss does not count."""
         following = tokens[:, 1:]
         return following.masked_fill(tokens[:, :-1] == self.eod, IGNORE_INDEX) if self.loss else following
 
 
 NO_DOCUMENT_MASKING = DocumentMasking()
-"""A sample is one text, whatever tokens are in it."""
+"""Every sample is one document, whatever tokens are in it."""

@@ -1,8 +1,11 @@
-"""Named model shapes: the fields of ModelConfig that each one sets. Sources: the models' published
-config.json files.
+"""Named model shapes, `--preset`: the fields of ModelConfig that each one sets.
 
-A preset gives defaults; a YAML key or a flag overrides any of them. Only `seq_length`, of the samples that
-one trains on, is nothing that they publish.
+A preset sets defaults, which YAML keys and flags override. Sources: the models' published config.json files,
+except for `seq_length`, the length of training samples.
+
+To add a model family, define its common fields below and add its shapes to `PRESETS`. A layer that the family
+needs and `ModelConfig` does not describe is a field there and a module in this package;
+`huggingface.families` describes the conversion of the family's checkpoints.
 """
 
 from __future__ import annotations

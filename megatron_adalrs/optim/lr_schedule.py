@@ -1,4 +1,7 @@
-"""Learning-rate schedules: pure functions from the step to a factor of the base learning rate."""
+"""Learning-rate schedules: constant, linear, cosine, inverse square root and WSD, with warm-up.
+
+A schedule is a pure function from a step to a factor of the base learning rate.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ Schedule = Callable[[int], float]
 
 
 def build_schedule(config: Config) -> Schedule:
-    """The configured schedule: kept steps completed before a step -> factor of that step's base rate."""
+    """Return the configured schedule: it maps the number of completed steps to the next step's factor."""
     optimizer = config.optimizer
     floor = optimizer.min_lr / optimizer.lr
     warmup, decay_end = optimizer.lr_warmup_iters, config.lr_decay_iters
@@ -36,10 +39,13 @@ def build_schedule(config: Config) -> Schedule:
 
 
 def decayed(shape: str, progress: float, floor: float) -> float:
-    """Factor from 1 at progress 0 to `floor` at progress 1.
+    """Return a factor that falls from 1 at progress 0 to `floor` at progress 1.
 
-    linear; cosine (SGDR, arXiv 1608.03983); minus_sqrt, 1 - sqrt(progress) (arXiv 2405.18392); exponential,
-    2 * 0.5^progress - 1, the shape that Megatron-LM's WSD uses.
+    Args:
+        shape: "linear"; "cosine" (SGDR, arXiv 1608.03983); "minus_sqrt", 1 - sqrt(progress) (arXiv
+            2405.18392); or "exponential", 2 * 0.5^progress - 1, as in Megatron-LM's WSD.
+        progress: completed part of the decay, from 0 to 1.
+        floor: factor at the end.
     """
     match shape:
         case "linear":
@@ -56,5 +62,5 @@ def decayed(shape: str, progress: float, floor: float) -> float:
 
 
 def inverse_square_root(step: int, warmup: int) -> float:
-    """sqrt(warm-up / step) (arXiv 1706.03762), 1 at the end of the warm-up."""
+    """Return sqrt(warmup / step) (arXiv 1706.03762), which is 1 at the end of the warm-up."""
     return math.sqrt(max(warmup, 1) / max(step, warmup, 1))

@@ -1,5 +1,4 @@
-"""Activations that are not kept for the backward pass but computed again there (arXiv 1604.06174,
-2205.05198)."""
+"""Activation checkpointing: recomputation in the backward pass (arXiv 1604.06174, 2205.05198)."""
 
 from __future__ import annotations
 
@@ -12,12 +11,12 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """`function(*arguments)`, of which the backward pass keeps the arguments alone.
+    """Return `function(*arguments)`, keeping only the arguments for the backward pass.
 
-    The second run draws the random numbers of the first: torch's stream is all the random state that the
-    layers have (see `random.own_stream`), and torch puts it back, so snapshots and checkpoints need to know
-    of nothing else.
+    The recomputation draws the same random numbers. Layers have no random state besides torch's global
+    generator (see `random.own_stream`), which torch restores.
     """
     if not torch.is_grad_enabled():
         return function(*arguments)
-    return checkpoint(function, *arguments, use_reentrant=False)
+    result: Tensor = checkpoint(function, *arguments, use_reentrant=False)
+    return result

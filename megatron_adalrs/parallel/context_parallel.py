@@ -1,5 +1,7 @@
-"""Long sequences: ranks of the context axis hold a part of every sequence, and trade it for a part of the
-heads where attention needs the whole sequence. Source: DeepSpeed-Ulysses (arXiv 2309.14509, section 3.1).
+"""Context parallelism: each rank of the context axis holds a part of every sequence.
+
+Attention needs whole sequences, so ranks exchange their part of the sequence for a part of the heads. Source:
+DeepSpeed-Ulysses (arXiv 2309.14509, section 3.1).
 
 Shapes: c = ranks of the axis, b = micro batch, s = sequence, n = query heads, g = key-value heads, d = head
 size.
@@ -15,10 +17,10 @@ from megatron_adalrs.parallel.mappings import all_to_all
 
 
 def part_of_sequence(x: Tensor, axis: MeshAxis) -> Tensor:
-    """This rank's part [b, s / c] of tokens [b, s]. No gradient passes.
+    """Return this rank's part [b, s / c] of tokens [b, s]. Not differentiable.
 
     Raises:
-        ValueError: the axis does not divide the sequence.
+        ValueError: the sequence is not divisible by the size of the axis.
     """
     if x.shape[1] % axis.size:
         raise ValueError(
@@ -28,28 +30,38 @@ def part_of_sequence(x: Tensor, axis: MeshAxis) -> Tensor:
 
 
 def share_heads(q: Tensor, k: Tensor, v: Tensor, axis: MeshAxis) -> tuple[Tensor, Tensor, Tensor]:
-    """A part of every sequence for all heads -> every sequence for a part of the heads, in one all-to-all.
+    """Exchange a part of the sequence with all heads for the sequence with a part of the heads.
+
+    All three tensors are exchanged in one all-to-all.
 
     Args:
-        q: [b, n, s / c, d]; the axis divides n.
-        k, v: [b, g, s / c, d]; where the axis does not divide g, they are repeated to n heads first.
+        q: [b, n, s / c, d]; n is divisible by c.
+        k: [b, g, s / c, d]; repeated to n heads first if g is not divisible by c.
+        v: as k.
+        axis: the context axis.
 
     Returns:
-        q [b, n / c, s, d], and k, v [b, g / c, s, d] or [b, n / c, s, d].
+        q [b, n / c, s, d], and k and v, each [b, g / c, s, d] or [b, n / c, s, d].
     """
     if axis.size == 1:
         return q, k, v
     if k.shape[1] % axis.size:
         k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for t in (k, v))
-    parts = [t.unflatten(1, (axis.size, -1)) for t in (q, k, v)]  # each [b, c, heads / c, s / c, d]
+    parts = [_split_dim(t, 1, axis.size) for t in (q, k, v)]  # each [b, c, heads / c, s / c, d]
     mixed = all_to_all(torch.cat(parts, dim=2).transpose(0, 1), axis)  # [c, b, all heads / c, s / c, d]
     whole = mixed.permute(1, 2, 0, 3, 4).flatten(2, 3)  # [b, all heads / c, s, d]
-    return whole.split([part.shape[2] for part in parts], dim=1)  # type: ignore[return-value]
+    q, k, v = torch.split(whole, [part.shape[2] for part in parts], dim=1)
+    return q, k, v
 
 
 def share_sequence(y: Tensor, axis: MeshAxis) -> Tensor:
-    """The way back: [b, n / c, s, d] -> [b, n, s / c, d]."""
+    """Reverse `share_heads` for attention's result: [b, n / c, s, d] -> [b, n, s / c, d]."""
     if axis.size == 1:
         return y
-    parts = y.unflatten(2, (axis.size, -1)).movedim(2, 0)  # [c, b, n / c, s / c, d]
+    parts = _split_dim(y, 2, axis.size).movedim(2, 0)  # [c, b, n / c, s / c, d]
     return all_to_all(parts, axis).movedim(0, 1).flatten(1, 2)
+
+
+def _split_dim(x: Tensor, dim: int, parts: int) -> Tensor:
+    """View dimension `dim` as two: (parts, the rest)."""
+    return x.view(*x.shape[:dim], parts, -1, *x.shape[dim + 1 :])

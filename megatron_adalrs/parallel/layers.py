@@ -1,6 +1,6 @@
-"""Linear layers, embedding and norms whose work is shared out along the tensor axis.
+"""Linear layers, embedding and norms that are split along the tensor axis.
 
-Along an axis of one process each is the torch layer that it extends, to the operation. With
+Along an axis of one process each performs the operations of the torch layer that it extends. With
 `sequence_parallel` the activations between a row-parallel layer and the next column-parallel one are split
 along the sequence, [b, s / axis, h]; otherwise every rank holds all of them, [b, s, h].
 """
@@ -21,11 +21,10 @@ from megatron_adalrs.parallel.mappings import copy, gather_sequence, reduce, red
 
 @dataclass(frozen=True)
 class Shard:
-    """Which part of a whole parameter a rank holds.
+    """The part of a whole parameter that a rank holds.
 
     Along `dim` the whole parameter consists of blocks of these sizes ([q | k | v], [gate | up], or a single
-    one); each is cut into `count` equal parts, and the rank holds part `index` of every block, one after the
-    other.
+    one). Each block is split into `count` equal parts; the rank holds part `index` of every block, in order.
     """
 
     dim: int
@@ -34,44 +33,44 @@ class Shard:
     count: int
 
     def whole_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Shape of the whole parameter, given that of a part."""
+        """Return the shape of the whole parameter, given that of a part."""
         return (*shape[: self.dim], sum(self.blocks), *shape[self.dim + 1 :])
 
     def of(self, whole: Tensor) -> Tensor:
-        """This rank's part of the whole parameter."""
-        parts = [
-            block.chunk(self.count, self.dim)[self.index] for block in whole.split(self.blocks, self.dim)
-        ]
-        return torch.cat(parts, self.dim)
+        """Return this rank's part of the whole parameter."""
+        blocks = torch.split(whole, list(self.blocks), self.dim)
+        return torch.cat([block.chunk(self.count, self.dim)[self.index] for block in blocks], self.dim)
 
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
-        """The whole parameter, from every rank's part in their order: what `of` takes apart."""
+        """Return the whole parameter from the parts of all ranks, in rank order: the inverse of `of`."""
         sizes = [block // self.count for block in self.blocks]
-        cut = [part.split(sizes, self.dim) for part in parts]
-        return torch.cat([piece for block in zip(*cut, strict=True) for piece in block], self.dim)
+        by_rank = [torch.split(part, sizes, self.dim) for part in parts]
+        return torch.cat([piece for block in zip(*by_rank, strict=True) for piece in block], self.dim)
 
 
-def mark_shard(parameter: nn.Parameter | None, axis: MeshAxis, dim: int, blocks: Sequence[int]) -> None:
-    """Note on a parameter which part of the whole it is: `shard_of` reads it, and DeepSpeed
-    `tensor_model_parallel`."""
+def mark_shard(parameter: Tensor | None, axis: MeshAxis, dim: int, blocks: Sequence[int]) -> None:
+    """Set attributes of a parameter that is part of a whole, which `shard_of` and DeepSpeed read."""
     if parameter is not None and axis.size > 1:
-        parameter.shard = Shard(dim, tuple(blocks), axis.rank, axis.size)  # type: ignore[attr-defined]
-        # DeepSpeed counts a parameter without this mark once in the gradient norm, not once on each tensor
-        # rank.
-        parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
+        shard = Shard(dim, tuple(blocks), axis.rank, axis.size)
+        # DeepSpeed adds a parameter without `tensor_model_parallel` to the gradient norm on one tensor rank.
+        parameter.shard = shard  # type: ignore[attr-defined]  # an attribute of ours
+        parameter.tensor_model_parallel = True  # type: ignore[attr-defined]  # an attribute of Megatron-LM's
 
 
 def shard_of(parameter: nn.Parameter) -> Shard | None:
-    """Which part of a whole parameter this is; None if it is the whole."""
+    """Return which part of a whole parameter this is; None if it is the whole."""
     return getattr(parameter, "shard", None)
 
 
 class ColumnParallelLinear(nn.Linear):
-    """[.., in] -> [.., out / axis]: each rank computes its part of the output features.
+    """A linear layer [..., in] -> [..., out / axis]: each rank computes its part of the output features.
 
     Args:
-        out_features: of the whole layer, or the sizes of the blocks that it makes, such as (q, k, v). Each
-            rank makes its part of every block. The axis divides each size.
+        in_features: input features.
+        out_features: output features of the whole layer, or the sizes of its blocks, such as (q, k, v); each
+            rank computes its part of every block. All sizes are divisible by the size of the axis.
+        bias: whether the layer has a bias.
+        layout: the tensor axis, and whether the input is split along the sequence.
     """
 
     def __init__(
@@ -84,7 +83,8 @@ class ColumnParallelLinear(nn.Linear):
         blocks = (out_features,) if isinstance(out_features, int) else tuple(out_features)
         axis = layout.tensor
         super().__init__(in_features, _divided(sum(blocks), axis), bias=bias)
-        self.axis, self.sequence_parallel = axis, layout.sequence_parallel
+        self.axis = axis
+        self.sequence_parallel = layout.sequence_parallel
         for parameter in (self.weight, self.bias):
             mark_shard(parameter, axis, 0, blocks)
 
@@ -94,11 +94,13 @@ class ColumnParallelLinear(nn.Linear):
 
 
 class RowParallelLinear(nn.Linear):
-    """[.., in / axis] -> [.., out]: each rank multiplies its part of the input features, the results are
-    added up.
+    """A linear layer [..., in / axis] -> [..., out]: the ranks' products of their input features are summed.
 
     Args:
-        in_features: of the whole layer; the axis divides it.
+        in_features: input features of the whole layer, divisible by the size of the axis.
+        out_features: output features.
+        bias: whether the layer has a bias.
+        layout: the tensor axis, and whether the output is split along the sequence.
     """
 
     def __init__(
@@ -106,7 +108,8 @@ class RowParallelLinear(nn.Linear):
     ) -> None:
         axis = layout.tensor
         super().__init__(_divided(in_features, axis), out_features, bias=bias)
-        self.axis, self.sequence_parallel = axis, layout.sequence_parallel
+        self.axis = axis
+        self.sequence_parallel = layout.sequence_parallel
         mark_shard(self.weight, axis, 1, (in_features,))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,16 +124,19 @@ class RowParallelLinear(nn.Linear):
 
 
 class VocabularyParallelEmbedding(nn.Embedding):
-    """[b, s] -> [b, s, h]: each rank holds a range of the vocabulary and looks up the tokens in it.
+    """An embedding [b, s] -> [b, s, h]: each rank looks up the tokens in its range of the vocabulary.
 
     Args:
-        padded_vocab_size: rows of the whole table; the axis divides it.
+        padded_vocab_size: rows of the whole table, divisible by the size of the axis.
+        hidden_size: columns of the table.
+        layout: the tensor axis, and whether the output is split along the sequence.
     """
 
     def __init__(self, padded_vocab_size: int, hidden_size: int, layout: Layout = ONE_PROCESS_LAYOUT) -> None:
         axis = layout.tensor
         super().__init__(_divided(padded_vocab_size, axis), hidden_size)
-        self.axis, self.sequence_parallel = axis, layout.sequence_parallel
+        self.axis = axis
+        self.sequence_parallel = layout.sequence_parallel
         mark_shard(self.weight, axis, 0, (padded_vocab_size,))
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -145,8 +151,7 @@ class VocabularyParallelEmbedding(nn.Embedding):
 
 
 class SequenceParallelLayerNorm(nn.LayerNorm):
-    """LayerNorm on a part of the sequence: `copy` adds up the gradients that the ranks' parts give its
-    parameters."""
+    """LayerNorm on a part of the sequence. `copy` sums the gradients of its parameters over the ranks."""
 
     def __init__(self, hidden_size: int, eps: float, axis: MeshAxis) -> None:
         super().__init__(hidden_size, eps=eps)
@@ -158,8 +163,7 @@ class SequenceParallelLayerNorm(nn.LayerNorm):
 
 
 class SequenceParallelRMSNorm(nn.RMSNorm):
-    """RMSNorm on a part of the sequence: `copy` adds up the gradients that the ranks' parts give its
-    weight."""
+    """RMSNorm on a part of the sequence. `copy` sums the gradients of its weight over the ranks."""
 
     def __init__(self, hidden_size: int, eps: float, axis: MeshAxis) -> None:
         super().__init__(hidden_size, eps=eps)
@@ -170,5 +174,5 @@ class SequenceParallelRMSNorm(nn.RMSNorm):
 
 
 def _divided(size: int, axis: MeshAxis) -> int:
-    assert size % axis.size == 0, f"{size} features on {axis.size} ranks: the configuration refuses that"
+    assert size % axis.size == 0, f"{size} features are not divisible by {axis.size} ranks"
     return size // axis.size

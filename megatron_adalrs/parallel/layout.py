@@ -1,4 +1,4 @@
-"""How a model's work is laid out over ranks and over time: all that its modules know of the mesh."""
+"""Layout of a model over ranks: all that its modules know of the mesh."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from megatron_adalrs.distributed.process_mesh import ONE_RANK, MeshAxis
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a model's parts are computed. The default is a whole model in one process."""
+    """The axes over which a model is split. The default is a whole model in one process."""
 
     tensor: MeshAxis = ONE_RANK
-    """Ranks that share every layer's heads and MLP features, and the vocabulary."""
+    """Axis over which the heads and MLP features of every layer and the vocabulary are split."""
     context: MeshAxis = ONE_RANK
-    """Ranks that share every sequence."""
+    """Axis over which every sequence is split."""
     sequence_parallel: bool = False
-    """Whether what lies between the tensor-parallel regions is split along the sequence over the tensor
-    axis."""
+    """Whether the tensor ranks split activations between tensor-parallel regions along the sequence."""
     recompute: Literal["full", "selective"] | None = None
-    """Which activations the backward pass computes again: those of whole blocks, or of attention's core."""
+    """Activations that the backward pass recomputes: those of whole blocks, or of attention's core."""
 
     @classmethod
     def of(cls, config: Config, tensor: MeshAxis, context: MeshAxis) -> Layout:
-        """What a configuration asks for, along these axes."""
+        """Return the configured layout along these axes."""
         return cls(tensor, context, config.parallel.sequence_parallel, config.training.recompute_granularity)
 
 

@@ -1,8 +1,8 @@
-"""Random numbers along an axis: ranks of a tensor group share torch's random stream, and part from it where
-they must.
+"""Random numbers in tensor groups, for dropout.
 
-Ranks that hold copies of one activation must drop the same elements of it, ranks that hold different parts
-different ones. The streams are seeded alike in a tensor group, so sharing is what happens by itself.
+Ranks that hold copies of an activation must drop the same elements; ranks that hold different parts of it
+must draw different numbers. All ranks of a tensor group are seeded alike, so they draw the same numbers
+except within `own_stream`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from megatron_adalrs.distributed.process_mesh import MeshAxis
 
 @contextmanager
 def own_stream(axis: MeshAxis) -> Iterator[None]:
-    """Context in which each rank of the axis draws other random numbers, although all come in with the same
-    stream.
+    """Return a context in which the ranks of an axis draw different random numbers.
 
-    The seed inside is drawn from the shared stream: there is no state besides torch's own, which snapshots,
-    checkpoints and recomputed activations take care of already.
+    The seed within the context is drawn from the shared generator. There is no random state besides torch's
+    own, which snapshots, checkpoints and activation checkpointing handle already.
     """
     if axis.size == 1:
         yield
@@ -35,7 +34,7 @@ def own_stream(axis: MeshAxis) -> Iterator[None]:
 
 
 def dropout(x: Tensor, p: float, training: bool, axis: MeshAxis) -> Tensor:
-    """Dropout on an activation of which each rank of the axis holds another part."""
+    """Apply dropout to an activation of which each rank of the axis holds a different part."""
     if not p or not training:
         return x
     with own_stream(axis):

@@ -1,4 +1,4 @@
-"""Losses and gradient norms do not depend on how many ranks share the work, nor on the ZeRO stage."""
+"""The data-parallel engine: evaluation, agreement of ranks on results and errors, counters."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ def evaluation(values: dict[str, Any]) -> tuple[float, float]:
     return before, engine.evaluate(iter(steps))
 
 
-def test_evaluation_is_the_same_on_any_number_of_ranks_and_leaves_no_trace(
-    one_rank: Ranks, two_ranks: Ranks
-) -> None:
+def test_evaluation_is_the_same_on_any_mesh_and_pure(one_rank: Ranks, two_ranks: Ranks) -> None:
     values = {"hidden_dropout": 0.5}
     ((expected, again),) = one_rank.run(evaluation, values)
     assert expected == again
@@ -39,14 +37,13 @@ def has_compiled_reduction() -> bool:
     return hasattr(torch.ops.deepspeed, "inference_all_reduce_")
 
 
-def test_training_waits_for_no_compiler(two_ranks: Ranks) -> None:
-    """DeepSpeed would compile, for half a minute at the first start, a reduction that no training calls."""
+def test_training_compiles_no_reduction(two_ranks: Ranks) -> None:
+    """DeepSpeed would compile, for half a minute at the first start, a reduction that only inference uses."""
     assert two_ranks.run(has_compiled_reduction) == [False, False]
 
 
 def counters_of_an_optimizer_with_numbers() -> list[list[dict[str, int]]]:
-    """State that is no tensor, as the step of DeepSpeed's optimizer on the processor, before and after it
-    went back."""
+    """Return optimizer state that is no tensor, such as a step count, before and after it is restored."""
     config, mesh = tiny_config(), ProcessMesh.from_environment()
     engine = DataParallelEngine(config, 256, mesh)
     engine.train_batch(micro_batches(config, mesh, 0))
@@ -58,7 +55,7 @@ def counters_of_an_optimizer_with_numbers() -> list[list[dict[str, int]]]:
     return [saved["state"][:2], engine.counters()["state"][:2]]
 
 
-def test_an_optimizers_numbers_go_back_with_its_tensors(one_rank: Ranks) -> None:
+def test_counters_restore_non_tensor_state(one_rank: Ranks) -> None:
     ((saved, restored),) = one_rank.run(counters_of_an_optimizer_with_numbers)
     assert saved == [{"count": 3}, {}]
     assert restored == [{"count": 3}, {"born_since": 0}]
@@ -70,13 +67,13 @@ def stop_asked_by(rank: int) -> bool:
     return engine.train_batch(micro_batches(config, mesh, 0), stop=mesh.rank == rank).stop_requested
 
 
-def test_a_stop_asked_by_one_rank_reaches_all(two_ranks: Ranks) -> None:
+def test_a_stop_request_reaches_all_ranks(two_ranks: Ranks) -> None:
     assert two_ranks.run(stop_asked_by, 1) == [True, True]
     assert two_ranks.run(stop_asked_by, 5) == [False, False]
 
 
 def decisions_on_losses_that_differ(values: dict[str, Any]) -> dict[str, Any]:
-    """A step whose loss has other last bits on each rank, and what the controller of a trial makes of it.
+    """Run a step whose loss has different last bits on each rank, and observe it in a trial.
 
     A loss above all before it aborts a trial: here that limit is the very loss, so that one bit decides.
     """
@@ -100,7 +97,7 @@ def decisions_on_losses_that_differ(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def decision_in_trial(loss: float, highest: float) -> Decision:
-    """Of a controller in a trial before which no loss was above `highest`."""
+    """Return the decision of a controller in a trial before which no loss was above `highest`."""
     controller = build_controller(
         AdaLRSSettings(enabled=True, window=3, search_start=0.01, search_end=1.0), 1000
     )
@@ -117,9 +114,7 @@ TENSOR, PIPE, CONTEXT = (
 
 
 @pytest.mark.parametrize("mesh", [{}, {TENSOR: 4}, {TENSOR: 2, CONTEXT: 2}, {PIPE: 2, TENSOR: 2}], ids=str)
-def test_losses_that_differ_in_the_last_bit_lead_to_one_decision(
-    four_ranks: Ranks, mesh: dict[str, Any]
-) -> None:
+def test_differing_losses_lead_to_one_decision(four_ranks: Ranks, mesh: dict[str, Any]) -> None:
     found = four_ranks.run(decisions_on_losses_that_differ, mesh)
     own = [rank["mine"] for rank in found if rank["mine"] is not None]
     assert len(set(own)) == len(own) > 1, "the ranks' own losses were to differ"
@@ -162,7 +157,7 @@ def die_on_rank_one() -> None:
         raise KeyError("boom")
 
 
-def test_the_ranks_of_the_tests_report_failures_and_recover() -> None:
+def test_test_ranks_report_failures_and_recover() -> None:
     ranks = Ranks(2)
     with pytest.raises(RankFailure, match=r"rank 1:(.|\n)*boom"):
         ranks.run(die_on_rank_one)

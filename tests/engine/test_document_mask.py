@@ -1,4 +1,4 @@
-"""Documents are kept apart on every mesh, and the loss is the mean over all tokens of a step that count."""
+"""Document masks on every mesh; the loss is the mean over the counted tokens of a step."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ FOUR_RANKS = [("qwen2", {PIPE: 2, TENSOR: 2, "sequence_parallel": True}), ("gpt2
 
 
 def batches(config: Config, mesh: ProcessMesh, step: int) -> list[np.ndarray]:
-    """This rank's micro-batches of a step; samples differ much in how many documents they have."""
+    """Return this rank's micro-batches of a step; the number of documents varies strongly between samples."""
     random = np.random.default_rng(step)
     size, length = config.global_batch_size(mesh.data.size), config.model.seq_length + 1
     samples = random.integers(EOD + 1, VOCABULARY, (size, length))
@@ -50,7 +50,7 @@ def batches(config: Config, mesh: ProcessMesh, step: int) -> list[np.ndarray]:
 
 
 def train(values: dict[str, Any]) -> list[tuple[float, float]]:
-    """Losses and gradient norms, and at the end an evaluation."""
+    """Return losses and gradient norms, and the loss of a final evaluation."""
     config, mesh, engine = start(MARKED | values)
     results = [engine.train_batch(batches(config, mesh, step)) for step in range(STEPS)]
     evaluated = engine.evaluate(batches(config, mesh, step) for step in (100, 101))
@@ -81,14 +81,14 @@ def test_four_ranks_have_the_losses_of_one(
     check(four_ranks, alone, shape, mesh)
 
 
-def test_the_loss_is_the_mean_over_the_tokens_that_count(one_rank: Ranks) -> None:
-    """Before the first step the model knows nothing: each token that counts costs about log(vocabulary)."""
+def test_loss_is_the_mean_over_counted_tokens(one_rank: Ranks) -> None:
+    """Before the first step each counted token has a loss of about log(vocabulary)."""
     (results,) = one_rank.run(train, {"preset": "gpt2-tiny"})
     assert results[0][0] == pytest.approx(np.log(VOCABULARY), abs=0.1)
     assert results[-1][0] > 0.5 * results[0][0]
 
 
-def test_other_divisions_into_micro_batches_change_nothing(one_rank: Ranks, alone) -> None:
+def test_micro_batch_size_does_not_change_the_loss(one_rank: Ranks, alone) -> None:
     (result,) = one_rank.run(train_in_fours, {"preset": "gpt2-tiny", "micro_batch_size": 4})
     np.testing.assert_allclose(result, [loss for loss, _ in alone["gpt2"][:STEPS]], atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""A process that was killed while it loaded an operator must not make every later run hang."""
+"""A process that was killed while it loaded an operator does not make later runs hang."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def held_by_a_process(lock: Path) -> subprocess.Popen:
-    """As torch holds it: made by the process, which keeps it open."""
+def held_by_a_process(lock: Path) -> subprocess.Popen[str]:
+    """Start a process that holds a lock as torch does: it creates the file and keeps it open."""
     process = subprocess.Popen([sys.executable, "-c", HOLDER, str(lock)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     return process
 
 
-def test_a_lock_whose_process_was_killed_is_removed_once_it_is_old(folder: Path) -> None:
+def test_a_killed_process_lock_is_removed_when_old(folder: Path) -> None:
     lock, told = folder / "py311_cpu" / "operator" / "lock", []
     process = held_by_a_process(lock)
     process.kill()
@@ -45,7 +45,7 @@ def test_a_lock_whose_process_was_killed_is_removed_once_it_is_old(folder: Path)
     )
 
 
-def test_an_old_one_is_removed_at_once(folder: Path) -> None:
+def test_an_old_lock_is_removed_at_once(folder: Path) -> None:
     lock = folder / "py311_cpu" / "lock"
     lock.touch()
     os.utime(lock, (time.time() - 300, time.time() - 300))
@@ -54,7 +54,7 @@ def test_an_old_one_is_removed_at_once(folder: Path) -> None:
     assert not lock.exists() and len(told) == 1 and "300 s ago" in told[0]
 
 
-def test_a_lock_that_a_living_process_holds_stays(folder: Path) -> None:
+def test_a_lock_of_a_live_process_is_kept(folder: Path) -> None:
     lock, told = folder / "py311_cpu" / "operator" / "lock", []
     process = held_by_a_process(lock)
     try:
@@ -66,8 +66,8 @@ def test_a_lock_that_a_living_process_holds_stays(folder: Path) -> None:
         process.communicate()
 
 
-def test_one_that_its_host_removes_is_waited_for(folder: Path) -> None:
-    """By another host, whose processes are not seen here."""
+def test_waits_for_a_lock_of_another_host(folder: Path) -> None:
+    """The processes of another host cannot be inspected, so its lock counts as live until it is old."""
     lock, told = folder / "py311_cpu" / "operator" / "lock", []
     lock.touch()
     threading.Timer(0.7, lock.unlink).start()
@@ -75,5 +75,5 @@ def test_one_that_its_host_removes_is_waited_for(folder: Path) -> None:
     assert not lock.exists() and len(told) == 1
 
 
-def test_where_nothing_was_ever_compiled_there_is_nothing_to_do(tmp_path: Path) -> None:
+def test_a_missing_folder_is_no_error(tmp_path: Path) -> None:
     remove_abandoned_locks(tmp_path / "nowhere", 1.0, pytest.fail)

@@ -1,5 +1,4 @@
-"""From one seed, losses and gradient norms do not depend on the mesh that shares the work, nor on the ZeRO
-stage."""
+"""With one seed, losses and gradient norms depend neither on the mesh nor on the ZeRO stage."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from tests.helpers.ranks import Ranks
 from tests.helpers.runs import micro_batches, start
 
 STEPS = 20
-# A rate at which rounding does not grow: at 1e-2 it doubles every few steps, in one rank's run too.
+# At this rate rounding errors do not grow; at 1e-2 they double every few steps.
 COMMON = {"num_layers": 2, "lr": 2e-3, "micro_batch_size": 4, "global_batch_size": 16, "clip_grad": 1.1}
 SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": COMMON | {"preset": "gpt2-tiny"},
@@ -40,7 +39,7 @@ TWO_RANKS = [
     ("untied", {PIPE: 2, "zero_stage": 1, "pipeline_partition": "uniform"}),
     ("gpt2", {CONTEXT: 2}),
     ("untied", {CONTEXT: 2, "zero_stage": 3}),
-    # What is computed again is what was computed.
+    # Activation checkpointing does not change results.
     ("gpt2", {"recompute_granularity": "full"}),
     ("qwen2", {"recompute_granularity": "selective", "zero_stage": 3}),
     ("gpt2", {"recompute_granularity": "full", PIPE: 2}),
@@ -65,8 +64,7 @@ EIGHT_RANKS = [
 
 
 def train(values: dict[str, Any]) -> dict[str, list[float]]:
-    """Losses and gradient norms of training, with evaluations in the middle and at the end: a ragged one,
-    too."""
+    """Return losses and gradient norms of training with evaluations, one of them with ragged batches."""
     config, mesh, engine = start(values)
     full = config.micro_batches_per_step(mesh.data.size)
     results, evaluations = [], []

@@ -1,4 +1,4 @@
-"""A pipeline of stages trains as one rank does: losses, gradient norms, evaluation, checkpoints."""
+"""A pipeline gives the results of one rank: losses, gradient norms, evaluation, checkpoints."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ LLAMA = GPT2 | {"preset": "llama-tiny", "untie_embeddings_and_output_weights": T
 
 
 def padding(values: dict[str, Any]) -> list[float]:
-    """Largest element among the padding rows of each vocabulary table that this stage holds, after a few
-    steps."""
+    """Return the largest element in the padding rows of each vocabulary table of this stage after steps."""
     config, mesh, engine = start(values)
     for step in range(3):
         engine.train_batch(micro_batches(config, mesh, step))
@@ -27,14 +26,14 @@ def padding(values: dict[str, Any]) -> list[float]:
 
 
 @pytest.mark.parametrize("shape", [GPT2, LLAMA], ids=["tied", "untied"])
-def test_padding_rows_stay_zero_on_both_ends_of_the_pipe(two_ranks: Ranks, shape: dict[str, Any]) -> None:
+def test_padding_rows_stay_zero_on_both_stages(two_ranks: Ranks, shape: dict[str, Any]) -> None:
     # A width at which no other matrix has as many rows as the padded vocabulary.
     values = shape | {"pipeline_model_parallel_size": 2, "ffn_hidden_size": 48}
     assert two_ranks.run(padding, values) == [[0.0], [0.0]]
 
 
 def losses_of_other_shapes(values: dict[str, Any]) -> list[float]:
-    """Evaluation of micro-batches that are smaller than those of training, between training steps."""
+    """Return evaluations, between training steps, with micro-batches smaller than those of training."""
     config, mesh, engine = start(values)
     small = [batch[:1, :9] for batch in micro_batches(config, mesh, 7)]
     losses = [engine.train_batch(micro_batches(config, mesh, 0)).loss, engine.evaluate(iter([small]))]
@@ -48,7 +47,7 @@ def test_micro_batches_may_change_their_shape(one_rank: Ranks, two_ranks: Ranks)
 
 
 def resumed_losses(values: dict[str, Any], folder: Path) -> tuple[list[float], list[float]]:
-    """Losses after a checkpoint: of the run that wrote it, and of one that loads it."""
+    """Return losses after a checkpoint: of the run that wrote it, and of one that loads it."""
     config, mesh, engine = start(values)
     for step in range(3):
         engine.train_batch(micro_batches(config, mesh, step))

@@ -1,4 +1,4 @@
-"""Weights that one mesh saved, in an engine of another mesh, ZeRO stage and precision."""
+"""Weights saved on one mesh, loaded on another mesh, ZeRO stage and precision."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def loss_of(engine: Engine, config: Any, mesh: Any) -> float:
 
 
 def save(values: dict[str, Any], folder: str) -> float:
-    """Two steps, and the loss of what is saved then."""
+    """Run two steps, save the weights and return their loss."""
     config, mesh, engine = runs.start(MODEL | values)
     for step in range(2):
         engine.train_batch(runs.micro_batches(config, mesh, step))
@@ -56,8 +56,7 @@ def save(values: dict[str, Any], folder: str) -> float:
 
 
 def read(values: dict[str, Any], saved: dict[str, Any], folder: str) -> tuple[float, float]:
-    """The loss of the weights in a folder, and the same after a rebuilding of weights from the optimizer's
-    masters."""
+    """Return the loss of the weights in a folder, before and after they are recomputed from the masters."""
     config = runs.tiny_config(**MODEL | values | {"make_vocab_size_divisible_by": 8, "seed": 5})
     mesh = runs.mesh_of(config)
     theirs = runs.tiny_config(**MODEL | saved)
@@ -71,7 +70,7 @@ def read(values: dict[str, Any], saved: dict[str, Any], folder: str) -> tuple[fl
 
 @pytest.fixture(scope="module")
 def saved(two_ranks: Ranks, four_ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Folder and loss by name."""
+    """Return folder and loss by name."""
     folder, found = tmp_path_factory.mktemp("saved"), {}
     for ranks, cases in ((two_ranks, SAVED), (four_ranks, SAVED_BY_FOUR)):
         for name, values in cases.items():

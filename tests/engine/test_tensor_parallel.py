@@ -1,4 +1,4 @@
-"""Tensor and sequence parallelism give what one rank gives: losses, gradient norms, weights, checkpoints."""
+"""Tensor and sequence parallelism give the results of one rank, and resume from checkpoints."""
 
 from __future__ import annotations
 
@@ -46,9 +46,7 @@ def norms(values: dict[str, Any]) -> list[float]:
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1])
-def test_in_bf16_the_gradient_norm_counts_every_parameter_once(
-    one_rank: Ranks, two_ranks: Ranks, zero_stage: int
-) -> None:
+def test_bf16_norm_counts_each_parameter_once(one_rank: Ranks, two_ranks: Ranks, zero_stage: int) -> None:
     # Leaving out the other rank's shards, as DeepSpeed does for unmarked gradients, would make it a third
     # smaller.
     values = FAMILIES["gpt2"] | {"lr": 1e-3, "clip_grad": 0.5, "zero_stage": zero_stage}
@@ -58,7 +56,7 @@ def test_in_bf16_the_gradient_norm_counts_every_parameter_once(
 
 
 def differing_weights(family: str) -> list[str]:
-    """Names of the parameters that are not this rank's part of a whole model's."""
+    """Return names of the parameters that differ from this rank's part of a whole model's."""
     config = tiny_config(**FAMILIES[family] | TWO)
     model = GPT(config.model, VOCABULARY, Layout(tensor=mesh_of(config).tensor))
     init_weights(model, config.model, seed=7)
@@ -81,7 +79,7 @@ def test_every_mesh_starts_from_the_same_whole_weights(two_ranks: Ranks, family:
 
 
 def loss_and_gradients(tokens: int, vocabulary: int, rows: int, chunk: int) -> dict[str, list[float]]:
-    """Largest deviations of the vocabulary-parallel loss from torch's, in its value and its gradients."""
+    """Return the largest errors of the vocabulary-parallel loss and its gradients against torch's."""
     axis = mesh_of(tiny_config(**TWO)).tensor
     generator = torch.Generator().manual_seed(vocabulary)
     whole = torch.randn(rows * axis.size, 8, generator=generator)
@@ -117,7 +115,7 @@ def test_vocabulary_parallel_cross_entropy_is_torchs(
 
 
 def mapped() -> dict[str, Any]:
-    """Result and gradient of each mapping; rank r holds (r + 1) times 0..7, shaped [1, 4, 2] or its part."""
+    """Return result and gradient of each mapping; rank r has (r + 1) times 0..7, [1, 4, 2] or its part."""
     axis = mesh_of(tiny_config(**TWO)).tensor
     whole, part = torch.arange(8.0).view(1, 4, 2), torch.arange(4.0).view(1, 2, 2)
     functions = {
@@ -137,7 +135,7 @@ def mapped() -> dict[str, Any]:
     return results
 
 
-def test_each_mapping_pairs_its_forward_with_its_backward(two_ranks: Ranks) -> None:
+def test_mappings_pair_forward_with_backward(two_ranks: Ranks) -> None:
     whole, part = np.arange(8.0).reshape(1, 4, 2), np.arange(4.0).reshape(1, 2, 2)
     for rank, results in enumerate(two_ranks.run(mapped)):
         mine, rows = rank + 1, slice(2 * rank, 2 * rank + 2)
@@ -165,7 +163,7 @@ def dropped() -> tuple[list[float], list[float], list[float]]:
     return shared.tolist(), own.tolist(), torch.rand(4).tolist()
 
 
-def test_tensor_ranks_share_dropout_and_part_where_they_hold_different_activations(two_ranks: Ranks) -> None:
+def test_dropout_is_shared_only_on_copies(two_ranks: Ranks) -> None:
     (shared, own, after), (shared_2, own_2, after_2) = two_ranks.run(dropped)
     assert shared == shared_2
     assert own != own_2
@@ -173,7 +171,7 @@ def test_tensor_ranks_share_dropout_and_part_where_they_hold_different_activatio
 
 
 def resume(folder: Path, values: dict[str, Any]) -> tuple[list[float], list[float]]:
-    """Losses after a checkpoint, of the run that wrote it and of one that loads it."""
+    """Return losses after a checkpoint, of the run that wrote it and of one that loads it."""
     config, mesh, first = start(values)
     for step in range(3):
         first.train_batch(micro_batches(config, mesh, step))
@@ -186,7 +184,7 @@ def resume(folder: Path, values: dict[str, Any]) -> tuple[list[float], list[floa
 
 
 @pytest.mark.parametrize(("zero_stage", "bf16"), [(0, True), (1, True), (3, False)])
-def test_a_checkpoint_of_tensor_ranks_resumes_to_the_same_losses(
+def test_tensor_parallel_checkpoint_resumes_exactly(
     two_ranks: Ranks, tmp_path: Path, zero_stage: int, bf16: bool
 ) -> None:
     values = {

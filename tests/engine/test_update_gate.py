@@ -1,4 +1,4 @@
-"""An update that is not accepted leaves every rank as if the step had not been taken."""
+"""A refused update leaves weights and optimizer unchanged on every rank."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ CELLS = {
 
 
 def content(engine: Engine) -> list[torch.Tensor]:
-    """Everything that decides the following steps, and the weights."""
+    """Return copies of all tensors that decide the following steps, and of the weights."""
     weights = [getattr(parameter, "ds_tensor", parameter) for parameter in engine.module.parameters()]
     return [tensor.detach().clone() for tensor in [*engine.training_state_tensors().values(), *weights]]
 
 
 def run(values: dict[str, Any]) -> None:
-    """Twice the same steps, but the second time steps between them go wrong, or are refused, on all ranks."""
+    """Run the same steps twice; the second time, failing or refused steps come between them on all ranks."""
     config, mesh, engine = runs.start(values)
     expected = [engine.train_batch(micro_batches(config, mesh, step)) for step in range(4)]
     assert all(result.applied for result in expected)
@@ -63,6 +63,6 @@ def run(values: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_a_step_that_is_not_accepted_is_as_if_not_taken(two_ranks: Ranks, name: str) -> None:
-    """Also where a number is not finite on one rank alone, in its loss or only in its gradients."""
+def test_a_refused_update_changes_nothing(two_ranks: Ranks, name: str) -> None:
+    """Includes a value that is not finite on one rank only, in the loss or in gradients."""
     two_ranks.run(run, CELLS[name])

@@ -1,4 +1,4 @@
-"""DocumentMasking in one sample are kept apart, as Megatron-LM keeps them apart."""
+"""Document masks against Megatron-LM's, and packed documents against documents in samples of their own."""
 
 from __future__ import annotations
 
@@ -39,8 +39,7 @@ def model(shape: str, documents: DocumentMasking, **values: Any) -> GPT:
 
 
 def sample() -> torch.Tensor:
-    """[2, 25]: documents of 5, 9, 1 and 10 tokens and of 12, 12 and 1, without end-of-document tokens
-    within."""
+    """Return [2, 25] tokens: documents of 5, 9, 1 and 10 tokens, and of 12, 12 and 1 tokens."""
     tokens = torch.randint(8, 50, (2, 25), generator=torch.Generator().manual_seed(0))
     tokens[0, [4, 13, 14]] = EOD
     tokens[1, [11, 23]] = EOD
@@ -48,8 +47,7 @@ def sample() -> torch.Tensor:
 
 
 def resets(data: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What Megatron-LM's function comes to, one document after the other: who sees whom, positions, what
-    counts."""
+    """Return the result of Megatron-LM's function: attention mask, positions and loss mask."""
     sees = torch.ones(*data.shape, data.shape[1]).tril()
     positions = torch.arange(data.shape[1]).repeat(len(data), 1)
     for row, tokens in enumerate(data):
@@ -73,7 +71,7 @@ def test_masks_and_positions_are_those_of_megatron() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_packed_sample_has_the_logits_of_its_documents_alone(shape: str) -> None:
+def test_packed_documents_have_their_own_logits(shape: str) -> None:
     tokens, gpt = sample(), model(shape, ALL)
     packed = gpt.logits(tokens[:, :24])
     for row, cuts in enumerate(([0, 5, 14, 15, 24], [0, 12, 24])):
@@ -103,7 +101,7 @@ def test_positions_alone_and_attention_alone() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_what_does_not_count_is_taken_as_zero_and_has_no_gradient(shape: str) -> None:
+def test_ignored_targets_have_no_loss_or_gradient(shape: str) -> None:
     tokens, gpt = sample(), model(shape, ALL)
     loss = gpt(tokens)
     loss.backward()

@@ -29,7 +29,7 @@ def test_no_position_sees_the_future(preset: str) -> None:
     assert not torch.allclose(before[:, 7:], after[:, 7:])
 
 
-def test_the_order_of_tokens_matters_with_rotary_positions() -> None:
+def test_rotary_embedding_distinguishes_order() -> None:
     model, _ = build("llama-tiny")
     a = model.logits(torch.tensor([[1, 2, 3]]))[0, -1]
     b = model.logits(torch.tensor([[2, 1, 3]]))[0, -1]

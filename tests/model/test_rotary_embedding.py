@@ -1,4 +1,4 @@
-"""Rotary positions against their definitions."""
+"""Rotary embedding against its definition."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_rotary_rotates_by_the_published_angles() -> None:
 
 
 def reference(frequency: float, scaling: RopeScaling) -> float:
-    """As Meta's reference has it, branch by branch."""
+    """Meta's reference, branch by branch."""
     original, wavelength = scaling.original_max_position_embeddings, 2 * math.pi / frequency
     if wavelength < original / scaling.high_freq_factor:
         return frequency
@@ -54,7 +54,7 @@ def test_frequencies_are_scaled_as_by_the_reference(scaling: RopeScaling) -> Non
     assert 10 < blended.sum() < 100, "not all of the branches were tried"
 
 
-def test_fast_frequencies_stay_and_slow_ones_are_divided() -> None:
+def test_only_low_frequencies_are_divided() -> None:
     turns = torch.tensor([400.0, 4.0, 2.5, 1.0, 0.01])  # within the original length
     frequencies = turns * 2 * math.pi / 8192
     assert (scaled(frequencies, LLAMA31) / frequencies).tolist() == pytest.approx(

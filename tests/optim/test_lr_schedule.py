@@ -1,4 +1,4 @@
-"""Schedules by numbers at named steps."""
+"""Values of the schedules at given steps."""
 
 from __future__ import annotations
 

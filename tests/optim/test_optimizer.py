@@ -1,3 +1,5 @@
+"""Weight decay by parameter and the settings of AdamW."""
+
 from __future__ import annotations
 
 from torch import nn

@@ -63,9 +63,8 @@ def test_a_second_backward_is_an_error() -> None:
         loss.backward()
 
 
-def test_in_float16_small_gradients_survive_until_the_loss_is_scaled() -> None:
-    """A token's share of a mean over many tokens is below float16's smallest number; scaled losses bring it
-    back."""
+def test_float16_gradients_do_not_underflow() -> None:
+    """A token's share of a mean over many tokens is below float16's smallest number without a loss scale."""
     tokens, vocabulary, scale = 1 << 14, 64, 2.0**16
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (

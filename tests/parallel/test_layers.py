@@ -1,5 +1,4 @@
-"""Along an axis of one rank the parallel parts are torch's own; how a whole parameter is cut; impossible
-meshes."""
+"""Parallel layers on one rank equal torch's; shards of parameters; impossible meshes."""
 
 from __future__ import annotations
 
@@ -45,7 +44,7 @@ def rank_of_two(rank: int) -> Layout:
     [ColumnParallelLinear(4, 6, True), RowParallelLinear(4, 6, True)],
     ids=["column", "row"],
 )
-def test_a_linear_layer_of_one_rank_is_one_node_in_the_graph(layer: nn.Linear) -> None:
+def test_a_linear_layer_of_one_rank_is_one_node(layer: nn.Linear) -> None:
     x = torch.randn(2, 3, 4, requires_grad=True)
     y, plain = layer(x), F.linear(x, layer.weight, layer.bias)
     assert torch.equal(y, plain)
@@ -54,7 +53,7 @@ def test_a_linear_layer_of_one_rank_is_one_node_in_the_graph(layer: nn.Linear) -
     assert shard_of(layer.weight) is None and not hasattr(layer.weight, "tensor_model_parallel")
 
 
-def test_an_embedding_of_one_rank_is_one_node_in_the_graph() -> None:
+def test_an_embedding_of_one_rank_is_one_node() -> None:
     layer, tokens = VocabularyParallelEmbedding(10, 4), torch.tensor([[1, 9]])
     y = layer(tokens)
     assert torch.equal(y, F.embedding(tokens, layer.weight)) and y.grad_fn.name() == "EmbeddingBackward0"
@@ -84,7 +83,7 @@ def test_two_shards_hold_the_parameters_of_the_whole(preset: str) -> None:
 
 
 @pytest.mark.parametrize("vocabulary", [1, 13, 100, 250])
-def test_the_loss_of_one_rank_is_torchs_over_the_vocabulary_without_padding(vocabulary: int) -> None:
+def test_loss_of_one_rank_matches_torch(vocabulary: int) -> None:
     hidden, weight = torch.randn(9, 8, requires_grad=True), torch.randn(256, 8, requires_grad=True)
     targets = torch.randint(vocabulary, (9,))
     ours = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets, vocabulary), (hidden, weight))
@@ -93,7 +92,7 @@ def test_the_loss_of_one_rank_is_torchs_over_the_vocabulary_without_padding(voca
         torch.testing.assert_close(mine, torchs)
 
 
-def test_how_far_the_vocabulary_is_padded_changes_neither_loss_nor_logits() -> None:
+def test_vocabulary_padding_changes_nothing() -> None:
     tokens, results = torch.randint(250, (2, 17)), []
     for multiple in (1, 128, 512):
         config = config_from_values(VALUES | {"make_vocab_size_divisible_by": multiple}).model
