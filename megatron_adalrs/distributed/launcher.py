@@ -1,4 +1,4 @@
-"""Rank, world and place within the host, from whichever launcher started this process."""
+"""Rank, world size and local rank from the environment variables of several launchers."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import MutableMapping
 
 RANK_WORLD_LOCAL = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 OTHER_LAUNCHERS = (
-    # Of `srun`, not of the script of a batch job: that one runs on its own.
+    # `srun` sets the second one for its processes only, not for the script of a batch job.
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
 )
 
 
 def adopt_launch_environment(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Set RANK, WORLD_SIZE and LOCAL_RANK where `srun` or `mpirun` say them in words of their own.
+    """Set RANK, WORLD_SIZE and LOCAL_RANK from the variables of `srun` or `mpirun`.
 
-    The `deepspeed` launcher and `torchrun` set them themselves, which is left as it is; so is a process on
-    its own. MASTER_ADDR and MASTER_PORT are the job script's to say.
+    If RANK is set, as by `deepspeed` and `torchrun`, or if there was no launcher, nothing changes. The script
+    of the job must set MASTER_ADDR and MASTER_PORT.
     """
     if "RANK" in environment:
         return

@@ -1,7 +1,8 @@
-"""The mesh of processes: pipe x data x context x tensor, ranks counted with the tensor coordinate fastest.
+"""The mesh of processes: pipe x data x context x tensor, with the tensor coordinate varying fastest.
 
-DeepSpeed's PipeModelDataParallelTopology counts pipe, data, model the same way. An MeshAxis is one direction
-of the mesh as one process sees it; layers and collectives take the MeshAxis they work along and nothing else.
+DeepSpeed's PipeModelDataParallelTopology has the same order of pipe, data and model. A MeshAxis is one
+direction of the mesh as seen by one process; layers and collectives take only the MeshAxis along which they
+work.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ AXES = ("pipe", "data", "context", "tensor")
 
 @dataclass(frozen=True)
 class MeshShape:
-    """Sizes of the mesh."""
+    """Number of processes along each axis of the mesh."""
 
     pipe: int = 1
     data: int = 1
@@ -27,10 +28,10 @@ class MeshShape:
 
     @classmethod
     def of_world(cls, world_size: int, pipe: int = 1, context: int = 1, tensor: int = 1) -> MeshShape:
-        """The shape that fills a world: what pipe, context and tensor leave over is data-parallel.
+        """Return the shape that uses all ranks; those that the other axes leave are data-parallel.
 
         Raises:
-            ValueError: they do not divide the world; the arithmetic is shown.
+            ValueError: The world size is not a multiple of the other sizes.
         """
         model = pipe * context * tensor
         if world_size % model:
@@ -43,18 +44,20 @@ class MeshShape:
 
     @property
     def world_size(self) -> int:
+        """Number of processes."""
         return self.pipe * self.data * self.context * self.tensor
 
     def coordinates(self, rank: int) -> dict[str, int]:
-        """Where a rank stands on each axis."""
+        """Return the coordinate of a rank on each axis."""
         return dict(zip(AXES, (int(i) for i in np.unravel_index(rank, self._sizes)), strict=True))
 
     def lines(self, *axes: str) -> list[list[int]]:
-        """The ranks of every group along an axis, or over several, each in the order of the ranks."""
+        """Return the ranks of every group along one or more axes, in ascending order."""
         ranks = np.arange(self.world_size).reshape(self._sizes)
         last = [AXES.index(axis) for axis in axes]
         size = math.prod(getattr(self, axis) for axis in axes)
-        return np.moveaxis(ranks, last, range(-len(last), 0)).reshape(-1, size).tolist()
+        lines: list[list[int]] = np.moveaxis(ranks, last, range(-len(last), 0)).reshape(-1, size).tolist()
+        return lines
 
     @property
     def _sizes(self) -> tuple[int, ...]:
@@ -63,9 +66,9 @@ class MeshShape:
 
 @dataclass(frozen=True)
 class MeshAxis:
-    """One direction of the mesh: this process's coordinate, the number of processes, and their process group.
+    """One direction of the mesh: this process's coordinate, the number of processes and their process group.
 
-    An axis of one process needs no group; collectives along it return at once.
+    An axis of one process has no group; collectives along it return at once.
     """
 
     rank: int = 0
@@ -74,49 +77,51 @@ class MeshAxis:
 
     @property
     def is_first(self) -> bool:
+        """Whether this process has the lowest coordinate."""
         return self.rank == 0
 
     @property
     def is_last(self) -> bool:
+        """Whether this process has the highest coordinate."""
         return self.rank == self.size - 1
 
 
 @dataclass(frozen=True)
 class ProcessMesh:
-    """This process's place in the mesh."""
+    """Position of this process in the mesh."""
 
     shape: MeshShape
     rank: int = 0
     local_rank: int = 0
-    """Rank within this host, which picks the device."""
+    """Rank within this host, which is the index of the device."""
     pipe: MeshAxis = MeshAxis()
     data: MeshAxis = MeshAxis()
     context: MeshAxis = MeshAxis()
     tensor: MeshAxis = MeshAxis()
     replica: MeshAxis = MeshAxis()
-    """Data and context axis in one: the ranks that hold the same parameters, whose gradients are averaged."""
+    """Data and context axes combined: the ranks with the same parameters, whose gradients are averaged."""
 
     @property
     def world_size(self) -> int:
+        """Number of processes."""
         return self.shape.world_size
 
     @property
     def is_first(self) -> bool:
-        """Whether this process speaks for all: it prints and writes what every rank knows."""
+        """Whether this process prints and writes what all ranks have in common."""
         return self.rank == 0
 
     @property
     def tensor_group(self) -> int:
-        """Number of this process's tensor group: its ranks read the same samples and share a random
-        stream."""
+        """Index of this process's tensor group. Its ranks read the same samples and share a random stream."""
         return self.rank // self.tensor.size
 
     @classmethod
     def from_environment(cls, pipe: int = 1, context: int = 1, tensor: int = 1) -> ProcessMesh:
-        """Place in the mesh of the ranks that the launcher announced in RANK and WORLD_SIZE; no groups yet.
+        """Return the position given by RANK, WORLD_SIZE and LOCAL_RANK, without process groups.
 
         Raises:
-            ValueError: the sizes do not divide the world.
+            ValueError: The world size is not a multiple of the sizes.
         """
         rank, world_size, local_rank = (
             int(os.environ.get(name, default))
@@ -129,21 +134,19 @@ class ProcessMesh:
         return cls(shape, rank, local_rank, **axes, replica=replica)
 
     def with_groups(self) -> ProcessMesh:
-        """The same place with a process group along every axis of more than one process. Collective."""
+        """Return this position with a process group on every axis of several processes. Collective."""
         import torch.distributed as dist
 
         def with_group(axis: MeshAxis, *names: str) -> MeshAxis:
             lines = self.shape.lines(*names)
-            # Every process takes part in making every group, also those that it is not in.
+            # Every process must call new_group for every group, also for those that it is not in.
             groups = [dist.new_group(line) if axis.size > 1 else None for line in lines]
             mine = next(i for i, line in enumerate(lines) if self.rank in line)
             return replace(axis, group=groups[mine])
 
-        axes = {name: with_group(getattr(self, name), name) for name in AXES}
-        is_data = self.context.size == 1
-        return replace(
-            self, **axes, replica=axes["data"] if is_data else with_group(self.replica, "data", "context")
-        )
+        pipe, data, context, tensor = (with_group(getattr(self, name), name) for name in AXES)
+        replica = data if context.size == 1 else with_group(self.replica, "data", "context")
+        return replace(self, pipe=pipe, data=data, context=context, tensor=tensor, replica=replica)
 
 
 ONE_RANK = MeshAxis()

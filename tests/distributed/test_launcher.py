@@ -1,4 +1,4 @@
-"""Whatever starts the ranks, they find each other."""
+"""Ranks started by several launchers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SLURM = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1"}
         ({}, (None, None, None)),
     ],
 )
-def test_rank_and_world_of_each_launcher(
+def test_rank_and_world_size_of_each_launcher(
     environment: dict[str, str], expected: tuple[str | None, ...]
 ) -> None:
     environment = dict(environment)
@@ -37,7 +37,7 @@ def test_rank_and_world_of_each_launcher(
     assert tuple(environment.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")) == expected
 
 
-def test_ranks_that_srun_starts_train_together(tmp_path: Path) -> None:
+def test_ranks_started_by_srun_train_together(tmp_path: Path) -> None:
     data = counting_corpus(tmp_path / "counting")
     command = [
         sys.executable,
