@@ -23,7 +23,7 @@ from megatron_adalrs.planning import describe, plan_run
 from megatron_adalrs.snapshot.host_buffers import require_room
 from megatron_adalrs.snapshot.rng_state import seed_everything
 from megatron_adalrs.training.data import TrainingData, build_data
-from megatron_adalrs.training.loss_guard import LossGuard, LossMemory
+from megatron_adalrs.training.loss_guard import LossStatistics, StepGuard, build_loss_guard
 from megatron_adalrs.training.resolve import ResolvedRun, resolve_config, restore_progress
 from megatron_adalrs.training.rollback import RollbackStore
 from megatron_adalrs.training.run_directory import run_dir_of, tensorboard_dir_of, write_config
@@ -35,7 +35,7 @@ class Policies(NamedTuple):
     """What decides about the learning rate and about the steps of a run."""
 
     controller: Controller
-    loss_guard: LossGuard
+    loss_guard: StepGuard
 
 
 class InitialWeights(NamedTuple):
@@ -81,7 +81,7 @@ def restore_policies(run: ResolvedRun, data: TrainingData, state: TrainState) ->
     """
     config = run.config
     train_iters = config.training.train_iters
-    loss_guard = LossGuard(config.loss_guard, train_iters, config.training.precision == "fp16")
+    loss_guard = build_loss_guard(config)
     controller = build_controller(config.adalrs, train_iters, config.optimizer.lr_warmup_iters)
     if resumed := run.resumed:
         identity = data.identity(state.consumed_samples)
@@ -139,7 +139,7 @@ def restore_engine(run: ResolvedRun, built: Engine, controller: Controller) -> R
     if run.resumed:
         if controller.needs_initial:
             # The engine has not stepped: it is in the state before the first step of the resumed run.
-            rollback.capture(INITIAL, TrainState(), LossMemory())
+            rollback.capture(INITIAL, TrainState(), LossStatistics())
         checkpoint.resume(built, run.mesh, run.resumed.path, run.resumed.state, run.config)
     return rollback
 

@@ -1,35 +1,39 @@
-"""What is wrong with a step's loss and gradient, and what to do about it: numbers in, a decision out.
+"""Loss guard: finds non-finite losses and gradients and loss spikes, and decides what to do about them.
 
-Three policies for a step that went wrong, which all ranks see alike, since they are given the same floats:
+Every rank passes the same numbers and gets the same decision. There are three policies for a faulty step:
 
-- skip: the update was not accepted, so the weights are as before. The step does not count and its batch is
-passed over:
-  the run goes on as if the data did not have it.
-- rewind: weights, optimizer, random streams, the search's state and this memory go back to the last snapshot.
-All
-  batches from there to the offending one are passed over (as in PaLM, arXiv 2204.02311, section 5.1).
-- stop: the update was not accepted; the run is saved as it was before the step, and ends.
+- `skip`: The update is not made, so the weights stay as they were. The step does not count, and the run
+  continues with the next batch.
+- `rewind`: Weights, optimizer state, random streams, the state of the search and the loss statistics go back
+  to the last snapshot. All batches from there to the faulty one are skipped, as in PaLM (arXiv 2204.02311,
+  section 5.1).
+- `stop`: The update is not made. The run is saved as it was before the step, and ends.
 
-When the policy does not help (`max_consecutive`, `max_skipped`), the run stops, whichever it is.
+If the policy does not help (`max_consecutive`, `max_skipped`), the run stops, whichever policy it has.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 from megatron_adalrs.adalrs.decision import Decision
 from megatron_adalrs.checkpoint.train_state import TrainState, count_samples, joined
+from megatron_adalrs.config import Config
 from megatron_adalrs.config.loss_guard import LossGuardConfig
+from megatron_adalrs.engine import StepResult
 
 REWIND = "rewind"
-"""Name of the snapshot to rewind to."""
+"""Name of the snapshot that a rewind restores."""
+AcceptUpdate = Callable[[float, float], bool]
+"""Returns whether to make an update, given the loss and the gradient norm of the step."""
 
 
 class GuardEvent(str, Enum):
-    """Kinds of decision of the loss guard; the values are recorded in the decision journal."""
+    """Kind of a decision of the loss guard; the values are recorded in the decision journal."""
 
     SKIPPED = "loss_guard_skipped"
     """The step is undone and its batch is skipped."""
@@ -40,159 +44,250 @@ class GuardEvent(str, Enum):
 
 
 @dataclass(frozen=True)
-class LossMemory:
-    """Mean and variance of the losses so far; of many, mostly of the last ones."""
+class LossStatistics:
+    """Running mean and variance of the losses, in which recent losses have more weight."""
 
     count: int = 0
     mean: float = 0.0
     variance: float = 0.0
     scale: float = 1.0
-    """Of the learning rate at which they were seen."""
+    """Scale of the learning rate at these losses."""
 
-    def after(self, loss: float, window: int) -> LossMemory:
-        """With one more loss. The first `window` weigh the same, then weights fall by 1/e a window.
+    def after(self, loss: float, window: int) -> LossStatistics:
+        """Return the statistics with one more loss.
+
+        The first `window` losses have equal weights. After that a weight falls by a factor of e in `window`
+        steps.
 
         Source: Finch 2009, "Incremental calculation of weighted mean and variance", equations 124 and 143.
         """
         share = 1 / min(self.count + 1, window)
-        surprise = loss - self.mean
-        variance = (1 - share) * (self.variance + share * surprise**2)
-        return LossMemory(self.count + 1, self.mean + share * surprise, variance, self.scale)
+        difference = loss - self.mean
+        variance = (1 - share) * (self.variance + share * difference**2)
+        return LossStatistics(self.count + 1, self.mean + share * difference, variance, self.scale)
+
+
+class StepGuard(Protocol):
+    """Checks each step, and decides what to do about a faulty one."""
+
+    statistics: LossStatistics
+
+    @property
+    def needs_snapshots(self) -> bool:
+        """Whether the trainer must take snapshots named `REWIND`."""
+
+    def before_step(self, scale: float) -> AcceptUpdate | None:
+        """Prepare for a step with this scale of the learning rate.
+
+        Returns:
+            Function that the engine asks before the update; None if every update is made.
+        """
+
+    def observe(
+        self,
+        result: StepResult,
+        state: TrainState,
+        batch_size: int,
+        scale: float,
+        rewind_to: TrainState | None,
+    ) -> Decision | None:
+        """Check the step that was just taken.
+
+        Args:
+            result: Loss, gradient norm, and whether the update was made.
+            state: Progress of the run, including this step.
+            batch_size: Samples in a step.
+            scale: Scale of the learning rate, which a decision of the guard does not change.
+            rewind_to: Progress of the run at the snapshot named `REWIND`; None if there is none.
+
+        Returns:
+            What to do about a faulty step; None if the step is sound.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state in types that JSON preserves exactly."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state that `state_dict` returned, with any settings."""
+
+
+class NoLossGuard:
+    """Loss guard that accepts every step. It is used without a policy, and during a trial of the search."""
+
+    statistics = LossStatistics()
+    needs_snapshots = False
+
+    def before_step(self, scale: float) -> AcceptUpdate | None:
+        """Accept the update."""
+        return None
+
+    def observe(
+        self,
+        result: StepResult,
+        state: TrainState,
+        batch_size: int,
+        scale: float,
+        rewind_to: TrainState | None,
+    ) -> Decision | None:
+        """Accept the step."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return an empty state."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Ignore the state."""
 
 
 class LossGuard:
-    """Judges the steps of a run that no search may undo.
+    """Loss guard with a policy.
 
     Args:
-        train_iters: of which `max_skipped` is a share.
-        scales_loss: whether a gradient that overflows is the loss scale's business, as with fp16.
+        settings: Policy and thresholds; the policy is not `off`.
+        train_iters: Steps of the run, of which `max_skipped` is a share.
+        scales_loss: Whether the engine handles gradients that overflow by scaling the loss, as with fp16.
     """
 
     def __init__(self, settings: LossGuardConfig, train_iters: int, scales_loss: bool) -> None:
         self.settings = settings
-        self.memory = LossMemory()
+        self.statistics = LossStatistics()
         self._max_skipped_batches = settings.max_skipped_batches(train_iters)
         self._scales_loss = scales_loss
-        self._in_a_row = 0
-        self._furthest = 0  # the step that went wrong furthest on, of those in a row
-
-    @property
-    def is_on(self) -> bool:
-        return self.settings.policy != "off"
+        self._consecutive = 0  # faulty steps without progress between them
+        self._furthest = 0  # highest step among the consecutive faulty ones
 
     @property
     def needs_snapshots(self) -> bool:
+        """Whether the trainer must take snapshots named `REWIND`."""
         return self.settings.policy == "rewind"
 
-    @property
-    def refuses_updates(self) -> bool:
-        """Whether `accepts` is to be asked before each update: going back to a snapshot undoes it anyway."""
-        return self.settings.policy in ("skip", "stop")
+    def before_step(self, scale: float) -> AcceptUpdate | None:
+        """Prepare for a step with this scale of the learning rate.
 
-    def expect(self, scale: float) -> None:
-        """Before a step at this scale of the learning rate: at another one than before losses may be other
-        for good, so that their memory begins anew."""
-        if scale != self.memory.scale:
-            self.memory = LossMemory(scale=scale)
+        The statistics start again when the scale changes, since the level of the loss may change with it.
+        With `rewind`, every update is made: restoring the snapshot undoes a faulty one.
+        """
+        if scale != self.statistics.scale:
+            self.statistics = LossStatistics(scale=scale)
+        return None if self.needs_snapshots else self.accepts
 
     def accepts(self, loss: float, grad_norm: float) -> bool:
-        return self.fault(loss, grad_norm) is None
+        """Return whether a step with these numbers is sound."""
+        return self.find_fault(loss, grad_norm) is None
 
-    def fault(self, loss: float, grad_norm: float) -> str | None:
-        """What is wrong with a step, for people; None if nothing is."""
+    def find_fault(self, loss: float, grad_norm: float) -> str | None:
+        """Return a description of the fault of a step; None if the step is sound."""
         if not math.isfinite(loss):
             return f"loss {loss:.4g} is not finite"
         if not math.isfinite(grad_norm):
             return f"a gradient is not finite (loss {loss:.4g})"
-        memory, deviation = self.memory, math.sqrt(self.memory.variance)
-        highest = memory.mean + self.settings.sigma * deviation
-        if memory.count < self.settings.min_history or loss <= highest:
+        statistics = self.statistics
+        deviation = math.sqrt(statistics.variance)
+        highest = statistics.mean + self.settings.sigma * deviation
+        if statistics.count < self.settings.min_history or loss <= highest:
             return None
         return (
-            f"loss {loss:.4g} is above {memory.mean:.4g} + {self.settings.sigma:g} x {deviation:.2g} = "
+            f"loss {loss:.4g} is above {statistics.mean:.4g} + {self.settings.sigma:g} x {deviation:.2g} = "
             f"{highest:.4g}"
         )
 
     def observe(
         self,
-        numbers: tuple[float, float, bool],
+        result: StepResult,
         state: TrainState,
-        batch: int,
+        batch_size: int,
         scale: float,
-        past: TrainState | None,
+        rewind_to: TrainState | None,
     ) -> Decision | None:
-        """Judge the step just taken; None: nothing is wrong with it, or the policy is off.
-
-        Args:
-            numbers: loss, gradient norm, and whether the update was made.
-            state: of the run, this step counted.
-            batch: samples of a step.
-            scale: of the learning rate; a decision leaves it as it is.
-            past: state of the run at the snapshot that there is to rewind to.
-        """
-        if not self.is_on:
-            return None
-        loss, grad_norm, applied = numbers
-        fault = self.fault(loss, grad_norm)
-        overflowed = math.isfinite(loss) and not math.isfinite(grad_norm) and not applied
+        """Check the step that was just taken; see `StepGuard.observe`."""
+        fault = self.find_fault(result.loss, result.grad_norm)
+        has_finite_loss = math.isfinite(result.loss)
+        overflowed = has_finite_loss and not math.isfinite(result.grad_norm) and not result.applied
         if fault is None or (overflowed and self._scales_loss):
-            if applied:
-                self.memory = self.memory.after(loss, self.settings.window)
+            if result.applied:
+                self.statistics = self.statistics.after(result.loss, self.settings.window)
             if state.step >= self._furthest:
-                self._in_a_row = 0
+                self._consecutive = 0
             return None
-        self._in_a_row += 1
+        self._consecutive += 1
         self._furthest = max(self._furthest, state.step)
-        return self._decide(fault, state, batch, scale, past)
+        return self._decide(fault, state, batch_size, scale, rewind_to if self.needs_snapshots else None)
 
     def state_dict(self) -> dict[str, Any]:
-        """The whole state; Python's json writes and reads it back exactly."""
-        return {"memory": asdict(self.memory), "in_a_row": self._in_a_row, "furthest": self._furthest}
+        """Return the state in types that JSON preserves exactly."""
+        return {
+            "statistics": asdict(self.statistics),
+            "consecutive": self._consecutive,
+            "furthest": self._furthest,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state that `state_dict` returned, under whatever settings."""
-        self.memory = LossMemory(**state["memory"])
-        self._in_a_row, self._furthest = state["in_a_row"], state["furthest"]
+        """Restore a state that `state_dict` returned, with any settings.
+
+        The state of `NoLossGuard` is empty and changes nothing.
+        """
+        if state:
+            self.statistics = LossStatistics(**state["statistics"])
+            self._consecutive = state["consecutive"]
+            self._furthest = state["furthest"]
 
     def _decide(
-        self, fault: str, state: TrainState, batch: int, scale: float, past: TrainState | None
+        self, fault: str, state: TrainState, batch_size: int, scale: float, rewind_to: TrainState | None
     ) -> Decision:
-        if past is None or not self.needs_snapshots:
-            to, first, restore = state.step - 1, state.consumed_samples - batch, None
+        """Return the decision about a faulty step.
+
+        Args:
+            rewind_to: Progress at the snapshot to restore; None if only the faulty step is undone.
+        """
+        if rewind_to is None:
+            step = state.step - 1
+            first = state.consumed_samples - batch_size
         else:
-            to, first, restore = past.step, past.consumed_samples, REWIND
-        span = (first, state.consumed_samples + self.settings.extra_skipped_batches * batch)
-        why = self._reason_to_stop(count_samples(joined(state.skipped_samples, span)), batch)
+            step = rewind_to.step
+            first = rewind_to.consumed_samples
+        span = (first, state.consumed_samples + self.settings.extra_skipped_batches * batch_size)
+        why = self._reason_to_stop(count_samples(joined(state.skipped_samples, span)), batch_size)
         if why:
-            event, what = GuardEvent.STOPPED, f"back to step {to}, and an end: {why}"
-            self._in_a_row = self._furthest = 0  # a run that is resumed has all its chances again
+            event = GuardEvent.STOPPED
+            consequence = f"stopping at step {step}: {why}"
+            self._consecutive = 0  # a resumed run starts counting again
+            self._furthest = 0
         else:
-            event = GuardEvent.REWOUND if restore else GuardEvent.SKIPPED
-            what = f"back to step {to}, and on without samples {span[0]} to {span[1] - 1}"
+            event = GuardEvent.SKIPPED if rewind_to is None else GuardEvent.REWOUND
+            consequence = f"back to step {step}, skipping samples {span[0]} to {span[1] - 1}"
         return Decision(
             event=event,
-            step=to,
+            step=step,
             scale_before=scale,
             scale_after=scale,
-            restore=restore,
-            discarded_steps=state.step - to,
+            restore=None if rewind_to is None else REWIND,
+            discarded_steps=state.step - step,
             skipped_samples=None if why else span,
-            reason=f"step {state.step}: {fault}; {what}",
+            reason=f"step {state.step}: {fault}; {consequence}",
         )
 
-    def _reason_to_stop(self, skipped_samples: int, batch: int) -> str | None:
+    def _reason_to_stop(self, skipped_samples: int, batch_size: int) -> str | None:
         settings = self.settings
         if settings.policy == "stop":
             return "loss_guard.policy is stop"
-        if self._in_a_row > settings.max_consecutive:
+        if self._consecutive > settings.max_consecutive:
             return (
                 f"loss_guard.max_consecutive is {settings.max_consecutive}, and no step was kept beyond "
                 f"this one"
             )
-        if skipped_samples > self._max_skipped_batches * batch:
+        most = self._max_skipped_batches * batch_size
+        if skipped_samples > most:
             return (
-                f"loss_guard.max_skipped allows to pass over {self._max_skipped_batches * batch} samples, "
-                f"and this would "
-                f"make {skipped_samples}"
+                f"loss_guard.max_skipped allows {most} skipped samples, and this fault would make "
+                f"{skipped_samples}"
             )
         return None
+
+
+def build_loss_guard(config: Config) -> StepGuard:
+    """Build the loss guard that `loss_guard.policy` selects."""
+    if config.loss_guard.policy == "off":
+        return NoLossGuard()
+    training = config.training
+    return LossGuard(config.loss_guard, training.train_iters, training.precision == "fp16")

@@ -9,7 +9,7 @@ from typing import Any
 from megatron_adalrs.checkpoint.train_state import TrainState
 from megatron_adalrs.engine import Engine
 from megatron_adalrs.snapshot.engine_snapshot import EngineSnapshot
-from megatron_adalrs.training.loss_guard import LossMemory
+from megatron_adalrs.training.loss_guard import LossStatistics
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class RollbackPoint:
 
     snapshot: EngineSnapshot
     state: TrainState
-    memory: LossMemory
+    statistics: LossStatistics
     search: dict[str, Any] | None = None
     """The state of the search, where it goes back too; a search that goes back to a point knows it by
     itself."""
@@ -43,13 +43,13 @@ class RollbackStore:
         return self._points[name].state if name in self._points else None
 
     def capture(
-        self, name: str, state: TrainState, memory: LossMemory, search: dict[str, Any] | None = None
+        self, name: str, state: TrainState, statistics: LossStatistics, search: dict[str, Any] | None = None
     ) -> None:
         """Keep the engine as it is now. Collective."""
         point = self._points.get(name)
         snapshot = point.snapshot if point else EngineSnapshot(self._engine, self._directory)
         snapshot.capture()
-        self._points[name] = RollbackPoint(snapshot, replace(state), memory, search)
+        self._points[name] = RollbackPoint(snapshot, replace(state), statistics, search)
 
     def restore(self, name: str) -> RollbackPoint:
         """Take the engine back; the rest of the point is for the caller to go to. Collective."""

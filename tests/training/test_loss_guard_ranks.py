@@ -80,7 +80,7 @@ def trained(
 
     trainer.batches.micro_batches = served
     trainer.state.skipped_samples += skipped_samples
-    return trainer.train(), trainer.state, max(held), trainer.loss_guard.memory.count
+    return trainer.train(), trainer.state, max(held), trainer.loss_guard.statistics.count
 
 
 def kept(run: RunLog) -> list[tuple[int, float, float, float]]:
