@@ -100,7 +100,7 @@ def export_model(source: Path, target: Path, dtype: str | None, max_shard_size: 
 
     from megatron_adalrs.checkpoint import locate_model, open_model
     from megatron_adalrs.huggingface.config_json import family_of
-    from megatron_adalrs.huggingface.tokenizer_export import made_for_transformers
+    from megatron_adalrs.huggingface.tokenizer_export import export_tokenizer
     from megatron_adalrs.huggingface.writer import write_model
 
     opened = open_model(locate_model(source, "--from"), "--from")
@@ -108,7 +108,7 @@ def export_model(source: Path, target: Path, dtype: str | None, max_shard_size: 
     cast = getattr(torch, dtype) if dtype else None
     try:
         family = family_of(opened.model)
-        more, told = made_for_transformers(tokenizer.kind, tokenizer.files, family.model_type)
+        more, told = export_tokenizer(tokenizer.kind, tokenizer.files, family.model_type)
         write_model(
             target,
             opened.model,

@@ -1,4 +1,4 @@
-"""The files beside the weights: tokenizers and settings of generation."""
+"""Files beside the weights of a model: its tokenizer and its generation settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOKENIZER_JSON, TOKENIZER_CONFIG, SENTENCEPIECE_MODEL = (
     "tokenizer.model",
 )
 VOCAB, MERGES = "vocab.json", "merges.txt"
-PLAIN_TOKENIZER = "plain_tokenizer.py"  # of an export: see tokenizer_json.py
+PLAIN_TOKENIZER = "plain_tokenizer.py"  # written by an export: see tokenizer_export.py
 TOKENIZER = (
     TOKENIZER_JSON,
     TOKENIZER_CONFIG,
@@ -36,19 +36,18 @@ FORMS = {
     "SentencePieceTokenizer": (SENTENCEPIECE_MODEL,),
     "GPT2BPETokenizer": (VOCAB, MERGES),
 }
-"""The files that make a tokenizer of a kind."""
+"""Files of each kind of tokenizer."""
 MADE_FROM = "made_from"
-"""In tokenizer_config.json: kind and digest of the tokenizer that an export's tokenizer.json was made
-from."""
+"""Key in tokenizer_config.json: kind and digest of the tokenizer that an export was made from."""
 
 
 def companions_in(folder: Path) -> dict[str, Path]:
-    """Those that a folder has, by their names."""
+    """Return the companion files of a folder by name."""
     return {name: folder / name for name in (*TOKENIZER, GENERATION) if (folder / name).is_file()}
 
 
 def copy_companions(files: Mapping[str, Path | bytes], folder: Path) -> None:
-    """Copy files, or write contents, to these names. Raises OSError: one cannot be read or written."""
+    """Copy files, or write their contents, into a folder under the given names."""
     for name, file in files.items():
         if isinstance(file, bytes):
             (folder / name).write_bytes(file)
@@ -57,12 +56,11 @@ def copy_companions(files: Mapping[str, Path | bytes], folder: Path) -> None:
 
 
 def digests_of(files: Mapping[str, Path]) -> dict[str, str]:
-    """Of the tokenizers that there are files of, or that these were made from: digests as data notes them, by
-    kinds.
+    """Return the digests of the tokenizers in these files, and of those that they were made from, by kind.
 
     Raises:
-        OSError: one cannot be read.
-        ValueError: tokenizer_config.json is no JSON object.
+        OSError: A file cannot be read.
+        ValueError: tokenizer_config.json is not a JSON object.
     """
     digests = {}
     for kind, names in FORMS.items():
@@ -72,27 +70,30 @@ def digests_of(files: Mapping[str, Path]) -> dict[str, str]:
 
 
 def made_from(files: Mapping[str, Path]) -> dict[str, str]:
-    """Kind and digest that an export notes of the tokenizer that it is of; empty: nothing is noted."""
+    """Return kind and digest of the tokenizer that an export was made from; empty if they are unknown."""
     if TOKENIZER_CONFIG not in files:
         return {}
     try:
         note = json_object(files[TOKENIZER_CONFIG])[MADE_FROM]
         return {str(note["tokenizer_type"]): str(note["sha256"])}
-    except (ValueError, LookupError, TypeError):  # others write such files too
+    except (ValueError, LookupError, TypeError):  # a file that another program wrote
         return {}
 
 
 def tokenizer_in(files: Mapping[str, Path], model: ModelConfig) -> Tokenizer | None:
-    """The tokenizer that these files are for a model of this shape; None: none that can be told.
+    """Build the tokenizer of these files for a model.
+
+    Returns:
+        None if its kind cannot be determined.
 
     Raises:
-        ValueError: it cannot be read, or a package that it needs is not installed.
+        ValueError: The tokenizer cannot be read, or a package that it needs is not installed.
     """
     if TOKENIZER_JSON in files:
         return build_tokenizer("HuggingFaceTokenizer", files[TOKENIZER_JSON])
     if SENTENCEPIECE_MODEL in files:
         return build_tokenizer("SentencePieceTokenizer", files[SENTENCEPIECE_MODEL])
-    # Other families have files of these names, too, and split texts into words by rules of their own.
+    # Other families have files of the same names, but split text into words differently.
     if VOCAB in files and MERGES in files and family_of(model) is GPT2:
         return build_tokenizer("GPT2BPETokenizer", None, files[VOCAB], files[MERGES])
     return None

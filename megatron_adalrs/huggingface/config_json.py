@@ -1,7 +1,8 @@
-"""config.json: to fields of a ModelConfig and the vocabulary, and back.
+"""Conversion between config.json and the fields of a ModelConfig.
 
-Every field that changes what a model computes is read or, where our model cannot do it, refused. Dropout is a
-run's own matter, and is not read. No torch in here: the command line takes defaults from it.
+Every field that changes what a model computes is read, or refused if our model does not support its value.
+Dropout is not read, since every run sets its own. This module does not import torch, because the command line
+takes defaults from it.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from megatron_adalrs.huggingface.rope_config import is_positive_number, rotary_f
 CONFIG = "config.json"
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
-"""Names of the tanh form; "gelu" is another function."""
+"""Names of the tanh approximation; "gelu" is the exact function."""
 _SILU = ("silu", "swish")
 
 
 def is_model(folder: Path) -> bool:
-    """Whether a folder is taken for a model of Hugging Face's: it has a config.json."""
+    """Return whether a folder is a Hugging Face model, that is, has a config.json."""
     return (folder / CONFIG).is_file()
 
 
 class Shape:
-    """What a model folder's config.json says.
+    """Configuration of a model, read from the config.json in a folder.
 
     Raises:
-        ValueError: it cannot be read, or our model cannot be what it says; one sentence names file, field and
-            value.
+        ValueError: The file cannot be read, or our model does not support a value; the message names file,
+            field and value.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,11 +52,11 @@ class Shape:
             "n_positions" if self.family is GPT2 else "max_position_embeddings"
         )
         self.fields: dict[str, Any] = self._gpt2() if self.family is GPT2 else self._gated()
-        """Of a ModelConfig, plain values; `seq_length` is not among them."""
+        """Fields of a ModelConfig as plain values, without `seq_length`."""
 
     @property
     def token_ids(self) -> dict[str, Any]:
-        """The special tokens that config.json names."""
+        """Ids of the special tokens in config.json."""
         return {name: self._content.get(name) for name in TOKEN_IDS}
 
     def _family(self) -> Family:
@@ -155,7 +156,7 @@ class Shape:
         value = self._content.get(name, default)
         if value not in allowed:
             known = " or ".join(json.dumps(one) for one in allowed if one is not None) or "none"
-            raise self._refused(name, value, f"our model has no such thing, required {known}")
+            raise self._refused(name, value, f"not supported, required {known}")
 
     def _divides(self, name: str, size: int, by_name: str, by: int) -> None:
         if size % by:
@@ -166,10 +167,10 @@ class Shape:
 
 
 def family_of(model: ModelConfig) -> Family:
-    """The family that has a model's shape.
+    """Return the family that a model belongs to.
 
     Raises:
-        ValueError: none has; the message names the field.
+        ValueError: The model fits no family; the message names the field.
     """
     if model.position_embedding_type == "learned_absolute":
         family = GPT2
@@ -192,8 +193,7 @@ def family_of(model: ModelConfig) -> Family:
         if getattr(model, name) != value:
             raise ValueError(
                 f"{_FIELDS.get(name, name)}: {getattr(model, name)!r}: {family.model_type}, the nearest "
-                f"family, has "
-                f"{value!r}"
+                f"family, has {value!r}"
             )
     if model.hidden_size % model.num_attention_heads:
         division = shown_division(model.hidden_size, model.num_attention_heads)
@@ -213,11 +213,11 @@ _FIELDS = {
 def config_json(
     family: Family, model: ModelConfig, vocab_size: int, dtype: str, token_ids: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """config.json of a model, for versions 4 and 5 of transformers.
+    """Return the content of config.json for versions 4 and 5 of transformers.
 
     Args:
-        dtype: as torch calls it, such as "bfloat16".
-        token_ids: bos_token_id, eos_token_id, pad_token_id, as far as they are known.
+        dtype: Name of the torch dtype, such as "bfloat16".
+        token_ids: bos_token_id, eos_token_id and pad_token_id, as far as they are known.
     """
     common = {
         "architectures": [family.architecture],
@@ -227,7 +227,7 @@ def config_json(
         "initializer_range": model.init_method_std,
         "torch_dtype": dtype,
         "use_cache": True,
-        # Named even where there is none: transformers would take its own defaults.
+        # Unknown ids are written as null, because transformers has defaults of its own.
         **{name: token_ids.get(name) for name in TOKEN_IDS},
     }
     if family is GPT2:

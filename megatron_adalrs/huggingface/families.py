@@ -1,40 +1,41 @@
-"""Names and layouts: which tensors of a Hugging Face model make one parameter of ours."""
+"""Names and layouts of the tensors of Hugging Face models that make up each of our parameters."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)\.(weight|bias)")
 
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of model in transformers.
+    """A model architecture of transformers.
 
-    Its tensors, one below the other, make one parameter of ours: q, k and v in this order, gate and up in
-        this order.
+    Its tensors, concatenated along the first dimension, make up one of our parameters: q, k and v in this
+    order, gate and up in this order.
     """
 
     model_type: str
-    """In config.json."""
+    """`model_type` in config.json."""
     architecture: str
-    """The only one that is read: the language model, with its output matrix."""
+    """The only supported entry of `architectures`: the language model with its output matrix."""
     prefix: str
-    """Of every name but the output matrix's; files written by old versions lack it."""
+    """Prefix of all names but that of the output matrix. Some published files lack it."""
     outer: dict[str, str]
-    """Their name, after the prefix, of each module of ours outside the blocks."""
+    """Name, after the prefix, of each of our modules outside the blocks."""
     blocks: str
-    """Their name of the list of blocks, after the prefix."""
+    """Name of the list of blocks, after the prefix."""
     inner: dict[str, tuple[str, ...]]
-    """Their modules for each of ours within a block."""
+    """Modules that make up each of our modules within a block."""
     transposed: frozenset[str] = frozenset()
-    """Modules of ours whose matrices they keep as [in, out]."""
+    """Our modules whose matrices are stored as [in, out]."""
     buffers: re.Pattern[str] = re.compile(r".*\.rotary_emb\.inv_freq")
-    """Tensors in files of old versions that hold no weights."""
+    """Tensors in files of older versions of transformers that are not weights."""
 
     def tensors_of(self, parameter: str) -> tuple[tuple[str, ...], bool]:
-        """Names of the tensors that make a parameter of this name, and whether each is transposed."""
+        """Return the names of the tensors of one of our parameters, and whether they are transposed."""
         if parameter == "output.weight":
             return ("lm_head.weight",), False
         found = _BLOCK.fullmatch(parameter)
@@ -46,7 +47,7 @@ class Family:
         return names, kind == "weight" and module in self.transposed
 
 
-_GATED = {
+_GATED: dict[str, Any] = {
     "prefix": "model.",
     "outer": {"embedding.tokens": "embed_tokens", "final_norm": "norm"},
     "blocks": "layers",
@@ -77,7 +78,7 @@ GPT2 = Family(
     transposed=frozenset({"attention.qkv", "attention.output", "mlp.input", "mlp.output"}),
     buffers=re.compile(r".*\.attn\.(bias|masked_bias)"),
 )
-LLAMA = Family(model_type="llama", architecture="LlamaForCausalLM", **_GATED)  # type: ignore[arg-type]
-QWEN2 = Family(model_type="qwen2", architecture="Qwen2ForCausalLM", **_GATED)  # type: ignore[arg-type]
+LLAMA = Family(model_type="llama", architecture="LlamaForCausalLM", **_GATED)
+QWEN2 = Family(model_type="qwen2", architecture="Qwen2ForCausalLM", **_GATED)
 
 FAMILIES = {family.model_type: family for family in (GPT2, LLAMA, QWEN2)}

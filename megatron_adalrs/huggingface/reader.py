@@ -1,4 +1,4 @@
-"""A folder of Hugging Face's as a source of our weights."""
+"""Read our weights from a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _CHUNK = 4096  # rows compared at a time
 
 
 class HuggingFaceModel:
-    """The weights in a model folder, by GPT's names: a `WeightSource`. Only what is asked for is read.
+    """The weights in a model folder by their names in `GPT`: a `WeightSource` that reads on demand.
 
     Raises:
-        ValueError: a file is missing or damaged, our model cannot be what it says, or a tensor is missing, is
-            of another shape or is none of this model's; one sentence names it.
+        ValueError: A file is missing or damaged, the configuration is not supported, or a tensor is missing,
+            unknown or of the wrong shape; the message names it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,15 +35,14 @@ class HuggingFaceModel:
         except ValidationError as error:
             raise ValueError(f"{folder / CONFIG}: {describe_validation_error(error)}") from None
         self._folder, self._files = folder, TensorFiles(folder)
-        # Files of the model without its head, as GPT-2's published ones are, have the names without the
-        # prefix.
+        # Files of a model without its head, such as the published ones of GPT-2, have names without prefix.
         prefix = self.family.prefix
         self._prefix = prefix if any(name.startswith(prefix) for name in self._files.names) else ""
         self._shapes = parameter_shapes(self.model, self.vocab_size)
         self._check()
 
     def __call__(self, name: str, shape: Sequence[int]) -> Tensor:
-        """The whole parameter, in the precision of the file."""
+        """Return a whole parameter in the precision of the file."""
         names, transposed = self._tensors_of(name)
         parts = [self._files(one) for one in names]
         parts = [part.t() for part in parts] if transposed else parts
@@ -52,7 +51,7 @@ class HuggingFaceModel:
         return whole
 
     def dtype(self, name: str) -> torch.dtype:
-        """In which a parameter is given."""
+        """Return the dtype of a parameter."""
         return reduce(
             torch.promote_types, [self._files.entry(one).dtype for one in self._tensors_of(name)[0]]
         )
@@ -73,7 +72,7 @@ class HuggingFaceModel:
                 names, part_shapes(self.model, parameter, shape, len(names)), strict=True
             ):
                 if name not in self._files:
-                    raise ValueError(f"{self._folder} lacks the tensor {name}")
+                    raise ValueError(f"{self._folder} has no tensor {name}")
                 try:
                     found = self._files.entry(name).shape
                 except ValueError as error:
@@ -88,13 +87,13 @@ class HuggingFaceModel:
             known.add("lm_head.weight")
         others = sorted(name for name in self._files.names - known if not self.family.buffers.fullmatch(name))
         if others:
-            told = f"{', '.join(others[:3])}{' ...' if len(others) > 3 else ''}"
+            listed = f"{', '.join(others[:3])}{' ...' if len(others) > 3 else ''}"
             raise ValueError(
-                f"{self._folder} has tensors that no {self.family.architecture} of its shape has: {told}"
+                f"{self._folder} has tensors that no {self.family.architecture} of its shape has: {listed}"
             )
 
     def _check_tied(self) -> None:
-        """The output matrix may be there a second time."""
+        """Check that a stored output matrix of a tied model is the token embedding."""
         head = self._files("lm_head.weight")
         table = self._files(self._tensors_of("embedding.tokens.weight")[0][0])
         same = head.shape == table.shape and all(
@@ -104,12 +103,12 @@ class HuggingFaceModel:
         if not same:
             raise ValueError(
                 f"{self._folder / CONFIG}: tie_word_embeddings: True: lm_head.weight is not the token "
-                f"embedding"
+                "embedding"
             )
 
 
 def parameter_shapes(model: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
-    """Every parameter of ours with its whole shape, padding rows of the vocabulary left out."""
+    """Return the shape of each of our parameters, without padding rows of the vocabulary."""
     unpadded = model.model_copy(update={"make_vocab_size_divisible_by": 1})
     with torch.device("meta"):
         return {name: tuple(one.shape) for name, one in GPT(unpadded, vocab_size).named_parameters()}
@@ -118,7 +117,7 @@ def parameter_shapes(model: ModelConfig, vocab_size: int) -> dict[str, tuple[int
 def part_shapes(
     model: ModelConfig, parameter: str, shape: tuple[int, ...], count: int
 ) -> Iterator[tuple[int, ...]]:
-    """Shapes of the `count` tensors that lie one below the other in a parameter of ours."""
+    """Yield the shapes of the `count` tensors that are concatenated in one of our parameters."""
     if count == 1:
         sizes = [shape[0]]
     elif "attention.qkv" in parameter:

@@ -1,5 +1,8 @@
-"""Rotary positions in config.json: as version 4 of transformers writes them, in rope_theta and rope_scaling,
-and as version 5 does, in rope_parameters. Both are read and both are written."""
+"""Rotary position embedding in config.json.
+
+Version 4 of transformers writes rope_theta and rope_scaling, version 5 writes rope_parameters. Both are read,
+and both are written.
+"""
 
 from __future__ import annotations
 
@@ -12,39 +15,42 @@ from megatron_adalrs.config import ModelConfig
 from megatron_adalrs.config.model import RopeScaling
 
 SCALED = "llama3"
-"""The one kind of scaling that our model has."""
+"""The only scaling that our model supports."""
 _SIZES = tuple(field.name for field in fields(RopeScaling))
 _KNOWN = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 
 Refusal = Callable[[str, Any, str], ValueError]
-"""Of a field, its value and what is required."""
+"""Makes the error for a field, its value and the requirement."""
 
 
 def is_positive_number(value: Any) -> bool:
+    """Return whether a value is a finite number above 0."""
     return type(value) in (int, float) and 0 < value <= sys.float_info.max
 
 
 def rotary_fields(content: Mapping[str, Any], refused: Refusal) -> dict[str, Any]:
-    """Fields of a ModelConfig that say how positions are rotated.
+    """Return the fields of a ModelConfig for rotary position embedding.
 
     Args:
-        content: of config.json.
+        content: Content of config.json.
+        refused: Makes the error to raise.
 
     Raises:
-        ValueError: by `refused`; our model has no such positions, or the two ways to tell them contradict
-            each other.
+        ValueError: A value is not supported, or the fields of the two versions contradict each other.
     """
     bases, scalings = {"rope_theta": content.get("rope_theta")}, {}
     if content.get("partial_rotary_factor") not in (None, 1):
         raise refused(
-            "partial_rotary_factor", content["partial_rotary_factor"], "our model rotates all of a head"
+            "partial_rotary_factor",
+            content["partial_rotary_factor"],
+            "partial rotation is not supported",
         )
     for name in ("rope_scaling", "rope_parameters"):
         parameters = content.get(name)
         if parameters is None:
             continue
         if not isinstance(parameters, dict):
-            raise refused(name, parameters, "must hold parameters by name")
+            raise refused(name, parameters, "must be an object with parameters")
         bases[name], scalings[name] = parameters.get("rope_theta"), _scaling(name, parameters, refused)
     base = _agreed(
         "rope_theta", {name: one for name, one in bases.items() if one is not None}, 10000.0, refused
@@ -55,7 +61,7 @@ def rotary_fields(content: Mapping[str, Any], refused: Refusal) -> dict[str, Any
     found = {"rotary_base": float(base), "use_rope_scaling": scaling is not None}
     if scaling is None:
         return found
-    # Version 5 would take this one, which other families have, for the one within.
+    # Version 5 prefers this field, which other families have, to the one in rope_parameters.
     original = content.get("original_max_position_embeddings", scaling["original_max_position_embeddings"])
     if original != scaling["original_max_position_embeddings"]:
         raise refused("original_max_position_embeddings", original, f"rotary positions have {scaling}")
@@ -63,8 +69,7 @@ def rotary_fields(content: Mapping[str, Any], refused: Refusal) -> dict[str, Any
 
 
 def rotary_json(model: ModelConfig) -> dict[str, Any]:
-    """The fields of config.json that say how a model rotates positions, for versions 4 and 5 of
-    transformers."""
+    """Return the fields of config.json for rotary position embedding, for versions 4 and 5."""
     if model.rope_scaling is None:
         kind = {"rope_type": "default"}
         return {"rope_theta": model.rotary_base, "rope_parameters": kind | {"rope_theta": model.rotary_base}}
@@ -77,18 +82,16 @@ def rotary_json(model: ModelConfig) -> dict[str, Any]:
 
 
 def _scaling(name: str, parameters: Mapping[str, Any], refused: Refusal) -> dict[str, Any] | None:
-    """Of one of the two fields, the values of a RopeScaling by name; None: it says that nothing is scaled."""
+    """Return the values of a RopeScaling by name, or None if the field does not scale positions."""
     kinds = {key: parameters[key] for key in ("rope_type", "type") if parameters.get(key) is not None}
     kind = _agreed(name, kinds, "default", refused)
     if kind not in ("default", SCALED):
-        raise refused(
-            name, kind, f"our model cannot scale rotary positions so, required rope_type {SCALED} or default"
-        )
+        raise refused(name, kind, f"this scaling is not supported, required rope_type {SCALED} or default")
     if parameters.get("partial_rotary_factor") not in (None, 1):
-        raise refused(name, parameters, "our model rotates all of a head, required partial_rotary_factor 1")
+        raise refused(name, parameters, "partial rotation is not supported, required partial_rotary_factor 1")
     sizes = _SIZES if kind == SCALED else ()
     if others := parameters.keys() - {*_KNOWN, *sizes}:
-        raise refused(name, parameters, f"our model has no {', '.join(sorted(others))} of rope_type {kind}")
+        raise refused(name, parameters, f"not supported for rope_type {kind}: {', '.join(sorted(others))}")
     if kind != SCALED:
         return None
     for size in sizes:
@@ -105,7 +108,7 @@ def _scaling(name: str, parameters: Mapping[str, Any], refused: Refusal) -> dict
 
 
 def _agreed(name: str, given: Mapping[str, Any], default: Any, refused: Refusal) -> Any:
-    """The value that all have who give one."""
+    """Return the value that all given fields share, or the default if none is given."""
     values = list(given.values()) or [default]
     if any(value != values[0] for value in values):
         raise refused(name, dict(given), "they contradict each other")

@@ -1,4 +1,4 @@
-"""SentencePiece models as the backend of a tokenizer.json, with the same ids for any text."""
+"""Convert SentencePiece models to backends of the package tokenizers, with the same ids for any text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
     from tokenizers import Tokenizer as Backend
 
-BLANK = "\u2581"  # SentencePiece's for " "
+BLANK = "\u2581"  # SentencePiece writes it for " "
 SAMPLE = (
     "Ελληνικά, Кириллица, עברית, العربية, हिन्दी, ไทย, 中文, 日本語かな, 한국어, ქართული, አማርኛ",
     "naïve cafe\u0301 ﬁ ½ ＡＢＣ",
@@ -22,59 +22,63 @@ SAMPLE = (
 
 
 def backend_of(model: bytes) -> tuple[Backend | None, str]:
-    """A backend that encodes as a SentencePiece model does, or else None and the reason.
+    """Return a backend that encodes like a SentencePiece model, or None and the reason why there is none.
 
-    It was compared on a sample and on every piece of the model. Two segmentations of a unigram model that are
-    equally likely but for rounding may be told apart otherwise: SentencePiece adds up in float32, the package
-    tokenizers in float64.
+    The two are compared on a sample and on every piece of the model. They may choose different segmentations
+    of a unigram model that are equally likely up to rounding: SentencePiece adds scores in float32, the
+    package tokenizers in float64.
 
     Args:
-        model: content of the .model file.
+        model: Content of the .model file.
     """
     from sentencepiece import SentencePieceProcessor
 
     try:
-        from sentencepiece.sentencepiece_model_pb2 import ModelProto
-    except (
-        Exception
-    ) as error:  # protobuf raises one of its own where it is not of the version that made this module
+        from sentencepiece.sentencepiece_model_pb2 import (  # type: ignore[attr-defined]  # made at run time
+            ModelProto,
+        )
+    except Exception as error:  # protobuf has an exception of its own for modules of another version
         return None, f"the package sentencepiece needs another protobuf: {error}"
     proto = ModelProto()
     proto.ParseFromString(model)
-    if reason := _unlike_any(proto):
+    if reason := _unsupported(proto):
         return None, reason
     backend = (_bpe if proto.trainer_spec.model_type == proto.trainer_spec.BPE else _unigram)(proto)
     processor = SentencePieceProcessor(model_proto=model)
     pieces = (piece.piece.replace(BLANK, " ") for piece in proto.pieces if piece.type == piece.NORMAL)
     for text in (*SAMPLE, *pieces):
-        if not _alike(processor, backend, text):
+        if not _is_same(processor, backend, text):
             return None, f"the package tokenizers would encode {text[:40]!r} as other tokens"
     return backend, ""
 
 
-def _unlike_any(proto: Any) -> str:
-    """What a backend cannot be made to do, in words; empty: nothing."""
+def _unsupported(proto: Any) -> str:
+    """Describe what a backend cannot reproduce; empty if there is nothing."""
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     if trainer.model_type not in (trainer.BPE, trainer.UNIGRAM):
-        return f"a SentencePiece model of type {trainer.ModelType.Name(trainer.model_type).lower()} has none"
+        kind = trainer.ModelType.Name(trainer.model_type).lower()
+        return f"SentencePiece models of type {kind} are not supported"
     if normalizer.precompiled_charsmap or proto.denormalizer_spec.precompiled_charsmap:
-        return f"it normalises text ({normalizer.name or 'by rules of its own'})"
+        return f"it normalizes text ({normalizer.name or 'with its own rules'})"
     if (
         normalizer.remove_extra_whitespaces
         or not normalizer.escape_whitespaces
         or trainer.treat_whitespace_as_suffix
     ):
-        return "it has rules of its own for blanks"
+        return "it has its own rules for whitespace"
     if not trainer.byte_fallback:
-        return "it has no bytes to fall back to"
+        return "it has no byte fallback"
     if any(piece.type == piece.UNUSED for piece in proto.pieces):
         return "it has unused pieces"
     return ""
 
 
 def _bpe(proto: Any) -> Backend:
-    """Every pair of pieces that make a third is a merge; those of better scores come first, as in
-    SentencePiece."""
+    """Build a BPE backend.
+
+    Every pair of pieces that together form a third piece is a merge. As in SentencePiece, merges into pieces
+    of higher score come first.
+    """
     from tokenizers import Tokenizer as Backend
     from tokenizers import models
 
@@ -96,14 +100,17 @@ def _bpe(proto: Any) -> Backend:
 
 
 def _unigram(proto: Any) -> Backend:
-    """The backend would find the names of control pieces and bytes, such as <0x41>, in texts: "<" has another
-    name."""
+    """Build a unigram backend.
+
+    The backend would match the names of control pieces and bytes, such as <0x41>, in a text. Therefore "<" is
+    replaced by a character that no text has.
+    """
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, normalizers
 
     used = set().union(*(piece.piece for piece in proto.pieces))
-    # Beginning with characters that Unicode promises never to assign. A text with this one would not come
-    # back.
+    # The search begins with characters that Unicode will never assign. Decoding would change a text that has
+    # this character.
     stand_in = next(character for character in map(chr, range(0x10FFFF, 0xFFFF, -1)) if character not in used)
     vocabulary = [
         (piece.piece.replace("<", stand_in) if piece.type == piece.NORMAL else piece.piece, piece.score)
@@ -114,15 +121,19 @@ def _unigram(proto: Any) -> Backend:
 
 
 def _finished(backend: Backend, proto: Any, before: list[Any], after: list[Any]) -> Backend:
-    """With blanks, special tokens and user-defined pieces; `before`, `after`: further steps to take with
-    texts."""
+    """Add whitespace handling, special tokens and user-defined pieces to a backend.
+
+    Args:
+        before: Further normalizers.
+        after: Further decoders.
+    """
     from tokenizers import AddedToken, decoders, normalizers
 
     prefix, strip = [], []
     if proto.normalizer_spec.add_dummy_prefix:
         prefix, strip = [normalizers.Prepend(BLANK)], [decoders.Strip(" ", 1, 0)]
     backend.normalizer = normalizers.Sequence([*before, *prefix, normalizers.Replace(" ", BLANK)])
-    # Bytes come first: pieces that look like bytes once their blanks are back are none.
+    # Bytes are decoded first, because a piece may look like a byte after its whitespace is restored.
     backend.decoder = decoders.Sequence(
         [decoders.ByteFallback(), decoders.Fuse(), decoders.Replace(BLANK, " "), *after, *strip]
     )
@@ -130,7 +141,7 @@ def _finished(backend: Backend, proto: Any, before: list[Any], after: list[Any])
     backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
     named = [piece.piece for piece in proto.pieces if piece.type == piece.USER_DEFINED]
     backend.add_tokens([AddedToken(name, special=False, normalized=False) for name in named])
-    backend.encode_special_tokens = True  # as SentencePiece, which finds no control piece in a text
+    backend.encode_special_tokens = True  # as in SentencePiece, which matches no control piece in a text
     return backend
 
 
@@ -138,13 +149,13 @@ def _unknown(proto: Any) -> int:
     return next(i for i, piece in enumerate(proto.pieces) if piece.type == piece.UNKNOWN)
 
 
-def _alike(processor: SentencePieceProcessor, backend: Backend, text: str) -> bool:
+def _is_same(processor: SentencePieceProcessor, backend: Backend, text: str) -> bool:
     theirs, ours = processor.encode(text, out_type=int), backend.encode(text, add_special_tokens=False).ids
     if theirs != ours and not isclose(_score(processor, theirs), _score(processor, ours), rel_tol=1e-5):
         return False
-    return backend.decode(ours, skip_special_tokens=False) == processor.decode(theirs)
+    return bool(backend.decode(ours, skip_special_tokens=False) == processor.decode(theirs))
 
 
 def _score(processor: SentencePieceProcessor, ids: list[int]) -> float:
-    """Of a segmentation: its logarithmic likelihood in a unigram model."""
+    """Return the log-likelihood of a segmentation in a unigram model."""
     return sum(processor.get_score(token) for token in ids)

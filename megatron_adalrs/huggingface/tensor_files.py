@@ -1,9 +1,8 @@
-"""A folder's tensors in the format safetensors: read one at a time through a map of the file, written in
-shards.
+"""Read and write safetensors files with one tensor in memory at a time.
 
-A file is the length of its header as 8 bytes, the header in JSON, and the tensors one after the other,
-little-endian: https://github.com/huggingface/safetensors#format. The package's own writer takes a whole shard
-in memory; this one takes a tensor.
+A file is the length of its header in 8 bytes, the header in JSON, and the tensors one after the other, all
+little-endian: https://github.com/huggingface/safetensors#format. The writer of the package safetensors holds
+a whole shard in memory.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from megatron_adalrs.utils.format import first_line
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_ALIGNMENT = 8  # of the header's end
+_ALIGNMENT = 8  # bytes, of the end of the header
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor before it is read or written."""
+    """Name, dtype and shape of a stored tensor."""
 
     name: str
     dtype: torch.dtype
@@ -37,15 +36,15 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
+        """Size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 class TensorFiles:
-    """The tensors in a folder: those of the one file, or of the shards that its index names.
+    """The tensors in a folder, in a single file or in the shards that its index names.
 
     Raises:
-        ValueError: there are none, or a file is missing, or is no sound one; or the package safetensors is
-            missing.
+        ValueError: A file is missing or damaged, or the package safetensors is not installed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -59,7 +58,7 @@ class TensorFiles:
         for name in _files_of(folder):
             path = folder / name
             try:
-                file = safe_open(str(path), framework="pt", device="cpu")
+                file: Any = safe_open(str(path), framework="pt", device="cpu")
                 self._files |= dict.fromkeys(file.keys(), file)
             except (OSError, SafetensorError) as error:
                 raise ValueError(f"cannot read {path}: {first_line(error)}") from None
@@ -69,17 +68,23 @@ class TensorFiles:
 
     @property
     def names(self) -> set[str]:
+        """Names of all tensors."""
         return set(self._files)
 
     def entry(self, name: str) -> Entry:
-        """Raises ValueError: it is no tensor of floating-point numbers."""
+        """Return dtype and shape of a tensor.
+
+        Raises:
+            ValueError: Its dtype is not a supported floating-point type.
+        """
         found = self._files[name].get_slice(name)
         if found.get_dtype() not in DTYPES:
             raise ValueError(f"{name} has dtype {found.get_dtype()}: required one of {', '.join(DTYPES)}")
         return Entry(name, DTYPES[found.get_dtype()], tuple(found.get_shape()))
 
     def __call__(self, name: str) -> Tensor:
-        return self._files[name].get_tensor(name)
+        tensor: Tensor = self._files[name].get_tensor(name)
+        return tensor
 
 
 def _files_of(folder: Path) -> list[str]:
@@ -94,22 +99,22 @@ def _files_of(folder: Path) -> list[str]:
         if any(not isinstance(name, str) or Path(name).name != name for name in files):
             raise ValueError("weight_map must name files of this folder")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        told = f"{type(error).__name__}: {error}" if isinstance(error, (KeyError, TypeError)) else str(error)
-        raise ValueError(f"cannot read {index}: {told}") from None
+        kind = f"{type(error).__name__}: " if isinstance(error, (KeyError, TypeError)) else ""
+        raise ValueError(f"cannot read {index}: {kind}{error}") from None
     if missing := [name for name in files if not (folder / name).is_file()]:
-        raise ValueError(f"{folder} lacks {', '.join(missing)}, which {INDEX} names")
+        raise ValueError(f"{folder} has no {', '.join(missing)}, which {INDEX} names")
     return files
 
 
 def write_tensors(
     folder: Path, entries: Iterable[Entry], value: Callable[[str], Tensor], max_shard_size: int
 ) -> None:
-    """Write one file, or shards and their index, to a folder of its own; every file is brought to disk.
+    """Write a single file, or shards and their index, into an empty folder and bring them to disk.
 
     Args:
-        value: a tensor of its entry's shape, cast to its dtype; called once for each, in order of the entries
-            but that within a shard larger dtypes come first, as the format's own writer has it for alignment.
-        max_shard_size: bytes; a single tensor may be larger.
+        value: Returns the tensor of an entry, which is cast to the entry's dtype. It is called once per
+            entry, in order, except that larger dtypes come first within a shard, for alignment.
+        max_shard_size: Size in bytes; a single tensor may be larger.
     """
     shards: list[list[Entry]] = [[]]
     for entry in entries:
@@ -130,7 +135,7 @@ def write_tensors(
 
 
 def _write_shard(path: Path, entries: Sequence[Entry], value: Callable[[str], Tensor]) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # which transformers asks for
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # required by transformers
     end = 0
     for entry in entries:
         start, end = end, end + entry.nbytes
@@ -146,6 +151,6 @@ def _write_shard(path: Path, entries: Sequence[Entry], value: Callable[[str], Te
         for entry in entries:
             tensor = value(entry.name)
             assert tensor.shape == entry.shape, f"{entry.name} is {tuple(tensor.shape)}, not {entry.shape}"
-            file.write(tensor.to(entry.dtype).contiguous().flatten().view(torch.uint8).numpy())
+            file.write(tensor.to(entry.dtype).contiguous().flatten().view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""A run's tokenizer as AutoTokenizer of transformers reads one: tokenizer.json and tokenizer_config.json."""
+"""Export a run's tokenizer as tokenizer.json and tokenizer_config.json for AutoTokenizer of transformers."""
 
 from __future__ import annotations
 
@@ -38,23 +38,25 @@ class PlainTokenizer(PreTrainedTokenizerFast):
 """
 
 
-def made_for_transformers(
+def export_tokenizer(
     kind: str | None, files: Mapping[str, Path], model_type: str
 ) -> tuple[dict[str, bytes], str]:
-    """Files to lie beside those of a run's tokenizer, so that AutoTokenizer gives the same ids; and what to
-    tell.
+    """Convert a run's tokenizer, so that AutoTokenizer returns the same ids.
 
     Args:
-        kind: of the tokenizer; None where the files came with a model, and are whole.
-        files: by Hugging Face's names.
-        model_type: of config.json.
+        kind: Kind of the tokenizer; None if the files came with a model and are complete.
+        files: Files of the tokenizer by their names in Hugging Face folders.
+        model_type: `model_type` in config.json.
+
+    Returns:
+        Contents of the files to add to those of the tokenizer, and a note for the user.
     """
     if kind is None or (TOKENIZER_JSON in files and kind != "HuggingFaceTokenizer"):
         return {}, ""
     named = (
         json_object(files[TOKENIZER_CONFIG]) if TOKENIZER_JSON in files and TOKENIZER_CONFIG in files else {}
     )
-    if _is_heeded(named, model_type):
+    if _has_tokenizer_class(named, model_type):
         return {}, ""
     try:
         import tokenizers  # noqa: F401
@@ -62,36 +64,40 @@ def made_for_transformers(
         made = TOKENIZER_CONFIG if TOKENIZER_JSON in files else TOKENIZER_JSON
         return {}, f"no {made} is made: it needs the package tokenizers: pip install 'megatron-adalrs[hf]'"
     if TOKENIZER_JSON in files:
-        ours = HuggingFaceTokenizer(files[TOKENIZER_JSON])
-        config = _config(ours.backend.id_to_token(ours.eod))
-        if (
-            ours.backend.encode_special_tokens
-        ):  # set beside a file of another name, whose settings are not among these
+        json_tokenizer = HuggingFaceTokenizer(files[TOKENIZER_JSON])
+        config = _config(json_tokenizer.backend.id_to_token(json_tokenizer.eod))
+        # Set by a tokenizer_config.json beside a file of another name, which is not among `files`.
+        if json_tokenizer.backend.encode_special_tokens:
             config["split_special_tokens"] = True
         return _with_config(
             {}, config | named | {"tokenizer_class": config["tokenizer_class"]}, model_type
         ), ""
-    told = f"{TOKENIZER_JSON} is made of it, for the same ids from AutoTokenizer"
+    note = f"{TOKENIZER_JSON} is made from it, for the same ids from AutoTokenizer"
     if kind == "ByteTokenizer":
-        told = (
+        note = (
             f"{TOKENIZER_JSON} is made: ids are the bytes of UTF-8, 256 ({END_OF_DOCUMENT}) ends a document"
         )
-        return _made(_bytes(), END_OF_DOCUMENT, build_tokenizer(kind), kind, model_type), told
+        return _made(_bytes(), END_OF_DOCUMENT, build_tokenizer(kind), kind, model_type), note
     if kind == "SentencePieceTokenizer" and SENTENCEPIECE_MODEL in files:
-        ours = build_tokenizer(kind, files[SENTENCEPIECE_MODEL])
+        sentencepiece = build_tokenizer(kind, files[SENTENCEPIECE_MODEL])
         backend, reason = backend_of(files[SENTENCEPIECE_MODEL].read_bytes())
         if backend is None:
-            return {}, f"no {TOKENIZER_JSON} is made of it: {reason}"
-        return _made(backend, backend.id_to_token(ours.eod), ours, kind, model_type), told
+            return {}, f"no {TOKENIZER_JSON} is made from it: {reason}"
+        eod = backend.id_to_token(sentencepiece.eod)
+        assert eod is not None, "the backend has all pieces of the model"
+        return _made(backend, eod, sentencepiece, kind, model_type), note
     if kind == "GPT2BPETokenizer" and VOCAB in files and MERGES in files:
-        ours = GPT2BPETokenizer(files[VOCAB], files[MERGES])
-        return _made(ours.backend, END_OF_DOCUMENT, ours, kind, model_type), told
+        bpe = GPT2BPETokenizer(files[VOCAB], files[MERGES])
+        return _made(bpe.backend, END_OF_DOCUMENT, bpe, kind, model_type), note
     return {}, ""
 
 
-def _is_heeded(config: Mapping[str, Any], model_type: str) -> bool:
-    """Whether AutoTokenizer takes the class that a tokenizer_config.json names: it takes the one that is
-    usual for the model where none is named, and Qwen2's for its models: see `_with_config`."""
+def _has_tokenizer_class(config: Mapping[str, Any], model_type: str) -> bool:
+    """Return whether AutoTokenizer uses the class in a tokenizer_config.json.
+
+    Without one it uses the default class of the model, and for Qwen2 models always that of Qwen2, see
+    `_with_config`.
+    """
     named = str(config.get("tokenizer_class", ""))
     return bool(named) and (
         model_type != QWEN2.model_type or named.startswith("Qwen2") or "auto_map" in config
@@ -99,9 +105,9 @@ def _is_heeded(config: Mapping[str, Any], model_type: str) -> bool:
 
 
 def _made(backend: Backend, eod: str, ours: Tokenizer, kind: str, model_type: str) -> dict[str, bytes]:
-    """tokenizer.json and what belongs to it. Args: `eod`: the name of the token that ends a document."""
+    """Return tokenizer.json and its configuration; `eod` is the name of the end-of-document token."""
     config = _config(eod) | {
-        # Whether what is spelled out in a text is no special token; tokenizer.json cannot say it.
+        # Special tokens spelled out in a text are split; tokenizer.json has no field for it.
         "split_special_tokens": backend.encode_special_tokens,
         MADE_FROM: {"tokenizer_type": kind, "sha256": ours.sha256},
     }
@@ -109,8 +115,8 @@ def _made(backend: Backend, eod: str, ours: Tokenizer, kind: str, model_type: st
 
 
 def _config(eod: str) -> dict[str, Any]:
-    # No bos_token: training has seen the end of a document before each one, and evaluations begin with it
-    # then.
+    # No bos_token: in training, documents follow the end-of-document token of the previous one, and
+    # evaluations prepend it if there is no bos_token.
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": eod,
@@ -120,8 +126,8 @@ def _config(eod: str) -> dict[str, Any]:
 
 def _with_config(files: dict[str, bytes], config: dict[str, Any], model_type: str) -> dict[str, bytes]:
     if model_type == QWEN2.model_type:
-        # Version 5 of transformers gives every model of this type Qwen's own normaliser and pre-tokenizer,
-        # unless its tokenizer has code of its own, whether that is trusted and run or not.
+        # Version 5 of transformers replaces normalizer and pre-tokenizer with those of Qwen for all models of
+        # this type, unless the tokenizer has custom code, whether or not that is trusted and run.
         config = config | {
             "auto_map": {"AutoTokenizer": [f"{Path(PLAIN_TOKENIZER).stem}.PlainTokenizer"] * 2}
         }
@@ -134,7 +140,7 @@ def _json(content: dict[str, Any]) -> bytes:
 
 
 def _bytes() -> Backend:
-    """ByteTokenizer's ids: every byte is a token, none are merged."""
+    """Return a backend with the ids of ByteTokenizer: one token per byte, without merges."""
     from tokenizers import AddedToken, decoders, models, pre_tokenizers
     from tokenizers import Tokenizer as Backend
 
@@ -147,7 +153,7 @@ def _bytes() -> Backend:
 
 
 def _byte_names() -> list[str]:
-    """GPT-2's characters for the 256 bytes: themselves where they can be seen, else from U+0100 on."""
+    """Return the characters of GPT-2 for the 256 bytes: printable ones as they are, others from U+0100."""
     seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     unseen = iter(range(256, 512))
     return [chr(byte if byte in seen else next(unseen)) for byte in range(256)]

@@ -1,4 +1,4 @@
-"""Our weights as a folder of Hugging Face's."""
+"""Write our weights as a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from megatron_adalrs.huggingface.tensor_files import Entry, write_tensors
 from megatron_adalrs.model.initialization import WeightSource
 from megatron_adalrs.utils.atomic_files import new_folder
 
-MAX_SHARD_SIZE = 5 * 10**9  # bytes, as transformers has it
+MAX_SHARD_SIZE = 5 * 10**9  # bytes, the default of transformers
 
 
 def write_model(
@@ -32,22 +32,23 @@ def write_model(
     companions: Mapping[str, Path | bytes],
     max_shard_size: int = MAX_SHARD_SIZE,
 ) -> None:
-    """Write a model folder that transformers loads. It appears whole or not at all; one tensor is in memory
-    at a time.
+    """Write a model folder that transformers loads, with one tensor in memory at a time.
+
+    The folder is renamed once it is complete.
 
     Args:
-        folder: must not exist, or be empty.
-        weights: by GPT's names.
-        dtype: of each parameter, by GPT's names; the most frequent one goes into config.json.
-        token_ids: bos_token_id, eos_token_id, pad_token_id.
-        companions: files to copy beside the weights, or contents to write there, by the names that they get.
+        folder: Must not exist, or be empty.
+        weights: Parameters by their names in `GPT`.
+        dtype: Dtype of each parameter; the one with most bytes is written to config.json.
+        token_ids: bos_token_id, eos_token_id and pad_token_id.
+        companions: Files to copy into the folder, or contents to write, by name.
 
     Raises:
-        ValueError: no family has this shape, or there is something in the folder.
-        OSError: it cannot be written.
+        ValueError: The model fits no family, or the folder is not empty.
+        OSError: A file cannot be written.
     """
     family = family_of(model)
-    tensors = TheirTensors(family, model, vocab_size, weights)
+    tensors = ConvertedTensors(family, model, vocab_size, weights)
     entries = [Entry(name, dtype(parameter), shape) for name, (parameter, shape) in tensors.shapes.items()]
     sizes: dict[torch.dtype, int] = {}
     for entry in entries:
@@ -62,18 +63,18 @@ def write_model(
             _write_json(draft / GENERATION, {"_from_model_config": True} | known)
 
 
-class TheirTensors:
-    """Our weights as tensors of their names and layouts.
+class ConvertedTensors:
+    """Our weights with the names and layouts of a family's tensors.
 
     Args:
-        weights: by GPT's names.
+        weights: Parameters by their names in `GPT`.
     """
 
     def __init__(self, family: Family, model: ModelConfig, vocab_size: int, weights: WeightSource) -> None:
         self._weights, self._ours = weights, parameter_shapes(model, vocab_size)
         self._places: dict[str, tuple[str, int, int, bool]] = {}
         self.shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
-        """Of every tensor, by its name: the parameter of ours that it is in, and its shape."""
+        """Our parameter that each tensor is part of, and the shape of the tensor."""
         for parameter, shape in self._ours.items():
             names, transposed = family.tensors_of(parameter)
             first = 0
@@ -81,18 +82,18 @@ class TheirTensors:
                 self._places[name] = parameter, first, first + part[0], transposed
                 self.shapes[name] = parameter, part[::-1] if transposed else part
                 first += part[0]
-        self._last: tuple[str, Tensor] | None = None  # q, k and v are asked for one after the other
+        self._last: tuple[str, Tensor] | None = None  # q, k and v are requested one after the other
 
     def __call__(self, name: str) -> Tensor:
         parameter, first, last, transposed = self._places[name]
         if self._last is None or self._last[0] != parameter:
-            self._last = None  # two are not held at a time
+            self._last = None  # free it before the next is read
             self._last = parameter, self._weights(parameter, self._ours[parameter])
         part = self._last[1][first:last]
         return part.t() if transposed else part
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor with its name."""
+        """Return an iterator over names and tensors."""
         return ((name, self(name)) for name in self.shapes)
 
 

@@ -15,7 +15,7 @@ from megatron_adalrs.checkpoint.tokenizer_files import require_matching_tokenize
 from megatron_adalrs.config import DataConfig, ModelConfig
 from megatron_adalrs.data.tokenizer import TokenizerOfData, build_tokenizer
 from megatron_adalrs.huggingface.companion_files import companions_in
-from megatron_adalrs.huggingface.tokenizer_export import made_for_transformers
+from megatron_adalrs.huggingface.tokenizer_export import export_tokenizer
 from megatron_adalrs.preprocessing.preprocess import Recipe, preprocess
 from megatron_adalrs.preprocessing.tokenizer_training import train_sentencepiece
 from tests.checkpoint.test_checkpoint import refusal, trained, values
@@ -51,7 +51,7 @@ def of_data(kind: str, *files: Path | None, known: bool = True) -> TokenizerOfDa
 def exported(folder: Path, kind: str, **files: Path) -> Path:
     folder.mkdir()
     named = {name.replace("_", "."): path for name, path in files.items()}
-    contents = {name: path.read_bytes() for name, path in named.items()} | made_for_transformers(
+    contents = {name: path.read_bytes() for name, path in named.items()} | export_tokenizer(
         kind, named, "gpt2"
     )[0]
     for name, content in contents.items():

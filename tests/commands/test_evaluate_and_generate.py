@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from megatron_adalrs.checkpoint import locate_model, open_model
 from megatron_adalrs.config import DataConfig
 from megatron_adalrs.data.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
-from megatron_adalrs.huggingface.tokenizer_export import made_for_transformers
+from megatron_adalrs.huggingface.tokenizer_export import export_tokenizer
 from megatron_adalrs.inference.evaluation import windows
 from megatron_adalrs.inference.model import whole_model
 from megatron_adalrs.metrics.run_log import read_run
@@ -175,7 +175,7 @@ def test_tokens_that_the_tokenizer_lacks_are_no_text(
     told = f"{tmp_path}/corpus.bin holds token 299: required 0 to 256"
     refused = tool("evaluate")(*corpus, "--tokenizer-type", "ByteTokenizer")
     assert refused.returncode == 2 and told in refused.stderr
-    for name, content in made_for_transformers("ByteTokenizer", {}, "gpt2")[0].items():
+    for name, content in export_tokenizer("ByteTokenizer", {}, "gpt2")[0].items():
         (model / name).write_bytes(content)
     done = tool("evaluate")(*corpus, "--json")
     assert (done.returncode, json.loads(done.stdout)["bits_per_byte"]) == (0, None)

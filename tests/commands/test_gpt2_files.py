@@ -62,9 +62,9 @@ def test_from_texts_to_transformers(
     assert one_rank.run(trained, config | {"tokenizer_type": KIND, **named}) == [0]
     assert one_rank.run(trained, config | {"run_dir": str(tmp_path / "unnamed")}) == [0]
     done = tool("convert")("--from", tmp_path / "unnamed", "--to-hf", tmp_path / "hf2")
-    assert f"{vocab} is copied\ntokenizer.json is made of it" in done.stdout
+    assert f"{vocab} is copied\ntokenizer.json is made from it" in done.stdout
     done = tool("convert")("--from", tmp_path / "run", "--to-hf", tmp_path / "hf")
-    assert f"{vocab} is copied\ntokenizer.json is made of it" in done.stdout
+    assert f"{vocab} is copied\ntokenizer.json is made from it" in done.stdout
     for name in ("vocab.json", "merges.txt"):
         assert (tmp_path / "hf" / name).read_bytes() == (files / name).read_bytes()
     theirs, exported = GPT2Tokenizer.from_pretrained(files), AutoTokenizer.from_pretrained(tmp_path / "hf")

@@ -150,7 +150,7 @@ def test_a_shape_that_is_given_must_be_that_of_the_folder(
     assert f"cannot read {source}/model.safetensors: " in refused()
     change_config(source, hidden_act="relu")
     with pytest.raises(
-        ValueError, match=r"^--finetune-from: .*config\.json: hidden_act: 'relu': our model has no such"
+        ValueError, match=r"^--finetune-from: .*config\.json: hidden_act: 'relu': not supported"
     ):
         config_from_values(values(data, tmp_path / "run", source))
 

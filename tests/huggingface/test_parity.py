@@ -16,7 +16,7 @@ from megatron_adalrs.config import ModelConfig
 from megatron_adalrs.config.model import RopeScaling
 from megatron_adalrs.huggingface.config_json import family_of
 from megatron_adalrs.huggingface.reader import HuggingFaceModel, parameter_shapes
-from megatron_adalrs.huggingface.writer import TheirTensors, write_model
+from megatron_adalrs.huggingface.writer import ConvertedTensors, write_model
 from megatron_adalrs.model.gpt import GPT
 from megatron_adalrs.model.initialization import write_weights
 from megatron_adalrs.model.rotary_embedding import Rotary
@@ -38,7 +38,7 @@ def assert_same(theirs: PreTrainedModel, ours: GPT, config: ModelConfig, vocab_s
     found.backward()
     gradients = {name: parameter.grad for name, parameter in ours.named_parameters()}
     there = dict(
-        TheirTensors(family_of(config), config, vocab_size, lambda n, s: gradients[n][: s[0]]).items()
+        ConvertedTensors(family_of(config), config, vocab_size, lambda n, s: gradients[n][: s[0]]).items()
     )
     expected = {name: parameter.grad for name, parameter in theirs.named_parameters()}
     assert there.keys() == expected.keys()

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, GPT2Config, LlamaConfig, PretrainedConfi
 
 from megatron_adalrs.data.tokenizer import Tokenizer, build_tokenizer
 from megatron_adalrs.huggingface.companion_files import companions_in
-from megatron_adalrs.huggingface.tokenizer_export import made_for_transformers
+from megatron_adalrs.huggingface.tokenizer_export import export_tokenizer
 from megatron_adalrs.preprocessing.tokenizer_training import train_sentencepiece
 from tests.preprocessing.texts import TEXTS, require_protocol, write_corpus
 
@@ -39,7 +39,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path | None]:
 def made(model: Path | None, model_type: str = "gpt2") -> tuple[Tokenizer, Mapping[str, bytes], str]:
     """A tokenizer of ours, the files that are made of it, and what is told."""
     kind = "SentencePieceTokenizer" if model else "ByteTokenizer"
-    files, told = made_for_transformers(kind, {"tokenizer.model": model} if model else {}, model_type)
+    files, told = export_tokenizer(kind, {"tokenizer.model": model} if model else {}, model_type)
     return build_tokenizer(kind, model), files, told
 
 
@@ -126,16 +126,16 @@ def test_a_model_that_begins_texts_with_a_blank(tmp_path: Path, kind: str) -> No
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"normalization_rule_name": "nmt_nfkc"}, "it normalises text (nmt_nfkc)"),
-        ({"remove_extra_whitespaces": True}, "it has rules of its own for blanks"),
-        ({"byte_fallback": False}, "it has no bytes to fall back to"),
-        ({"model_type": "char"}, "a SentencePiece model of type char has none"),
+        ({"normalization_rule_name": "nmt_nfkc"}, "it normalizes text (nmt_nfkc)"),
+        ({"remove_extra_whitespaces": True}, "it has its own rules for whitespace"),
+        ({"byte_fallback": False}, "it has no byte fallback"),
+        ({"model_type": "char"}, "SentencePiece models of type char are not supported"),
         ({"user_defined_symbols": ["x"], "add_dummy_prefix": True}, "the package tokenizers would encode"),
     ],
 )
 def test_what_cannot_be_made_is_told(tmp_path: Path, settings: dict[str, object], reason: str) -> None:
     _, files, told = made(trained(tmp_path / "x.model", **settings))
-    assert (files, told.startswith("no tokenizer.json is made of it: ")) == ({}, True)
+    assert (files, told.startswith("no tokenizer.json is made from it: ")) == ({}, True)
     assert reason in told
 
 
@@ -146,13 +146,13 @@ def test_without_a_fitting_protobuf(
     _, files, told = made(models["bpe"])
     assert files == {}
     assert told.startswith(
-        "no tokenizer.json is made of it: the package sentencepiece needs another protobuf: import "
+        "no tokenizer.json is made from it: the package sentencepiece needs another protobuf: import "
     )
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    files, told = made_for_transformers("ByteTokenizer", {}, "gpt2")
+    files, told = export_tokenizer("ByteTokenizer", {}, "gpt2")
     assert (files, told) == (
         {},
         "no tokenizer.json is made: it needs the package tokenizers: pip install 'megatron-adalrs[hf]'",
@@ -174,7 +174,7 @@ def test_a_tokenizer_json_gets_the_settings_that_it_lacks(
     if named is not None:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
     config(vocab_size=600, bos_token_id=0, eos_token_id=0).save_pretrained(tmp_path)
-    added, told = made_for_transformers("HuggingFaceTokenizer", companions_in(tmp_path), config.model_type)
+    added, told = export_tokenizer("HuggingFaceTokenizer", companions_in(tmp_path), config.model_type)
     for name, content in added.items():
         (tmp_path / name).write_bytes(content)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
@@ -193,17 +193,15 @@ def test_a_tokenizer_json_of_another_name_goes_on_to_split_special_tokens(
 ) -> None:
     (tmp_path / "mine.json").write_bytes(made(models["bpe"])[1]["tokenizer.json"])
     (tmp_path / "tokenizer_config.json").write_text('{"split_special_tokens": true}')
-    added, _ = made_for_transformers(
-        "HuggingFaceTokenizer", {"tokenizer.json": tmp_path / "mine.json"}, "gpt2"
-    )
+    added, _ = export_tokenizer("HuggingFaceTokenizer", {"tokenizer.json": tmp_path / "mine.json"}, "gpt2")
     assert json.loads(added["tokenizer_config.json"])["split_special_tokens"] is True
 
 
 def test_files_that_are_whole_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
-    assert made_for_transformers("HuggingFaceTokenizer", companions_in(tmp_path), "qwen2") == ({}, ""), (
+    assert export_tokenizer("HuggingFaceTokenizer", companions_in(tmp_path), "qwen2") == ({}, ""), (
         "Qwen's own"
     )
     (tmp_path / "tokenizer_config.json").unlink()
-    assert made_for_transformers(None, companions_in(tmp_path), "gpt2") == ({}, ""), "they came with a model"
+    assert export_tokenizer(None, companions_in(tmp_path), "gpt2") == ({}, ""), "they came with a model"
