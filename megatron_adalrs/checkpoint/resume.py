@@ -13,7 +13,7 @@ from megatron_adalrs.config import Config, RunConfig
 from megatron_adalrs.distributed.collectives import on_every_rank
 from megatron_adalrs.distributed.process_mesh import ProcessMesh
 from megatron_adalrs.engine import Engine, SavedMesh, TrainingTensors, open_training
-from megatron_adalrs.snapshot.rng_state import check_random_state, seed_everything, set_random_state
+from megatron_adalrs.snapshot.rng_state import RngState, seed_everything
 
 
 def checkpoint_to_resume(run: RunConfig) -> Path | None:
@@ -63,9 +63,9 @@ def load_checkpoint(engine: Engine, mesh: ProcessMesh, checkpoint: Path) -> None
     Raises:
         ValueError: On every rank and before a pickle is opened, if a random state cannot be read.
     """
-    random_state = on_every_rank(lambda: _read_random_state(checkpoint / random_name(mesh.rank)))
+    rng = on_every_rank(lambda: _read_rng_state(checkpoint / random_name(mesh.rank)))
     engine.load(checkpoint / ENGINE)
-    set_random_state(random_state)
+    rng.restore()
 
 
 def describe_resume(checkpoint: Path, state: dict[str, Any], config: Config, mesh: ProcessMesh) -> str:
@@ -79,13 +79,11 @@ def describe_resume(checkpoint: Path, state: dict[str, Any], config: Config, mes
     )
 
 
-def _read_random_state(file: Path) -> dict[str, Any]:
+def _read_rng_state(file: Path) -> RngState:
     try:
-        state: dict[str, Any] = read_json(file)
-        check_random_state(state)
+        return RngState.from_json(read_json(file))
     except (OSError, ValueError) as error:
         raise ValueError(f"--load: cannot read {file}: {error}") from None
-    return state
 
 
 def _open(checkpoint: Path, state: dict[str, Any], config: Config, written: SavedMesh) -> TrainingTensors:

@@ -33,7 +33,7 @@ from megatron_adalrs.distributed.collectives import (
 )
 from megatron_adalrs.distributed.process_mesh import ProcessMesh
 from megatron_adalrs.engine import Engine
-from megatron_adalrs.snapshot.rng_state import random_state
+from megatron_adalrs.snapshot.rng_state import RngState
 
 REQUIRED_SPACE = 1.05
 """Free disk space required before a checkpoint is written, as a multiple of the size of the last one."""
@@ -68,7 +68,9 @@ class PendingSave:
         on_first_rank(lambda: _begin(folder.save, self._draft))
         engine.save(self._draft / ENGINE, fsync_and_hash if in_background else None)
         try:
-            on_every_rank(lambda: write_json(self._draft / random_name(mesh.rank), random_state()))
+            on_every_rank(
+                lambda: write_json(self._draft / random_name(mesh.rank), RngState.capture().to_json())
+            )
             on_first_rank(lambda: write_json(self._draft / STATE, state | {"world_size": mesh.world_size}))
         except ValueError:
             engine.files.abandon()

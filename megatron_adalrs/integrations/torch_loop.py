@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 from megatron_adalrs.adalrs.controller import build_controller
 from megatron_adalrs.adalrs.decision import Decision, Event, apply_decision
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
-from megatron_adalrs.snapshot.loop_rng import RngState
 from megatron_adalrs.snapshot.loop_snapshot import LoopSnapshot, Stateful
+from megatron_adalrs.snapshot.rng_state import RngState
 
 # Where torch's optimizers and schedulers keep learning rates: numbers, tensors, or lists by group.
 _GROUP_RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")

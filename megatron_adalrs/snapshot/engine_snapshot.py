@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_adalrs.config import TrainingConfig
 from megatron_adalrs.engine import Engine
-from megatron_adalrs.snapshot.rng_state import random_state, set_random_state
+from megatron_adalrs.snapshot.rng_state import RngState
 from megatron_adalrs.snapshot.tensor_snapshot import TensorSnapshot
 
 
@@ -26,7 +26,7 @@ class EngineSnapshot:
         self._engine = engine
         self._tensors = TensorSnapshot(directory)
         self._counters: dict[str, Any] = {}
-        self._random_state: dict[str, Any] = {}
+        self._rng: RngState | None = None
         self._end_waiting = engine.before_update(self._tensors.finish)
 
     def capture(self) -> None:
@@ -36,7 +36,7 @@ class EngineSnapshot:
         """
         self._tensors.capture(self._engine.training_state_tensors())
         self._counters = self._engine.counters()
-        self._random_state = random_state()
+        self._rng = RngState.capture()
 
     def restore(self) -> None:
         """Go back to the last capture. Optimizer state born since then is zeroed: so it is before its first
@@ -44,7 +44,8 @@ class EngineSnapshot:
         self._tensors.restore(self._engine.training_state_tensors())
         self._engine.sync_weights_from_masters()
         self._engine.set_counters(self._counters)
-        set_random_state(self._random_state)
+        assert self._rng is not None  # otherwise the tensors' snapshot has raised
+        self._rng.restore()
 
     def free(self) -> None:
         """Give the memory back; the snapshot is of no further use."""

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from megatron_adalrs.snapshot.loop_rng import RngState
+from megatron_adalrs.snapshot.rng_state import RngState
 from megatron_adalrs.snapshot.tensor_snapshot import TensorSnapshot
 
 
@@ -46,7 +46,7 @@ class LoopSnapshot:
         self._tensors = TensorSnapshot(directory)
         self._options: list[dict[str, Any]] = []
         self._state_names: dict[Hashable, set[str]] = {}
-        self._plain_state: dict[Hashable, dict[str, Any]] = {}
+        self._plain_state: dict[Tensor, dict[str, Any]] = {}
         self._part_states: list[dict[str, Any]] = []
         self._rng: RngState | None = None
 

@@ -1,87 +1,130 @@
-"""Every random stream of this process, as plain JSON values."""
+"""State of the global random-number generators of this process."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from megatron_adalrs.utils.format import first_line
 
 
 def seed_everything(seed: int, tensor_group: int) -> None:
-    """Seed python, numpy and torch. Tensor groups differ, so that their dropout does; the ranks of one
-    agree."""
+    """Seed the generators of python, numpy and torch.
+
+    Tensor-parallel groups have different seeds, so that their dropout differs; the ranks of one group have
+    the same.
+    """
     random.seed(seed + tensor_group)
     np.random.seed((seed + tensor_group) % 2**32)
     torch.manual_seed(seed + tensor_group)
 
 
-def random_state() -> dict[str, Any]:
-    """The streams of python, numpy, torch and, where there is one, the current GPU."""
-    version, words, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    state: dict[str, Any] = {
-        "python": [version, list(words), gauss],
-        "numpy": [kind, keys.tolist(), int(position), int(has_gauss), float(cached)],
-        "torch": _to_hex(torch.get_rng_state()),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = _to_hex(torch.cuda.get_rng_state())
+@dataclass(frozen=True)
+class RngState:
+    """State of the generators of python, numpy, torch and, once this process has used a GPU, CUDA."""
+
+    python: tuple[Any, ...]
+    numpy: dict[str, Any]
+    torch: Tensor
+    cuda: dict[int, Tensor]
+    """By index of the device."""
+
+    @classmethod
+    def capture(cls) -> RngState:
+        """Return the current state of all generators."""
+        in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch has no annotation here
+        cuda = torch.cuda.get_rng_state_all() if in_use else []
+        return cls(
+            python=random.getstate(),
+            numpy=np.random.get_state(legacy=False),
+            torch=torch.get_rng_state(),
+            cuda=dict(enumerate(cuda)),
+        )
+
+    def restore(self) -> None:
+        """Set every generator to this state."""
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.torch)
+        for device, state in self.cuda.items():
+            torch.cuda.set_rng_state(state, device)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the state as JSON values; of the GPUs, that of the current device."""
+        version, words, gauss = self.python
+        bits = self.numpy["state"]
+        state: dict[str, Any] = {
+            "python": [version, list(words), gauss],
+            "numpy": [
+                self.numpy["bit_generator"],
+                bits["key"].tolist(),
+                int(bits["pos"]),
+                int(self.numpy["has_gauss"]),
+                float(self.numpy["gauss"]),
+            ],
+            "torch": _to_hex(self.torch),
+        }
+        if self.cuda:
+            state["cuda"] = _to_hex(self.cuda[torch.cuda.current_device()])
+        return state
+
+    @classmethod
+    def from_json(cls, state: Any) -> RngState:
+        """Return the state that `to_json` has written, which is checked; no generator changes.
+
+        The state of a GPU is meant for the current device, and left out where there is none.
+
+        Raises:
+            ValueError: If a generator does not accept its state; the message names the generator.
+        """
+        python = _parse(state, "python", _python_from_json)
+        numpy = _parse(state, "numpy", _numpy_from_json)
+        cpu = _parse(state, "torch", _torch_from_json)
+        if "cuda" not in state or not torch.cuda.is_available():
+            return cls(python, numpy, cpu, {})
+        return cls(python, numpy, cpu, {torch.cuda.current_device(): _parse(state, "cuda", _from_hex)})
+
+
+def _parse(state: Any, name: str, parse: Callable[[Any], Any]) -> Any:
+    try:
+        return parse(state[name])
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError, RuntimeError) as error:
+        raise ValueError(f"{name} is not the state of a random generator ({first_line(error)})") from None
+
+
+def _python_from_json(saved: Any) -> tuple[Any, ...]:
+    version, words, gauss = saved
+    if not all(type(word) is int and 0 <= word < 2**32 for word in words[:-1]):
+        raise ValueError("32-bit integers are required")
+    state = (version, tuple(words), gauss)
+    random.Random().setstate(state)
     return state
 
 
-def check_random_state(state: Any) -> None:
-    """Check that `set_random_state` can put `state` back; no stream of this process changes.
-
-    Raises:
-        ValueError: names the stream that it cannot.
-    """
-    tries: dict[str, Callable[[Any], Any]] = {"python": _try_python, "numpy": _try_numpy, "torch": _try_torch}
-    for name, attempt in tries.items():
-        try:
-            attempt(state[name])
-        except (KeyError, TypeError, ValueError, IndexError, OverflowError, RuntimeError) as error:
-            raise ValueError(f"{name} is no state of a random stream ({first_line(error)})") from None
-    if not isinstance(state.get("cuda", ""), str):
-        raise ValueError("cuda is no state of a random stream")
-
-
-def _try_python(saved: Any) -> None:
-    version, words, gauss = saved
-    if not all(type(word) is int and 0 <= word < 2**32 for word in words[:-1]):
-        raise ValueError("words of 32 bits are required")
-    random.Random().setstate((version, tuple(words), gauss))
-
-
-def _try_numpy(saved: Any) -> None:
+def _numpy_from_json(saved: Any) -> dict[str, Any]:
     kind, keys, position, has_gauss, cached = saved
-    if type(position) is not int or not 0 <= position <= len(keys):  # numpy would read beyond them
-        raise ValueError(f"position {position!r:.20}: required 0 to {len(keys)}")
-    np.random.RandomState().set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    if type(position) is not int or not 0 <= position <= len(keys):  # numpy would read beyond the keys
+        raise ValueError(f"position {position!r:.20} must be from 0 to {len(keys)}")
+    generator = np.random.RandomState()
+    generator.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+    return dict(generator.get_state(legacy=False))
 
 
-def _try_torch(saved: Any) -> None:
-    torch.Generator().set_state(_from_hex(saved))
+def _torch_from_json(saved: Any) -> Tensor:
+    state = _from_hex(saved)
+    torch.Generator().set_state(state)
+    return state
 
 
-def set_random_state(state: dict[str, Any]) -> None:
-    """Put back what `random_state` returned, in this process or another."""
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    kind, keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(_from_hex(state["torch"]))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(_from_hex(state["cuda"]))
-
-
-def _to_hex(state: torch.Tensor) -> str:
+def _to_hex(state: Tensor) -> str:
     return state.numpy().tobytes().hex()
 
 
-def _from_hex(text: str) -> torch.Tensor:
+def _from_hex(text: str) -> Tensor:
     return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)

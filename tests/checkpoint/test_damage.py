@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from megatron_adalrs.checkpoint import find_checkpoint, find_damage, read_state, restore_entry
 from megatron_adalrs.checkpoint.manifest import sha256, write_manifest
-from megatron_adalrs.checkpoint.resume import _read_random_state
+from megatron_adalrs.checkpoint.resume import _read_rng_state
 from megatron_adalrs.checkpoint.retention import checkpoints_in
 from megatron_adalrs.checkpoint.save import _begin, _publish
 from megatron_adalrs.checkpoint.train_state import TrainState
-from megatron_adalrs.snapshot.rng_state import random_state, seed_everything
+from megatron_adalrs.snapshot.rng_state import RngState, seed_everything
 from tests.checkpoint.test_checkpoint import fake, files_of, rewrite_manifest
 from tests.helpers.mutations import bytes_like, mutated
 
@@ -162,7 +162,7 @@ def test_a_damaged_state_is_read_or_refused(tmp_path: Path, data: st.DataObject)
 @given(data=st.data())
 def test_damaged_random_streams_are_refused_and_touch_none(tmp_path: Path, data: st.DataObject) -> None:
     seed_everything(1, 0)
-    before = json.dumps(random_state())
+    before = json.dumps(RngState.capture().to_json())
     saved = json.loads(before)
     name = data.draw(st.sampled_from(["python", "numpy", "torch"]))
     place = data.draw(st.sampled_from([None, 0, 1, 2, "inner"]))
@@ -177,10 +177,10 @@ def test_damaged_random_streams_are_refused_and_touch_none(tmp_path: Path, data:
         saved[name][place] = strange
     (tmp_path / "random_00000.json").write_text(json.dumps(saved))
     try:
-        _read_random_state(tmp_path / "random_00000.json")
+        _read_rng_state(tmp_path / "random_00000.json")
     except ValueError as error:
-        assert f"random_00000.json: {name} is no state of a random stream" in str(error)
-    assert json.dumps(random_state()) == before
+        assert f"random_00000.json: {name} is not the state of a random generator" in str(error)
+    assert json.dumps(RngState.capture().to_json()) == before
 
 
 @FUZZING
@@ -192,7 +192,7 @@ def test_damaged_random_streams_are_refused_and_touch_none(tmp_path: Path, data:
 def test_random_streams_that_are_no_json_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "random_00000.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"--load: cannot read .*random_00000.json: "):
-        _read_random_state(tmp_path / "random_00000.json")
+        _read_rng_state(tmp_path / "random_00000.json")
 
 
 def test_other_versions_are_told_and_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import torch
 
-from megatron_adalrs.snapshot.rng_state import random_state, seed_everything, set_random_state
+from megatron_adalrs.snapshot.rng_state import RngState, seed_everything
 
 
 def draws() -> list[float]:
@@ -22,10 +22,10 @@ def draws() -> list[float]:
 def test_every_stream_goes_on_from_where_it_was_saved_through_json() -> None:
     seed_everything(5, tensor_group=0)
     draws()
-    saved = json.loads(json.dumps(random_state()))
+    saved = json.loads(json.dumps(RngState.capture().to_json()))
     expected = draws()
     assert draws() != expected
-    set_random_state(saved)
+    RngState.from_json(saved).restore()
     assert draws() == expected
 
 
