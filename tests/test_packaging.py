@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from megatron_adalrs.commands import COMMANDS
-from megatron_adalrs.data.indexed_dataset import IndexedDatasetBuilder
+from megatron_adalrs.data.indexed_dataset_builder import IndexedDatasetBuilder
 
 ROOT = Path(__file__).parents[1]
 

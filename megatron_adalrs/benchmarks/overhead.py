@@ -76,7 +76,7 @@ def measure_overhead(shape: dict[str, Any], pairs: int, folder: Path) -> dict[st
 
 def write_random_tokens(prefix: Path, vocabulary: int, count: int) -> None:
     """A data set of 16 documents of random tokens."""
-    from megatron_adalrs.data.indexed_dataset import IndexedDatasetBuilder
+    from megatron_adalrs.data.indexed_dataset_builder import IndexedDatasetBuilder
 
     with IndexedDatasetBuilder(prefix, np.uint16) as builder:
         for document in np.array_split(np.random.default_rng(0).integers(0, vocabulary, count), 16):

@@ -12,7 +12,7 @@ from megatron_adalrs.checkpoint.open_model import locate_model, open_model
 from megatron_adalrs.checkpoint.tokenizer_files import require_matching_tokenizer
 from megatron_adalrs.config import ModelConfig, RunConfig
 from megatron_adalrs.config.model import RopeScaling
-from megatron_adalrs.data.tokenizer import TokenizerOfData
+from megatron_adalrs.data.tokenizer import DataTokenizer
 from megatron_adalrs.model.initialization import WeightSource
 
 FINETUNE_FROM = "--finetune-from"
@@ -47,7 +47,7 @@ def find_initial_weights(run: RunConfig, saved: dict[str, Any] | None) -> Path |
 
 
 def open_initial_weights(
-    source: Path, config: ModelConfig, vocab_size: int, tokenizer: TokenizerOfData | None
+    source: Path, config: ModelConfig, vocab_size: int, tokenizer: DataTokenizer | None
 ) -> tuple[WeightSource, int | None]:
     """Open the initial weights, which are read parameter by parameter.
 

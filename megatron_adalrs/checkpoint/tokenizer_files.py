@@ -11,7 +11,7 @@ from megatron_adalrs.checkpoint.load import read_state
 from megatron_adalrs.checkpoint.manifest import TOKENIZER
 from megatron_adalrs.config import DataConfig, ModelConfig
 from megatron_adalrs.data.description import Description, read_description
-from megatron_adalrs.data.tokenizer import TokenizerOfData
+from megatron_adalrs.data.tokenizer import DataTokenizer
 from megatron_adalrs.huggingface.companion_files import (
     FORMS,
     MERGES,
@@ -50,18 +50,18 @@ def tokenizer_of_run(saved: dict[str, Any], data: DataConfig, vocab_size: int) -
     Args:
         saved: the run's configuration.
     """
-    corpus, made_with = _making_of(data)
-    eod = made_with.eod if made_with else data.eod_token_id
+    corpus, first_description = _making_of(data)
+    eod = first_description.eod if first_description else data.eod_token_id
     ids = {"eos_token_id": eod} if eod is not None and eod < vocab_size else {}
-    kind = data.tokenizer_type or (made_with.tokenizer_type if made_with else None)
+    kind = data.tokenizer_type or (first_description.tokenizer_type if first_description else None)
     if kind == "ByteTokenizer":
         return Tokenizer({}, ids, kind=kind)
     told = []
-    for place, found, before in _candidates(data, kind, made_with, saved.get("finetune_from")):
+    for place, found, before in _candidates(data, kind, first_description, saved.get("finetune_from")):
         digests = digests_of(found)
         if not digests:
             told.append(f"there is no tokenizer in {place}, none is copied")
-        elif made_with is not None and made_with.tokenizer_sha256 not in digests.values():
+        elif first_description is not None and first_description.tokenizer_sha256 not in digests.values():
             told.append(f"{_first_of(found, digests)} is not what made {corpus}, no tokenizer is copied")
         else:
             return Tokenizer(found, before | ids, f"{_first_of(found, digests)} is copied", kind)
@@ -69,7 +69,7 @@ def tokenizer_of_run(saved: dict[str, Any], data: DataConfig, vocab_size: int) -
 
 
 def _candidates(
-    data: DataConfig, kind: str | None, made_with: Description | None, origin: str | None
+    data: DataConfig, kind: str | None, first_description: Description | None, origin: str | None
 ) -> Iterator[tuple[str, Mapping[str, Path], dict[str, Any]]]:
     """Where a run's tokenizer may be: a place, the files there, and token ids."""
     if place := data.tokenizer_model or data.vocab_file:
@@ -78,12 +78,12 @@ def _candidates(
         yield origin, *_tokenizer_before(Path(origin))
     # Absolute, and compared with the data: good where a run's own path was relative to a folder that is
     # another now.
-    if made_with and (noted := made_with.tokenizer_model or made_with.vocab_file):
-        yield noted, _files_named(made_with, made_with.tokenizer_type), {}
+    if first_description and (noted := first_description.tokenizer_model or first_description.vocab_file):
+        yield noted, _files_named(first_description, first_description.tokenizer_type), {}
 
 
 def require_matching_tokenizer(
-    files: Mapping[str, Path], model: ModelConfig, tokenizer: TokenizerOfData, flag: str
+    files: Mapping[str, Path], model: ModelConfig, tokenizer: DataTokenizer, flag: str
 ) -> None:
     """Check that the files beside a model are, as far as anything tells, of the tokenizer that made a run's
     data.
@@ -107,12 +107,12 @@ def require_matching_tokenizer(
         name = "; if it is, give --tokenizer-type and its files" if asked is None else ""
         raise ValueError(
             f"{flag}: {_first_of(files, digests)} is not the tokenizer of this run's data, "
-            f"{tokenizer.told_by} "
+            f"{tokenizer.source} "
             f"({tokenizer.kind}, SHA-256 {tokenizer.sha256:.12}): required the same{name}"
         )
 
 
-def _says_the_same(files: Mapping[str, Path], model: ModelConfig, tokenizer: TokenizerOfData) -> bool | None:
+def _says_the_same(files: Mapping[str, Path], model: ModelConfig, tokenizer: DataTokenizer) -> bool | None:
     """Whether two tokenizers have the same ids for a sentence; None: one of them cannot be asked."""
     try:
         ours, theirs = tokenizer.build(), tokenizer_in(files, model)

@@ -17,9 +17,9 @@ from pathlib import Path
 import tyro
 
 from megatron_adalrs.cli.program import TokenizerFlags, parse_flags, reports_errors
-from megatron_adalrs.data.description import description_path, read_description, require_what_made
+from megatron_adalrs.data.description import description_path, read_description, require_tokenizer
 from megatron_adalrs.data.indexed_dataset import IndexedDataset
-from megatron_adalrs.data.tokenizer import build_tokenizer, files_named
+from megatron_adalrs.data.tokenizer import build_tokenizer, tokenizer_paths
 
 
 @dataclass(frozen=True)
@@ -38,22 +38,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = parse_flags(Arguments, __doc__, arguments)
     dataset = IndexedDataset(flags.data_path)
     if flags.tokenizer_type:
-        require_tokenizer(flags)
+        _require_same_tokenizer(flags)
     size = f"{dataset.num_documents} documents, {dataset.num_tokens} tokens of {dataset.dtype}"
     print(f"{flags.data_path}: {size}")
     return 0
 
 
-def require_tokenizer(flags: Arguments) -> None:
+def _require_same_tokenizer(flags: Arguments) -> None:
     """Raise ValueError unless the dataset was made with the tokenizer of the flags."""
-    tokenizer = build_tokenizer(flags.tokenizer_type or "", *files_named(flags))
+    tokenizer = build_tokenizer(flags.tokenizer_type or "", *tokenizer_paths(flags))
     description = read_description(flags.data_path)
     if description is None:
         raise ValueError(
             f"{description_path(flags.data_path)} is missing: it records which tokenizer was used"
         )
     named = flags.tokenizer_model or flags.vocab_file or flags.tokenizer_type
-    require_what_made(flags.data_path, description, tokenizer, f"tokenizer_type: {named}")
+    require_tokenizer(flags.data_path, description, tokenizer, f"tokenizer_type: {named}")
 
 
 if __name__ == "__main__":

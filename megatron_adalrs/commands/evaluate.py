@@ -97,7 +97,7 @@ def evaluate_model(given: Arguments) -> dict[str, Any]:
     from megatron_adalrs.checkpoint import locate_model, open_model
     from megatron_adalrs.data.description import read_description
     from megatron_adalrs.data.indexed_dataset import IndexedDataset
-    from megatron_adalrs.data.tokenizer import files_named
+    from megatron_adalrs.data.tokenizer import tokenizer_paths
     from megatron_adalrs.inference.decoder import max_positions
     from megatron_adalrs.inference.evaluation import evaluate
     from megatron_adalrs.inference.model import best_device, tokenizer_of_corpus, whole_model
@@ -106,7 +106,7 @@ def evaluate_model(given: Arguments) -> dict[str, Any]:
     data_path, split = corpus_of(given, opened)
     indexed = IndexedDataset(data_path)
     documents = documents_of(given, opened, indexed, split)
-    tokenizer, reason = tokenizer_of_corpus(opened, data_path, given.tokenizer_type, *files_named(given))
+    tokenizer, reason = tokenizer_of_corpus(opened, data_path, given.tokenizer_type, *tokenizer_paths(given))
     note = read_description(data_path)
     eod = tokenizer.eod if tokenizer else note.eod if note else None
     if given.documents_apart and eod is None:

@@ -76,13 +76,13 @@ def generate(given: Arguments) -> None:
     import torch
 
     from megatron_adalrs.checkpoint import locate_model, open_model
-    from megatron_adalrs.data.tokenizer import files_named
+    from megatron_adalrs.data.tokenizer import tokenizer_paths
     from megatron_adalrs.inference.model import best_device, tokenizer_of, whole_model
     from megatron_adalrs.inference.sampling import Sampling, complete
 
     sampling = Sampling(given.temperature, given.top_p, given.top_k)
     opened = open_model(locate_model(given.source, "model"), "model")
-    tokenizer = tokenizer_of(opened, given.tokenizer_type, *files_named(given))
+    tokenizer = tokenizer_of(opened, given.tokenizer_type, *tokenizer_paths(given))
     ids = tokenizer.encode(prompt) or [tokenizer.eod]  # an empty prompt is the beginning of a document
     model = whole_model(opened, getattr(torch, given.dtype) if given.dtype else None, best_device())
     found: list[list[int]] = [[] for _ in range(given.samples)]

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from megatron_adalrs.data.tokenizer import Tokenizer, TokenizerOfData, files_named
+from megatron_adalrs.data.tokenizer import DataTokenizer, Tokenizer, tokenizer_paths
 from megatron_adalrs.utils.atomic_files import atomic_write
 
 
@@ -49,15 +49,15 @@ def read_description(prefix: Path | str) -> Description | None:
         raise ValueError(f"{path} does not describe an indexed dataset: {error}") from error
 
 
-def tokenizer_noted(prefix: Path | str, note: Description) -> TokenizerOfData:
+def recorded_tokenizer(prefix: Path | str, note: Description) -> DataTokenizer:
     """What the note beside a dataset tells of its tokenizer."""
-    files = tuple(Path(named) if named else None for named in files_named(note))
+    files = tuple(Path(named) if named else None for named in tokenizer_paths(note))
     is_known = any(files) or note.tokenizer_type == "ByteTokenizer"
-    told_by = str(description_path(prefix))
-    return TokenizerOfData(note.tokenizer_type, note.tokenizer_sha256, told_by, files if is_known else None)
+    source = str(description_path(prefix))
+    return DataTokenizer(note.tokenizer_type, note.tokenizer_sha256, source, files if is_known else None)
 
 
-def require_what_made(prefix: Path | str, note: Description, tokenizer: Tokenizer, named: str) -> None:
+def require_tokenizer(prefix: Path | str, note: Description, tokenizer: Tokenizer, named: str) -> None:
     """Raise ValueError where a dataset was made with another tokenizer than this; `named`: by a field, as a
     value."""
     if tokenizer.sha256 != note.tokenizer_sha256:

@@ -132,7 +132,7 @@ def parse_split(split: str | Sequence[float]) -> tuple[float, float, float]:
     """
     parts = split.split(",") if isinstance(split, str) else list(split)
     try:
-        weights = tuple(float(part) for part in parts)
+        weights = [float(part) for part in parts]
     except ValueError as error:
         raise ValueError(f"split {split!r}: required three numbers, like 969,30,1") from error
     if len(weights) != len(SPLITS):
@@ -141,7 +141,8 @@ def parse_split(split: str | Sequence[float]) -> tuple[float, float, float]:
         raise ValueError(f"split {split!r}: required weights that are finite and not negative")
     if sum(weights) == 0:
         raise ValueError(f"split {split!r}: required at least one weight above zero")
-    return weights
+    train, valid, test = weights
+    return train, valid, test
 
 
 def split_documents(split: str | Sequence[float], num_documents: int) -> tuple[range, range, range]:

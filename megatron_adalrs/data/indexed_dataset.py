@@ -16,32 +16,25 @@ Layout of the index, all little endian, as written by Megatron-LM's `core/datase
 from __future__ import annotations
 
 import hashlib
-import shutil
 import struct
-from array import array
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from megatron_adalrs.utils.atomic_files import atomic_write, publish, temporary_beside
-
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")
-DTYPES: dict[int, np.dtype] = {
+DTYPES: dict[int, np.dtype[Any]] = {
     code: np.dtype(name)
     for code, name in enumerate(("u1", "i1", "<i2", "<i4", "<i8", "<f8", "<f4", "<u2"), start=1)
 }
-_CODES = {dtype: code for code, dtype in DTYPES.items()}
-_LENGTH_LIMIT = np.iinfo(np.int32).max
 _BLOCK = 1 << 22  # sequences checked at once, so that opening a large index needs little memory
 
 
-def best_dtype(vocab_size: int) -> np.dtype:
+def best_dtype(vocab_size: int) -> np.dtype[Any]:
     """The token type Megatron picks: uint16 below 65500 tokens, else int32. Raises ValueError beyond that."""
     if vocab_size > 1 << 31:
         raise ValueError(
@@ -91,7 +84,7 @@ class IndexedDataset:
                 f"{tokens} has {found} bytes, but {index} describes {total_bytes}: damaged or mixed pair"
             )
         self._pointers = pointers
-        self._tokens: npt.NDArray = np.zeros(0, self.dtype)
+        self._tokens: npt.NDArray[Any] = np.zeros(0, self.dtype)
         if found:  # an empty file cannot be mapped
             self._tokens = np.asarray(np.memmap(tokens, dtype=self.dtype, mode="r"))
 
@@ -121,7 +114,7 @@ class IndexedDataset:
         starts = np.append(self._pointers, self.num_tokens * self.dtype.itemsize) // self.dtype.itemsize
         return starts[self.document_indices]
 
-    def get(self, sequence: int, offset: int = 0, length: int | None = None) -> npt.NDArray:
+    def get(self, sequence: int, offset: int = 0, length: int | None = None) -> npt.NDArray[Any]:
         """Tokens `offset ... offset + length` (default: to the end) of one sequence: `dtype`, read-only.
 
         Raises IndexError where sequence, offset or length lie outside.
@@ -132,7 +125,7 @@ class IndexedDataset:
         start = int(self._pointers[sequence]) // self.dtype.itemsize
         return self._slice(f"sequence {sequence}", start, size, offset, length)
 
-    def get_document(self, document: int, offset: int = 0, length: int | None = None) -> npt.NDArray:
+    def get_document(self, document: int, offset: int = 0, length: int | None = None) -> npt.NDArray[Any]:
         """Like `get`, for a whole document: its sequences lie back to back in the .bin."""
         if not 0 <= document < self.num_documents:
             raise IndexError(
@@ -141,11 +134,11 @@ class IndexedDataset:
         start, end = (int(position) for position in self.document_offsets[document : document + 2])
         return self._slice(f"document {document}", start, end - start, offset, length)
 
-    def tokens(self, start: int, length: int) -> npt.NDArray:
+    def tokens(self, start: int, length: int) -> npt.NDArray[Any]:
         """Tokens `start ... start + length` of the whole .bin, whatever their sequence; fewer at its end."""
         return self._tokens[start : start + length]
 
-    def _slice(self, name: str, start: int, size: int, offset: int, length: int | None) -> npt.NDArray:
+    def _slice(self, name: str, start: int, size: int, offset: int, length: int | None) -> npt.NDArray[Any]:
         length = size - offset if length is None else length
         if not (0 <= offset <= size and 0 <= length <= size - offset):
             raise IndexError(
@@ -154,7 +147,7 @@ class IndexedDataset:
         return self._tokens[start + offset : start + offset + length]
 
 
-def _read_header(index: Path) -> tuple[np.dtype, int]:
+def _read_header(index: Path) -> tuple[np.dtype[Any], int]:
     """Token type and number of sequences, once the size of the file agrees with what the header says."""
     found = index.stat().st_size
     with index.open("rb") as stream:
@@ -183,7 +176,7 @@ def _read_header(index: Path) -> tuple[np.dtype, int]:
     return DTYPES[code], sequences
 
 
-def _check_sequences(index: Path, sizes: npt.NDArray, pointers: npt.NDArray, itemsize: int) -> int:
+def _check_sequences(index: Path, sizes: npt.NDArray[Any], pointers: npt.NDArray[Any], itemsize: int) -> int:
     """Require sequences back to back from byte 0 on; return the bytes that they take."""
     expected_start = 0
     for start in range(0, len(sizes), _BLOCK):
@@ -206,7 +199,7 @@ def _check_sequences(index: Path, sizes: npt.NDArray, pointers: npt.NDArray, ite
     return expected_start
 
 
-def _check_documents(index: Path, document_indices: npt.NDArray, sequences: int) -> None:
+def _check_documents(index: Path, document_indices: npt.NDArray[Any], sequences: int) -> None:
     if document_indices[0] != 0:
         raise ValueError(f"{index}: the first document starts at sequence {document_indices[0]}: required 0")
     if document_indices[-1] != sequences:
@@ -219,106 +212,3 @@ def _check_documents(index: Path, document_indices: npt.NDArray, sequences: int)
             f"{index}: document index {first} is {document_indices[first]}: required at least "
             f"{document_indices[first - 1]}, the one before it"
         )
-
-
-def write_index(path: Path, dtype: np.dtype, lengths: npt.NDArray, document_indices: npt.NDArray) -> None:
-    """An .idx of S sequences of `lengths` [S] tokens, back to back, and D + 1 `document_indices` [D + 1].
-
-    The file appears whole or not at all. Raises OSError where it cannot be written.
-    """
-    bytes_each = lengths.astype(np.int64) * dtype.itemsize
-    with atomic_write(path) as stream:
-        stream.write(HEADER.pack(MAGIC, VERSION, _CODES[dtype], len(lengths), len(document_indices)))
-        stream.write(lengths.astype("<i4").tobytes())
-        stream.write((np.cumsum(bytes_each) - bytes_each).astype("<i8").tobytes())
-        stream.write(document_indices.astype("<i8").tobytes())
-
-
-class IndexedDatasetBuilder:
-    """Writes a pair under temporary names; `finalize` makes it appear, .bin first and .idx last.
-
-    As a context manager it removes the temporaries when the block ends without `finalize`. A process that is
-    killed leaves at most files whose names start with a dot, or a .bin without an .idx: never a pair that
-    looks valid. Raises ValueError for a type that the format does not know, OSError where the folder cannot
-    be written.
-    """
-
-    def __init__(self, prefix: Path | str, dtype: npt.DTypeLike) -> None:
-        self.prefix = Path(prefix)
-        self.dtype = np.dtype(dtype).newbyteorder("<")
-        if self.dtype not in _CODES:
-            names = ", ".join(known.name for known in _CODES)
-            raise ValueError(f"token type {self.dtype.name}: required one of {names}")
-        self._lengths = array("i")
-        self._document_indices = array("q", [0])
-        self._temporary = temporary_beside(bin_path(prefix))
-        self._stream = self._temporary.open("xb")
-
-    @property
-    def num_documents(self) -> int:
-        return len(self._document_indices) - 1
-
-    def add_document(self, tokens: npt.ArrayLike, lengths: Sequence[int] | None = None) -> None:
-        """Append one document: `tokens` [n] of any integer (or the builder's own) type that `dtype` can hold.
-
-        `lengths` cuts the document into several sequences; by default it is one. Raises ValueError for tokens
-        outside the type and for lengths that do not add up to n.
-        """
-        values = np.asarray(tokens)
-        if values.ndim != 1:
-            raise ValueError(f"a document has shape {values.shape}: required one dimension")
-        lengths = [len(values)] if lengths is None else [int(length) for length in lengths]
-        if sum(lengths) != len(values) or min(lengths, default=0) < 0:
-            raise ValueError(f"sequence lengths {lengths}: required non-negative with sum {len(values)}")
-        if max(lengths, default=0) > _LENGTH_LIMIT:
-            raise ValueError(f"a sequence has {max(lengths)} tokens: required at most {_LENGTH_LIMIT}")
-        self._stream.write(self._cast(values).tobytes())
-        self._lengths.extend(lengths)
-        self._document_indices.append(len(self._lengths))
-
-    def append(self, prefix: Path | str) -> None:
-        """Append every document of another finished pair of the same token type (ValueError for another
-        type).
-        """
-        other = IndexedDataset(prefix)
-        if other.dtype != self.dtype:
-            raise ValueError(
-                f"{idx_path(prefix)} has token type {other.dtype.name}: required {self.dtype.name}"
-            )
-        with bin_path(prefix).open("rb") as stream:
-            shutil.copyfileobj(stream, self._stream, 1 << 20)
-        first = len(self._lengths)
-        self._lengths.frombytes(other.sizes.astype(np.int32).tobytes())
-        self._document_indices.frombytes((other.document_indices[1:] + first).astype(np.int64).tobytes())
-
-    def finalize(self) -> None:
-        """Publish the pair, replacing one that is there; the builder is spent afterwards."""
-        index = idx_path(self.prefix)
-        lengths = np.frombuffer(self._lengths, dtype=np.intc) if self._lengths else np.zeros(0, np.intc)
-        # An old index must not meet the new tokens, however short the moment.
-        index.unlink(missing_ok=True)
-        publish(self._stream, self._temporary, bin_path(self.prefix))
-        write_index(index, self.dtype, lengths, np.frombuffer(self._document_indices, dtype=np.int64))
-
-    def _cast(self, values: npt.NDArray) -> npt.NDArray:
-        if values.dtype == self.dtype or not values.size:
-            return values.astype(self.dtype)
-        if values.dtype.kind not in "iu" or self.dtype.kind == "f":
-            raise ValueError(
-                f"tokens of type {values.dtype.name}: required integers, or {self.dtype.name} itself"
-            )
-        limits, low, high = np.iinfo(self.dtype), int(values.min()), int(values.max())
-        if low < limits.min or high > limits.max:
-            raise ValueError(
-                f"tokens from {low} to {high}: required {limits.min} to {limits.max} ({self.dtype.name})"
-            )
-        return values.astype(self.dtype)
-
-    def __enter__(self) -> IndexedDatasetBuilder:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stream.close()
-        self._temporary.unlink(missing_ok=True)

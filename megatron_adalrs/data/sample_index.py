@@ -14,6 +14,7 @@ full even if only a part is used. So asking for more samples never changes the o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,9 +51,9 @@ def build_sample_index(
     checked that sum(lengths) > seq_length and num_samples > 0.
     """
     epoch_tokens = int(lengths.sum())
-    documents: list[npt.NDArray] = []
-    samples: list[npt.NDArray] = []
-    shuffle: list[npt.NDArray] = []
+    documents: list[npt.NDArray[Any]] = []
+    samples: list[npt.NDArray[Any]] = []
+    shuffle: list[npt.NDArray[Any]] = []
     epoch = first = 0  # `first`: the first sample that starts in this epoch
     while first < num_samples:
         order = _permutation(seed, stream, epoch, _DOCUMENTS, len(lengths))

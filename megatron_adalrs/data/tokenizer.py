@@ -40,12 +40,12 @@ class Tokenizer(Protocol):
 
 
 @dataclass(frozen=True)
-class TokenizerOfData:
+class DataTokenizer:
     """What is known of the tokenizer that made a run's data."""
 
     kind: str
     sha256: str
-    told_by: str
+    source: str
     """Its file, or the note beside the data."""
     files: tuple[Path | None, ...] | None
     """As `build_tokenizer` takes them; None: it is not known where they are."""
@@ -55,7 +55,7 @@ class TokenizerOfData:
         return None if self.files is None else build_tokenizer(self.kind, *self.files)
 
 
-def files_named(by: object) -> tuple[Any, ...]:
+def tokenizer_paths(by: object) -> tuple[Any, ...]:
     """A tokenizer's files as `build_tokenizer` takes them, of what has `TOKENIZER_FILES` for its fields."""
     return tuple(getattr(by, name) for name in TOKENIZER_FILES)
 
@@ -93,10 +93,12 @@ class SentencePieceTokenizer:
             raise ValueError(f"{model_path} has no end-of-sentence piece: required, it ends a document")
 
     def encode(self, text: str) -> list[int]:
-        return self._processor.encode(text.encode(), out_type=int)
+        ids: list[int] = self._processor.encode(text.encode(), out_type=int)
+        return ids
 
     def decode(self, ids: list[int]) -> str:
-        return self._processor.decode([token for token in ids if token < self.vocab_size])
+        text: str = self._processor.decode([token for token in ids if token < self.vocab_size])
+        return text
 
 
 class _OfThePackage:
@@ -114,10 +116,12 @@ class _OfThePackage:
 
     def encode(self, text: str) -> list[int]:
         text.encode()  # the package would silently replace unpaired surrogates
-        return self.backend.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        return ids
 
     def decode(self, ids: list[int]) -> str:
-        return self.backend.decode(ids, skip_special_tokens=False)
+        text: str = self.backend.decode(ids, skip_special_tokens=False)
+        return text
 
 
 class HuggingFaceTokenizer(_OfThePackage):

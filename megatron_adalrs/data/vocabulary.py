@@ -11,10 +11,10 @@ from megatron_adalrs.data.description import (
     Description,
     description_path,
     read_description,
-    require_what_made,
-    tokenizer_noted,
+    recorded_tokenizer,
+    require_tokenizer,
 )
-from megatron_adalrs.data.tokenizer import Tokenizer, TokenizerOfData, build_tokenizer, files_named
+from megatron_adalrs.data.tokenizer import DataTokenizer, Tokenizer, build_tokenizer, tokenizer_paths
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Vocabulary:
 
     size: int
     """Before padding."""
-    tokenizer: TokenizerOfData | None
+    tokenizer: DataTokenizer | None
     """None where nothing tells."""
     eod: int | None
     """The token that ends a document, as the tokenizer or else the note has it; None where neither tells."""
@@ -51,11 +51,11 @@ def known_vocabulary(config: Config) -> Vocabulary:
         FileNotFoundError: the tokenizer's file is not there.
     """
     data = config.data
-    made = made_with(data)
-    tokenizer = build_tokenizer(data.tokenizer_type, *files_named(data)) if data.tokenizer_type else None
+    made = first_description(data)
+    tokenizer = build_tokenizer(data.tokenizer_type, *tokenizer_paths(data)) if data.tokenizer_type else None
     if tokenizer and made:
         field = "vocab_file" if data.vocab_file else "tokenizer_model"
-        require_what_made(*made, tokenizer, f"{field}: {getattr(data, field) or data.tokenizer_type}")
+        require_tokenizer(*made, tokenizer, f"{field}: {getattr(data, field) or data.tokenizer_type}")
     known = tokenizer or (made[1] if made else None)
     return Vocabulary(
         size=_size(config.model.vocab_size, tokenizer, made),
@@ -67,13 +67,13 @@ def known_vocabulary(config: Config) -> Vocabulary:
 
 def _of_data(
     data: DataConfig, tokenizer: Tokenizer | None, made: tuple[str, Description] | None
-) -> TokenizerOfData | None:
+) -> DataTokenizer | None:
     if tokenizer and data.tokenizer_type:
-        named = next(filter(None, files_named(data)), data.tokenizer_type)
-        return TokenizerOfData(data.tokenizer_type, tokenizer.sha256, str(named), files_named(data))
+        named = next(filter(None, tokenizer_paths(data)), data.tokenizer_type)
+        return DataTokenizer(data.tokenizer_type, tokenizer.sha256, str(named), tokenizer_paths(data))
     if made is None:
         return None
-    return tokenizer_noted(*made)
+    return recorded_tokenizer(*made)
 
 
 def _size(asked: int | None, tokenizer: Tokenizer | None, made: tuple[str, Description] | None) -> int:
@@ -91,7 +91,7 @@ def _size(asked: int | None, tokenizer: Tokenizer | None, made: tuple[str, Descr
     return asked or known
 
 
-def made_with(data: DataConfig) -> tuple[str, Description] | None:
+def first_description(data: DataConfig) -> tuple[str, Description] | None:
     """The first corpus that has a note of how it was made, and that note; None where none has.
 
     Raises:

@@ -284,7 +284,7 @@ def corpus(prefix: Path) -> Path:
     """Write 200 documents of 100 tokens that count from random starts, modulo 50, and return the prefix."""
     import numpy as np
 
-    from megatron_adalrs.data.indexed_dataset import IndexedDatasetBuilder
+    from megatron_adalrs.data.indexed_dataset_builder import IndexedDatasetBuilder
 
     chance = np.random.default_rng(0)
     with IndexedDatasetBuilder(prefix, np.uint16) as builder:

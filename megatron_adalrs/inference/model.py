@@ -9,9 +9,9 @@ import torch
 from megatron_adalrs.checkpoint import OpenedModel
 from megatron_adalrs.checkpoint.compatibility import require_same_tokenizer
 from megatron_adalrs.checkpoint.tokenizer_files import require_matching_tokenizer
-from megatron_adalrs.data.description import read_description, require_what_made, tokenizer_noted
+from megatron_adalrs.data.description import read_description, recorded_tokenizer, require_tokenizer
 from megatron_adalrs.data.gpt_dataset import check_vocabulary
-from megatron_adalrs.data.tokenizer import TOKENIZER_FILES, Tokenizer, TokenizerOfData, build_tokenizer
+from megatron_adalrs.data.tokenizer import TOKENIZER_FILES, DataTokenizer, Tokenizer, build_tokenizer
 from megatron_adalrs.huggingface.companion_files import digests_of, tokenizer_in
 from megatron_adalrs.model.document_mask import NO_DOCUMENT_MASKING, DocumentMasking
 from megatron_adalrs.model.gpt import GPT
@@ -90,11 +90,11 @@ def tokenizer_of_corpus(
     note = read_description(prefix)
     of_data = None
     if asked and kind:
-        of_data = TokenizerOfData(kind, asked.sha256, str(next(filter(None, paths), kind)), paths)
+        of_data = DataTokenizer(kind, asked.sha256, str(next(filter(None, paths), kind)), paths)
         if note:
-            require_what_made(prefix, note, asked, f"tokenizer_type: {of_data.told_by}")
+            require_tokenizer(prefix, note, asked, f"tokenizer_type: {of_data.source}")
     elif note:
-        of_data = tokenizer_noted(prefix, note)
+        of_data = recorded_tokenizer(prefix, note)
     if of_data:
         require_same_tokenizer(f"data_path: {prefix}: {opened.path}", opened.tokenizer_sha256, of_data.sha256)
         require_matching_tokenizer(opened.companions, opened.model, of_data, "data_path")

@@ -14,12 +14,13 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from megatron_adalrs.data.indexed_dataset import best_dtype
-from megatron_adalrs.data.tokenizer import Tokenizer, build_tokenizer, files_named
+from megatron_adalrs.data.tokenizer import Tokenizer, build_tokenizer, tokenizer_paths
 from megatron_adalrs.preprocessing.documents import Batch, Position
 
 _BATCHES_AHEAD = 4  # per worker: enough to keep it busy, few enough to bound memory
@@ -41,7 +42,7 @@ class Recipe:
 class Encoded:
     """A batch as tokens: all in a row [n], and how many each document has [d]; empty ones are gone."""
 
-    tokens: npt.NDArray
+    tokens: npt.NDArray[Any]
     lengths: npt.NDArray[np.int32]
     skipped: int
     end: Position
@@ -53,13 +54,13 @@ class Encoder:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.tokenizer: Tokenizer = build_tokenizer(recipe.tokenizer_type, *files_named(recipe))
+        self.tokenizer: Tokenizer = build_tokenizer(recipe.tokenizer_type, *tokenizer_paths(recipe))
         self.dtype = best_dtype(self.tokenizer.vocab_size)
 
     def __call__(self, batch: Batch) -> Encoded:
         """Errors as in `Batch.read`."""
         encode, end = self.tokenizer.encode, [self.tokenizer.eod] if self.recipe.append_eod else []
-        documents: list[npt.NDArray] = []
+        documents: list[npt.NDArray[Any]] = []
         skipped = 0
         for text in batch.read(self.recipe.json_key):
             if ids := encode(text):

@@ -12,7 +12,8 @@ from megatron_adalrs.data.description import (
     read_description,
     write_description,
 )
-from megatron_adalrs.data.indexed_dataset import IndexedDataset, IndexedDatasetBuilder, bin_path
+from megatron_adalrs.data.indexed_dataset import IndexedDataset, bin_path
+from megatron_adalrs.data.indexed_dataset_builder import IndexedDatasetBuilder
 from megatron_adalrs.preprocessing.preprocess import require_new
 
 

@@ -60,7 +60,8 @@ def package(source: Path) -> ModuleType:
         raise ValueError(
             f"input {source} needs the package pyarrow: pip install 'megatron-adalrs[data]'"
         ) from error
-    return pyarrow
+    module: ModuleType = pyarrow
+    return module
 
 
 def _require_strings(pyarrow: ModuleType, source: Path, schema: Any, column: str) -> None:

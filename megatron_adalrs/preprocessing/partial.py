@@ -24,12 +24,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, TextIO, TypeVar
+from typing import Any, BinaryIO, TextIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from megatron_adalrs.data.indexed_dataset import write_index
+from megatron_adalrs.data.indexed_dataset_builder import write_index
 from megatron_adalrs.preprocessing.documents import Position
 from megatron_adalrs.preprocessing.encoding import Encoded
 from megatron_adalrs.preprocessing.job import Job
@@ -67,7 +67,7 @@ class Partial:
     the folder is damaged, or it holds something else; OSError where it cannot be written.
     """
 
-    def __init__(self, prefix: Path | str, dtype: np.dtype, job: Job, *, restart: bool = False) -> None:
+    def __init__(self, prefix: Path | str, dtype: np.dtype[Any], job: Job, *, restart: bool = False) -> None:
         self.folder = partial_path(prefix)
         self.dtype = dtype
         self._streams: dict[str, BinaryIO] = {}
@@ -283,7 +283,7 @@ def _is_ours(name: str) -> bool:
     )
 
 
-def _write(stream: BinaryIO, values: npt.NDArray) -> None:
+def _write(stream: BinaryIO, values: npt.NDArray[Any]) -> None:
     left = values.view(np.uint8).data
     while len(left):  # an unbuffered file may take only a part
         left = left[stream.write(left) :]

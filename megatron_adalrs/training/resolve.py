@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from megatron_adalrs import checkpoint
 from megatron_adalrs.checkpoint.train_state import TrainState
 from megatron_adalrs.config import Config
-from megatron_adalrs.data.tokenizer import TokenizerOfData
+from megatron_adalrs.data.tokenizer import DataTokenizer
 from megatron_adalrs.data.vocabulary import resolve_vocabulary, with_end_of_document
 from megatron_adalrs.distributed.collectives import on_first_rank
 from megatron_adalrs.distributed.process_mesh import ProcessMesh
@@ -50,7 +50,7 @@ class ResolvedRun:
     mesh: ProcessMesh
     vocab_size: int
     """Number of tokens before padding."""
-    tokenizer: TokenizerOfData | None
+    tokenizer: DataTokenizer | None
     """Tokenizer of the training data, if it is known."""
     global_batch_size: int
     """Samples in one optimizer step."""

@@ -13,7 +13,7 @@ from tokenizers import ByteLevelBPETokenizer
 
 from megatron_adalrs.checkpoint.tokenizer_files import require_matching_tokenizer, tokenizer_of_run
 from megatron_adalrs.config import DataConfig, ModelConfig
-from megatron_adalrs.data.tokenizer import TokenizerOfData, build_tokenizer
+from megatron_adalrs.data.tokenizer import DataTokenizer, build_tokenizer
 from megatron_adalrs.huggingface.companion_files import companions_in
 from megatron_adalrs.huggingface.tokenizer_export import export_tokenizer
 from megatron_adalrs.preprocessing.preprocess import Recipe, preprocess
@@ -42,10 +42,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def of_data(kind: str, *files: Path | None, known: bool = True) -> TokenizerOfData:
+def of_data(kind: str, *files: Path | None, known: bool = True) -> DataTokenizer:
     """`known`: whether the run names its files, or only the note beside the data its digest."""
     sha256 = build_tokenizer(kind, *files).sha256
-    return TokenizerOfData(kind, sha256, "corpus.json", files if known or not files else None)
+    return DataTokenizer(kind, sha256, "corpus.json", files if known or not files else None)
 
 
 def exported(folder: Path, kind: str, **files: Path) -> Path:
@@ -59,12 +59,12 @@ def exported(folder: Path, kind: str, **files: Path) -> Path:
     return folder
 
 
-def accepted(folder: Path, tokenizer: TokenizerOfData) -> bool:
+def accepted(folder: Path, tokenizer: DataTokenizer) -> bool:
     require_matching_tokenizer(companions_in(folder), MODEL, tokenizer, "--from")
     return True
 
 
-def refused(folder: Path, tokenizer: TokenizerOfData) -> str:
+def refused(folder: Path, tokenizer: DataTokenizer) -> str:
     with pytest.raises(ValueError, match="--from: ") as error:
         accepted(folder, tokenizer)
     assert f"{folder}/" in str(error.value) and "corpus.json" in str(error.value)

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from megatron_adalrs.checkpoint import locate_model, open_model
 from megatron_adalrs.config import DataConfig
-from megatron_adalrs.data.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+from megatron_adalrs.data.indexed_dataset import IndexedDataset
+from megatron_adalrs.data.indexed_dataset_builder import IndexedDatasetBuilder
 from megatron_adalrs.huggingface.tokenizer_export import export_tokenizer
 from megatron_adalrs.inference.evaluation import windows
 from megatron_adalrs.inference.model import whole_model

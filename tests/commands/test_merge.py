@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from megatron_adalrs.data.description import read_description
-from megatron_adalrs.data.indexed_dataset import IndexedDatasetBuilder
+from megatron_adalrs.data.indexed_dataset_builder import IndexedDatasetBuilder
 from megatron_adalrs.preprocessing.preprocess import Recipe, preprocess
 from tests.helpers.programs import Done, called
 from tests.preprocessing.test_preprocess import BYTES, TEXTS, documents, write_lines

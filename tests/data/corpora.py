@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_adalrs.data.indexed_dataset import IndexedDatasetBuilder
+from megatron_adalrs.data.indexed_dataset_builder import IndexedDatasetBuilder
 
 
 def counting_corpus(prefix: Path) -> Path:

@@ -9,7 +9,7 @@ import pytest
 from megatron_adalrs.config import DataConfig
 from megatron_adalrs.data.blend import Datasets, build_datasets
 from megatron_adalrs.data.gpt_dataset import build_gpt_datasets
-from megatron_adalrs.data.indexed_dataset import IndexedDatasetBuilder
+from megatron_adalrs.data.indexed_dataset_builder import IndexedDatasetBuilder
 
 LENGTH = 8
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from megatron_adalrs.data.index_cache import load_or_build
 from megatron_adalrs.data.indexed_dataset import HEADER as HEADER_LAYOUT
-from megatron_adalrs.data.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+from megatron_adalrs.data.indexed_dataset import IndexedDataset
+from megatron_adalrs.data.indexed_dataset_builder import IndexedDatasetBuilder
 from megatron_adalrs.data.sample_index import SampleIndex
 from tests.data.test_indexed_dataset import BIN, IDX, write_pair
 from tests.helpers.mutations import mutated

@@ -16,7 +16,8 @@ from megatron_adalrs.data.gpt_dataset import (
     parse_split,
     split_documents,
 )
-from megatron_adalrs.data.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+from megatron_adalrs.data.indexed_dataset import IndexedDataset
+from megatron_adalrs.data.indexed_dataset_builder import IndexedDatasetBuilder
 
 SEQ_LENGTH = 8
 

@@ -8,12 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from megatron_adalrs.data.indexed_dataset import (
-    DTYPES,
-    IndexedDataset,
-    IndexedDatasetBuilder,
-    best_dtype,
-)
+from megatron_adalrs.data.indexed_dataset import DTYPES, IndexedDataset, best_dtype
+from megatron_adalrs.data.indexed_dataset_builder import IndexedDatasetBuilder
 
 # Documents [1, 2, 3], [] and [4, 5 | 6] as uint16, spelled out by hand from the format's description.
 BIN = struct.pack("<6H", 1, 2, 3, 4, 5, 6)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from megatron_adalrs.data.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+from megatron_adalrs.data.indexed_dataset import IndexedDataset
+from megatron_adalrs.data.indexed_dataset_builder import IndexedDatasetBuilder
 from megatron_adalrs.data.tokenizer import ByteTokenizer
 from megatron_adalrs.inference.evaluation import (
     IGNORE_INDEX,

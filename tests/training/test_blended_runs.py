@@ -12,7 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_adalrs.cli.arguments import config_from_values
-from megatron_adalrs.data.indexed_dataset import IndexedDatasetBuilder
+from megatron_adalrs.data.indexed_dataset_builder import IndexedDatasetBuilder
 from megatron_adalrs.metrics.run_log import RunLog, read_run
 from megatron_adalrs.training.build import build_trainer
 from tests.helpers.ranks import Ranks
