@@ -108,7 +108,7 @@ def export_model(source: Path, target: Path, dtype: str | None, max_shard_size: 
     cast = getattr(torch, dtype) if dtype else None
     try:
         family = family_of(opened.model)
-        more, told = export_tokenizer(tokenizer.kind, tokenizer.files, family.model_type)
+        more, note = export_tokenizer(tokenizer.kind, tokenizer.files, family.model_type)
         write_model(
             target,
             opened.model,
@@ -122,7 +122,7 @@ def export_model(source: Path, target: Path, dtype: str | None, max_shard_size: 
     except ValueError as error:
         raise ValueError(f"--to-hf: {error}") from None
     step = "" if opened.step is None else f", step {opened.step}"
-    return "\n".join(filter(None, (f"{target}: the model of {opened.path}{step}", tokenizer.note, told)))
+    return "\n".join(filter(None, (f"{target}: the model of {opened.path}{step}", tokenizer.note, note)))
 
 
 if __name__ == "__main__":

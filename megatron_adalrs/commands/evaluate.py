@@ -19,13 +19,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import tyro
 
 from megatron_adalrs.cli.program import TokenizerFlags, parse_flags, reports_errors
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from megatron_adalrs.checkpoint import OpenedModel
     from megatron_adalrs.data.indexed_dataset import IndexedDataset
 
@@ -128,7 +130,7 @@ def evaluate_model(given: Arguments) -> dict[str, Any]:
             given.max_tokens,
             tokenizer,
             eod if given.documents_apart else None,
-            lambda tokens: bar.update(tokens - bar.n),
+            lambda tokens: _advance(bar, tokens),
         )
     if tokenizer is None:
         print(f"bits per byte are unknown: {reason}", file=sys.stderr)
@@ -146,6 +148,10 @@ def evaluate_model(given: Arguments) -> dict[str, Any]:
         name: value if value is not None and math.isfinite(value) else None for name, value in figures.items()
     }
     return {"model": str(opened.path), "step": opened.step, "data": f"{data_path} ({given.part})"} | figures
+
+
+def _advance(bar: tqdm[NoReturn], tokens: int) -> None:
+    bar.update(tokens - bar.n)
 
 
 def documents_of(given: Arguments, opened: OpenedModel, indexed: IndexedDataset, split: str | None) -> range:

@@ -64,7 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def generate(given: Arguments) -> None:
-    """Raises ValueError, OSError: a flag asks for something impossible, or something cannot be read."""
+    """Generate and print completions.
+
+    Raises:
+        ValueError: A flag is not valid, or the model or its tokenizer cannot be used.
+        OSError: A file cannot be read.
+    """
     for name in ("max_new_tokens", "samples"):
         if getattr(given, name) < 1:
             raise ValueError(f"{name}: {getattr(given, name)}: must be at least 1")
@@ -86,7 +91,7 @@ def generate(given: Arguments) -> None:
     ids = tokenizer.encode(prompt) or [tokenizer.eod]  # an empty prompt is the beginning of a document
     model = whole_model(opened, getattr(torch, given.dtype) if given.dtype else None, best_device())
     found: list[list[int]] = [[] for _ in range(given.samples)]
-    told = ""
+    printed = ""
     began = time.monotonic()
     for tokens in complete(
         model, ids, given.max_new_tokens, sampling, given.samples, given.seed, tokenizer.eod
@@ -95,20 +100,25 @@ def generate(given: Arguments) -> None:
             if token is not None:
                 sample.append(token)
         if given.samples == 1:
-            told = tell_more(tokenizer.decode(found[0]), told)
+            printed = print_new(tokenizer.decode(found[0]), printed)
     seconds = time.monotonic() - began
     for number, sample in enumerate(found):
         text = tokenizer.decode(sample)
         if given.samples == 1:
-            print(text[len(told) :], flush=True)
+            print(text[len(printed) :], flush=True)
         else:
             print(f"--- {number + 1}\n{text}")
     count = sum(map(len, found))
     ended = "" if max(map(len, found)) == given.max_new_tokens else ", ended before the limit"
-    print(f"{count} tokens, {count / seconds:.1f} a second{ended}", file=sys.stderr)
+    print(f"{count} tokens, {count / seconds:.1f} per second{ended}", file=sys.stderr)
 
 
 def prompt_of(given: Arguments) -> str:
+    """Return the prompt of --prompt or --prompt-file.
+
+    Raises:
+        ValueError: Not exactly one of the flags is given, or the text is not UTF-8.
+    """
     if (given.prompt is None) == (given.prompt_file is None):
         raise ValueError("prompt: give either --prompt or --prompt-file")
     try:
@@ -118,21 +128,25 @@ def prompt_of(given: Arguments) -> str:
             source, text = "prompt_file: standard input", sys.stdin.read()
         else:
             source = f"prompt_file: {given.prompt_file}"
+            assert given.prompt_file is not None, "one of the two flags is given"
             text = given.prompt_file.read_text(encoding="utf-8")
-        text.encode()  # what is not UTF-8 comes as half characters from the command line and standard input
+        text.encode()  # bytes of the command line and standard input that are not UTF-8 become surrogates
     except UnicodeError as error:
         raise ValueError(f"{source} is not UTF-8: {error}") from None
     return text
 
 
-def tell_more(text: str, told: str) -> str:
-    """Print what is new of a text, up to a character of which only the first bytes are there. Returns what is
-    told."""
+def print_new(text: str, printed: str) -> str:
+    """Print the part of a text that has not been printed yet, without an incomplete last character.
+
+    Returns:
+        The text that has been printed so far.
+    """
     whole = text.rstrip("\ufffd")
-    if whole.startswith(told) and len(whole) > len(told):
-        print(whole[len(told) :], end="", flush=True)
+    if whole.startswith(printed) and len(whole) > len(printed):
+        print(whole[len(printed) :], end="", flush=True)
         return whole
-    return told
+    return printed
 
 
 if __name__ == "__main__":

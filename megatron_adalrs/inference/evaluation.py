@@ -1,4 +1,4 @@
-"""Loss, perplexity and bits per byte on a corpus: every token is predicted once."""
+"""Loss, perplexity and bits per byte of a model on a corpus. Every token is predicted once."""
 
 from __future__ import annotations
 
@@ -17,43 +17,42 @@ from megatron_adalrs.data.tokenizer import Tokenizer
 from megatron_adalrs.model.document_mask import IGNORE_INDEX
 from megatron_adalrs.model.gpt import GPT
 
-_MOST_HELD = 1_000_000  # tokens: a corpus without ends of documents is one text
+_MAX_BUFFERED_TOKENS = 1_000_000  # a corpus without end-of-document tokens is one long text
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What an evaluation comes to."""
+    """Result of an evaluation."""
 
     loss: float
     """Mean over all predicted tokens, in nats."""
     error: float
-    """Standard error of the loss, from that of the windows' losses; nan of a single window."""
+    """Standard error of the loss, estimated from the losses of the windows; nan for a single window."""
     tokens: int
-    """Predicted."""
+    """Number of predicted tokens."""
     bytes: int | None
-    """Of the text that these tokens are, in UTF-8; None without a tokenizer."""
+    """Size of the predicted text in UTF-8; None without a tokenizer."""
 
     @property
     def perplexity(self) -> float:
-        """exp(loss); infinite where that overflows."""
+        """exp(loss), or infinity if it overflows."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     @property
     def bits_per_byte(self) -> float | None:
-        """What models of different tokenizers are compared by; None where the bytes are unknown, or none."""
+        """Loss in bits per byte of text, comparable between tokenizers; None if the size is unknown or 0."""
         return self.loss * self.tokens / math.log(2) / self.bytes if self.bytes else None
 
 
 class TextSize:
-    """Bytes of the texts that tokens are, as they come: a character may lie across windows, not across
-    documents.
+    """Size in bytes of a text, computed from its tokens window by window.
 
-    Ends of documents are no text. Without any end in a million tokens they are decoded by the million: the
-    count may be a few bytes off at each cut.
+    A character may span windows, but not documents. End-of-document tokens do not count as text. A document
+    of more than a million tokens is decoded in pieces, which may change the size by a few bytes per piece.
 
     Args:
-        apart: the tokens are from `windows_apart`: what looks like an end among them is spelled out in the
-            text.
+        apart: The tokens come from `windows_apart`, where end-of-document tokens inside a window are part of
+            the text.
     """
 
     def __init__(self, tokenizer: Tokenizer, apart: bool = False) -> None:
@@ -62,7 +61,12 @@ class TextSize:
         self._bytes = 0
 
     def add(self, first: int, targets: np.ndarray) -> None:
-        """The tokens [n] that follow the first one of a window; IGNORE_INDEX ones are passed over."""
+        """Add the targets of a window.
+
+        Args:
+            first: First token of the window.
+            targets: The tokens after it, [n]; those equal to IGNORE_INDEX do not count.
+        """
         if first == self._tokenizer.eod:
             self._end()
         if self._apart:
@@ -76,7 +80,7 @@ class TextSize:
         self._bound()
 
     def _bound(self) -> None:
-        if len(self._document) >= _MOST_HELD:
+        if len(self._document) >= _MAX_BUFFERED_TOKENS:
             self._end()
 
     def _end(self) -> None:
@@ -84,25 +88,25 @@ class TextSize:
         self._document.clear()
 
     def total(self) -> int:
-        """Of all that was added."""
+        """Return the size of all text that was added."""
         self._end()
         return self._bytes
 
 
 class Window(NamedTuple):
-    """A piece of text that is seen by itself."""
+    """A piece of text that is evaluated independently of others."""
 
     tokens: np.ndarray
     """[n], int64."""
     predicted: int
-    """So many of the last ones; the first n - predicted are context, at least one."""
+    """Number of predicted tokens at the end; the first n - predicted, at least one, are context."""
 
 
 def windows(indexed: IndexedDataset, documents: range, length: int) -> Iterator[Window]:
-    """The documents one after the other, `length` predicted tokens at a time.
+    """Yield windows of `length` predicted tokens over the concatenated documents.
 
-    The last token of a window is the first of the next, so that all but the corpus's very first are predicted
-    once; the last window may be shorter.
+    The last token of a window is the first of the next one, so that all tokens but the first are predicted
+    once. The last window may be shorter.
     """
     first, end = (int(indexed.document_offsets[bound]) for bound in (documents.start, documents.stop))
     for start in range(first, end - 1, length):
@@ -111,9 +115,10 @@ def windows(indexed: IndexedDataset, documents: range, length: int) -> Iterator[
 
 
 def windows_apart(indexed: IndexedDataset, documents: range, length: int, eod: int) -> Iterator[Window]:
-    """Every document by itself, after an end-of-document token; its own, if it has one, is not predicted.
+    """Yield windows over each document separately, after an end-of-document token.
 
-    The last window of a document is filled up with context, as lm_eval's rolling windows are.
+    The document's own end-of-document token is not predicted. The last window of a document is filled with
+    context, like the rolling windows of lm_eval.
     """
     for document in documents:
         tokens = np.concatenate([[eod], indexed.get_document(document)]).astype(np.int64)
@@ -124,7 +129,7 @@ def windows_apart(indexed: IndexedDataset, documents: range, length: int, eod: i
 
 
 def batches(windows: Iterable[Window], size: int, max_tokens: int | None) -> Iterator[list[Window]]:
-    """Up to `size` neighbouring windows of one length, up to the window that reaches `max_tokens`."""
+    """Yield batches of up to `size` windows of equal length, until `max_tokens` are predicted."""
     batch: list[Window] = []
     tokens = 0
     for window in windows:
@@ -140,7 +145,7 @@ def batches(windows: Iterable[Window], size: int, max_tokens: int | None) -> Ite
 
 
 class _Tally:
-    """What was predicted so far."""
+    """Losses and text of the windows evaluated so far."""
 
     def __init__(self, tokenizer: Tokenizer | None, apart: bool) -> None:
         self.tokens = 0
@@ -149,7 +154,7 @@ class _Tally:
         self._text = TextSize(tokenizer, apart) if tokenizer else None
 
     def add(self, losses: Tensor, targets: Tensor, first: list[int]) -> None:
-        """Losses of targets [windows, length], and the first token of each window."""
+        """Add the losses of targets [windows, length]; `first` are the first tokens of the windows."""
         counted = (targets != IGNORE_INDEX).sum(dim=1)
         self._losses.extend((losses.double().sum(dim=1) / counted.clamp(min=1)).tolist())
         self._sizes.extend(counted.tolist())
@@ -159,11 +164,12 @@ class _Tally:
                 self._text.add(token, predicted)
 
     def evaluated(self) -> Evaluated:
+        """Return the result over all windows."""
         sizes, losses = np.array(self._sizes, dtype=np.float64), np.array(self._losses)
         share = sizes / sizes.sum()
         loss = float(share @ losses)
         count = len(losses)
-        # Of a weighted mean of independent windows.
+        # Standard error of a weighted mean of independent windows.
         error = (
             math.sqrt(float(share**2 @ (losses - loss) ** 2) * count / (count - 1)) if count > 1 else math.nan
         )
@@ -182,19 +188,18 @@ def evaluate(
     apart_after: int | None = None,
     on_progress: Callable[[int], None] = lambda tokens: None,
 ) -> Evaluated:
-    """The mean next-token loss of a model, each window seen by itself, over the tokens that counted in its
-    training.
+    """Compute the mean next-token loss of a model over the tokens that count in its training.
 
     Args:
-        length: tokens that are predicted in a window, which is the most context that one has.
-        batch_size: windows at a time.
-        max_tokens: stop at the first window that reaches them; None: all.
-        tokenizer: what the tokens are of, to count the bytes of their text.
-        apart_after: the end-of-document token, for `windows_apart`; None: `windows`.
-        on_progress: told how many tokens were predicted, after every batch.
+        length: Predicted tokens in a window, which is also the maximum context.
+        batch_size: Windows in a batch.
+        max_tokens: Stop after the window that reaches this number of tokens; None evaluates all.
+        tokenizer: Tokenizer of the corpus, to count the bytes of the text.
+        apart_after: End-of-document token for `windows_apart`; None selects `windows`.
+        on_progress: Called with the number of predicted tokens after every batch.
 
     Raises:
-        ValueError: there is nothing to predict in the documents.
+        ValueError: The documents have no token to predict.
     """
     device = next(model.parameters()).device
     tally = _Tally(tokenizer, apart_after is not None)

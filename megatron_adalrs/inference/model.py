@@ -1,8 +1,9 @@
-"""A whole model in this process, from wherever one is kept, and the tokenizer that it speaks."""
+"""Load a model into this process, and find its tokenizer."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 
@@ -19,17 +20,18 @@ from megatron_adalrs.model.initialization import write_weights
 
 
 def whole_model(opened: OpenedModel, dtype: torch.dtype | None = None, device: str = "cpu") -> GPT:
-    """The model, ready to compute with, without dropout and gradients. Documents within a sample are what
-    they were in its training.
+    """Load a model in evaluation mode and without gradients.
+
+    Documents in a sample are masked as they were in the training of the model.
 
     Args:
-        dtype: None: what the model computes with where it was trained.
+        dtype: Precision of the computation. Default: that of the training, or of the model's files.
 
     Raises:
-        ValueError: a tensor cannot be read.
+        ValueError: A tensor cannot be read.
     """
     documents = DocumentMasking.of(opened.data) if opened.data else NO_DOCUMENT_MASKING
-    # As far as it goes, which may be further than the samples that it was trained on.
+    # All positions of the model, which may be more than its training samples had.
     config = opened.model.model_copy(update={"seq_length": opened.model.max_positions})
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype or opened.dtype("final_norm.weight"))
@@ -43,21 +45,22 @@ def whole_model(opened: OpenedModel, dtype: torch.dtype | None = None, device: s
 
 
 def best_device() -> str:
-    """cuda where there is one and DS_ACCELERATOR does not say otherwise, else cpu."""
+    """Return "cuda" if there is a device and DS_ACCELERATOR does not select another, else "cpu"."""
     return (
         "cuda" if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda" else "cpu"
     )
 
 
-def tokenizer_of(opened: OpenedModel, kind: str | None, *paths: str | None) -> Tokenizer:
-    """The tokenizer that is asked for, or else the one that is known to belong to the model.
+def tokenizer_of(opened: OpenedModel, kind: str | None, *paths: Path | None) -> Tokenizer:
+    """Build the given tokenizer, or that of the model if none is given.
 
     Args:
-        kind, paths: as `build_tokenizer` takes them.
+        kind: Kind of the tokenizer, see `build_tokenizer`.
+        *paths: Files of the tokenizer, see `build_tokenizer`.
 
     Raises:
-        ValueError: none is known, it cannot be read, or it has tokens that the model lacks.
-        FileNotFoundError: its file is not there.
+        ValueError: No tokenizer is known, it cannot be read, or its vocabulary is larger than the model's.
+        FileNotFoundError: A file does not exist.
     """
     if kind:
         tokenizer = build_tokenizer(kind, *paths)
@@ -75,16 +78,20 @@ def tokenizer_of(opened: OpenedModel, kind: str | None, *paths: str | None) -> T
 
 
 def tokenizer_of_corpus(
-    opened: OpenedModel, prefix: str, kind: str | None, *paths: str | None
+    opened: OpenedModel, prefix: str, kind: str | None, *paths: Path | None
 ) -> tuple[Tokenizer | None, str]:
-    """The tokenizer that gives back the text of a corpus, or None and why there is none.
+    """Build the tokenizer that decodes a corpus.
 
     Args:
-        kind, paths: as `build_tokenizer` takes them; else what belongs to the model.
+        kind: Kind of the tokenizer, see `build_tokenizer`. Default: the tokenizer of the model.
+        *paths: Files of the tokenizer, see `build_tokenizer`.
+
+    Returns:
+        The tokenizer and an empty string, or None and the reason why there is none.
 
     Raises:
-        ValueError, OSError: the one that is asked for cannot be had or lacks tokens of the corpus, or that is
-            known to be of another one than it or than the model's.
+        ValueError, OSError: The given tokenizer cannot be built, or the corpus is known to be made with
+            another tokenizer than the given one or the model's.
     """
     asked = tokenizer_of(opened, kind, *paths) if kind or any(paths) else None
     note = read_description(prefix)
@@ -105,8 +112,7 @@ def tokenizer_of_corpus(
         if asked:
             raise
         return None, str(error)
-    # Of tokenizers of two kinds, in files that do not name each other, nothing tells whether they are the
-    # same.
+    # Tokenizers of two kinds cannot be compared unless one file names the digest of the other.
     if of_data and of_data.sha256 not in (tokenizer.sha256, *digests_of(opened.tokenizer().files).values()):
         return None, f"{prefix} was made with a {of_data.kind}; give --tokenizer-type and its files"
     return tokenizer, ""

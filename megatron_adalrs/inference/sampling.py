@@ -1,4 +1,4 @@
-"""Tokens from logits, and completions token by token."""
+"""Sample tokens from logits, and complete prompts token by token."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from megatron_adalrs.model.gpt import GPT
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen."""
+    """Rule for the choice of the next token."""
 
     temperature: float = 0.0
-    """Divides the logits; 0: always the likeliest token."""
+    """Divisor of the logits; 0 always takes the most likely token."""
     top_p: float = 1.0
-    """Nucleus sampling (arXiv 1904.09751): only the likeliest tokens that together have this probability."""
+    """Nucleus sampling (arXiv 1904.09751): the most likely tokens that together have this probability."""
     top_k: int = 0
-    """Only so many of the likeliest tokens; 0: all."""
+    """Number of most likely tokens to sample from; 0 means all."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -32,7 +32,14 @@ class Sampling:
             raise ValueError(f"top_k: {self.top_k}: must be 0 or above")
 
     def choose(self, logits: Tensor, generator: torch.Generator) -> Tensor:
-        """A token for each row of logits [b, vocabulary]: [b], int64."""
+        """Choose a token for each row of logits.
+
+        Args:
+            logits: [b, vocabulary].
+
+        Returns:
+            [b], int64.
+        """
         if self.temperature == 0:
             return logits.argmax(dim=-1)
         logits = logits.float() / self.temperature
@@ -42,9 +49,9 @@ class Sampling:
         probabilities = logits.softmax(dim=-1)
         if self.top_p < 1:
             ranked, order = probabilities.sort(dim=-1, descending=True)
-            # A token is out when those before it have that probability already: the first never is.
-            out = ranked.cumsum(dim=-1) - ranked >= self.top_p
-            probabilities = probabilities.masked_fill(out.gather(-1, order.argsort(dim=-1)), 0.0)
+            # A token is excluded if more likely ones already reach the probability; the first never is.
+            excluded = ranked.cumsum(dim=-1) - ranked >= self.top_p
+            probabilities = probabilities.masked_fill(excluded.gather(-1, order.argsort(dim=-1)), 0.0)
         return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
 
 
@@ -57,21 +64,25 @@ def complete(
     seed: int = 0,
     end: int | None = None,
 ) -> Iterator[list[int | None]]:
-    """Completions of a prompt, token by token: of each sample its next one, None once it has ended.
+    """Complete a prompt token by token.
 
     Args:
-        prompt: at least one token.
-        end: the token after which a sample has ended; it is not given out.
+        prompt: At least one token.
+        samples: Number of completions.
+        end: Token that ends a sample; it is not returned.
+
+    Yields:
+        The next token of each sample, or None once it has ended.
 
     Raises:
-        ValueError: the prompt is empty, or too long for the model to add a token.
+        ValueError: The prompt is empty, or too long for the model to add a token.
     """
     room = max_positions(model) - len(prompt)
     if not prompt:
-        raise ValueError("prompt: is empty: required at least one token")
+        raise ValueError("prompt: is empty: must have at least one token")
     if room < 1:
         raise ValueError(f"prompt: has {len(prompt)} tokens: the model has {max_positions(model)} positions")
-    # The last token given out need not be shown to the model.
+    # The model need not process the last token that is returned.
     decoder = Decoder(model, samples, len(prompt) + min(max_new_tokens, room))
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
