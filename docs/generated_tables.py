@@ -98,7 +98,14 @@ def layer_table() -> str:
     return _table(("packages",), rows)
 
 
+def development_pages() -> str:
+    """Return the names of the pages in docs/ itself that are not for users, for a table of contents."""
+    pages = {path.stem for path in Path(__file__).parent.glob("*.md")}
+    return "\n".join(sorted(pages - {"index", "tutorial", "faq", "glossary"}))
+
+
 TABLES = {
+    "development": development_pages,
     "layers": layer_table,
     "flags": flag_sections,
     "aliases": alias_table,
@@ -113,7 +120,9 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def _escape(cell: str) -> str:
-    return cell.replace("|", "\\|").replace("<", "&lt;") if "`" not in cell else cell.replace("|", "\\|")
+    """Escape what would end a cell or begin an HTML tag, the latter only outside of code."""
+    parts = cell.replace("|", "\\|").split("`")
+    return "`".join(part if index % 2 else part.replace("<", "&lt;") for index, part in enumerate(parts))
 
 
 def _section(title: str, fields: Mapping[str, FieldInfo], prefix: str) -> str:
