@@ -12,7 +12,7 @@ from megatron_adalrs.checkpoint.manifest import ENGINE, WEIGHTS, random_name, re
 from megatron_adalrs.config import Config, RunConfig
 from megatron_adalrs.distributed.collectives import on_every_rank
 from megatron_adalrs.distributed.process_mesh import ProcessMesh
-from megatron_adalrs.engine import Engine, SavedMesh, TrainingTensors, open_training
+from megatron_adalrs.engine import Engine, SavedMesh, TrainingTensors, open_training_state
 from megatron_adalrs.snapshot.rng_state import RngState, seed_everything
 
 
@@ -88,7 +88,9 @@ def _read_rng_state(file: Path) -> RngState:
 
 def _open(checkpoint: Path, state: dict[str, Any], config: Config, written: SavedMesh) -> TrainingTensors:
     try:
-        return open_training(checkpoint / ENGINE, config.model, state["identity"]["vocab_size"], written)
+        return open_training_state(
+            checkpoint / ENGINE, config.model, state["identity"]["vocab_size"], written
+        )
     except ValueError as error:
         raise ValueError(f"--load: {error}") from None
 

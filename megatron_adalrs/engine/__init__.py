@@ -36,7 +36,7 @@ from megatron_adalrs.engine.process_group import (
     require_supported,
 )
 from megatron_adalrs.engine.reshard import TrainingTensors
-from megatron_adalrs.engine.saved_optimizer import SavedMesh, open_training
+from megatron_adalrs.engine.saved_optimizer import SavedMesh, open_training_state
 from megatron_adalrs.engine.saved_weights import SavedWeights
 from megatron_adalrs.model.initialization import WeightSource
 
@@ -54,7 +54,7 @@ __all__ = [
     "end_distributed",
     "init_distributed",
     "memory_bytes",
-    "open_training",
+    "open_training_state",
     "reduce_bucket_size",
     "require_supported",
     "stage_bounds",

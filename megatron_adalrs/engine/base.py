@@ -25,7 +25,7 @@ from megatron_adalrs.engine.deepspeed_config import deepspeed_settings
 from megatron_adalrs.engine.master_weights import weights_from_masters
 from megatron_adalrs.engine.mpu import ModelParallelUnit
 from megatron_adalrs.engine.process_group import computes_on_cpu
-from megatron_adalrs.engine.reshard import TrainingTensors, write_training
+from megatron_adalrs.engine.reshard import TrainingTensors, write_training_state
 from megatron_adalrs.engine.training_state import (
     base_optimizer,
     read_counters,
@@ -275,7 +275,7 @@ class Engine(ABC):
 
     def load_resharded(self, saved: TrainingTensors) -> None:
         """Load what another mesh or ZeRO stage saved, into an engine that has not stepped yet. Collective."""
-        write_training(
+        write_training_state(
             self.deepspeed.optimizer, self._base_optimizer, self.named_weights(), self._vocab_size, saved
         )
         self.sync_weights_from_masters()

@@ -22,7 +22,7 @@ from megatron_adalrs.model.initialization import WeightSource
 from megatron_adalrs.model.pipeline import PipelineLayer, StageModules, pipeline_layers
 from megatron_adalrs.optim.grad_clip import clip_pipeline_grad_norm
 
-TIE = "token_embedding"
+TIED_WEIGHT = "token_embedding"
 """Name under which DeepSpeed knows the weight that the first and the last layer share."""
 
 
@@ -164,7 +164,7 @@ def _spec(layer: PipelineLayer) -> LayerSpec:
     if layer.tied_weight is None:
         spec = LayerSpec(nn.Module)
     else:
-        spec = TiedLayerSpec(TIE, nn.Module, tied_weight_attr=layer.tied_weight)
+        spec = TiedLayerSpec(TIED_WEIGHT, nn.Module, tied_weight_attr=layer.tied_weight)
     # A LayerSpec takes a class and its arguments, but a PipelineLayer has a function that builds it.
     spec.build = lambda log=False: layer.build()
     return spec

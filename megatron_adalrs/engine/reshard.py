@@ -35,7 +35,7 @@ class TrainingTensors:
     """DeepSpeed's `global_steps`, `global_samples` and `skipped_steps`."""
 
 
-class Place(NamedTuple):
+class Fragment(NamedTuple):
     """Where a parameter, or this rank's part of it, lies in a tensor of the optimizer."""
 
     owner: Tensor
@@ -49,7 +49,7 @@ class Place(NamedTuple):
 
 
 @torch.no_grad()
-def write_training(
+def write_training_state(
     optimizer: Any,
     base: torch.optim.Optimizer,
     weights: Mapping[str, nn.Parameter],
@@ -65,46 +65,46 @@ def write_training(
         vocab_size: size of the vocabulary before padding.
         saved: the state to write.
     """
-    place_of = _places(optimizer)
+    locate = _locate_fragments(optimizer)
     for name, parameter in weights.items():
-        place = place_of(parameter)
-        if place is None:
+        fragment = locate(parameter)
+        if fragment is None:
             continue
         shape = getattr(parameter, "ds_shape", parameter.shape)  # under ZeRO-3 the parameter itself is empty
-        _write(place.owner, place, local_part(saved.masters, name, parameter, shape, vocab_size))
+        _write(fragment.owner, fragment, local_part(saved.masters, name, parameter, shape, vocab_size))
         if not saved.moments:
             continue
-        state = _state_of(base, place.owner)
+        state = _state_of(base, fragment.owner)
         for moment, source in saved.moments.items():
-            _write(state[moment], place, local_part(source, name, parameter, shape, vocab_size))
+            _write(state[moment], fragment, local_part(source, name, parameter, shape, vocab_size))
         if torch.is_tensor(state["step"]):
             state["step"].fill_(saved.step)
         else:
             state["step"] = int(saved.step)
 
 
-def _places(optimizer: Any) -> Callable[[nn.Parameter], Place | None]:
+def _locate_fragments(optimizer: Any) -> Callable[[nn.Parameter], Fragment | None]:
     """Return a function that locates a parameter; it returns None if the parameter is not on this rank.
 
     Sources: the optimizer classes named below (DeepSpeed 0.19.8).
     """
     if isinstance(optimizer, DeepSpeedZeroOptimizer_Stage3):
 
-        def in_shards(parameter: nn.Parameter) -> Place:
+        def in_shards(parameter: nn.Parameter) -> Fragment:
             group, at, length = optimizer.grad_position[optimizer.get_param_id(parameter)]
             first = length * optimizer._get_param_partition_rank(parameter)
-            return Place(optimizer.fp32_partitioned_groups_flat[group], at, first, length)
+            return Fragment(optimizer.fp32_partitioned_groups_flat[group], at, first, length)
 
         return in_shards
     if isinstance(optimizer, DeepSpeedZeroOptimizer):
 
-        def in_partition(parameter: nn.Parameter) -> Place | None:
+        def in_partition(parameter: nn.Parameter) -> Fragment | None:
             mapping = parameter._hp_mapping  # type: ignore[attr-defined]  # DeepSpeed's attribute
             if mapping is None:
                 return None
             owner = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
             in_owner, in_parameter = mapping.hp_fragment_address, mapping.lp_fragment_address
-            return Place(owner, in_owner.start, in_parameter.start, in_parameter.numel)
+            return Fragment(owner, in_owner.start, in_parameter.start, in_parameter.numel)
 
         return in_partition
     masters: dict[int, Tensor] = {}
@@ -112,15 +112,15 @@ def _places(optimizer: Any) -> Callable[[nn.Parameter], Place | None]:
         for fp16, fp32 in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
             masters |= {id(weight): master for weight, master in zip(fp16, fp32, strict=True)}
 
-    def whole(parameter: nn.Parameter) -> Place:
-        return Place(masters.get(id(parameter), parameter), 0, 0, parameter.numel())
+    def whole(parameter: nn.Parameter) -> Fragment:
+        return Fragment(masters.get(id(parameter), parameter), 0, 0, parameter.numel())
 
     return whole
 
 
-def _write(tensor: Tensor, place: Place, part: Tensor) -> None:
-    values = part.flatten()[place.first : place.first + place.length]
-    tensor.data.view(-1)[place.at : place.at + values.numel()].copy_(values)
+def _write(tensor: Tensor, fragment: Fragment, part: Tensor) -> None:
+    values = part.flatten()[fragment.first : fragment.first + fragment.length]
+    tensor.data.view(-1)[fragment.at : fragment.at + values.numel()].copy_(values)
 
 
 def _state_of(base: torch.optim.Optimizer, owner: Tensor) -> dict[str, Any]:

@@ -27,14 +27,14 @@ from torch import Tensor
 
 from megatron_adalrs.config import ModelConfig
 from megatron_adalrs.distributed.process_mesh import MeshAxis
-from megatron_adalrs.engine.pipeline import TIE, stage_bounds
+from megatron_adalrs.engine.pipeline import TIED_WEIGHT, stage_bounds
 from megatron_adalrs.engine.reshard import MOMENTS, TrainingTensors
 from megatron_adalrs.engine.saved_weights import (
     Part,
     SavedParameters,
-    of_module,
-    of_pipe,
-    parts_of_flats,
+    module_weights,
+    parameters_of_flat_tensors,
+    pipeline_weights,
     read_saved,
     sharded_optimizers,
 )
@@ -56,7 +56,7 @@ class SavedMesh(NamedTuple):
     """`ParallelConfig.pipeline_partition`."""
 
 
-class _Held(NamedTuple):
+class _StageParameter(NamedTuple):
     """A parameter of a stage: its name in GPT, and whether it is a matrix."""
 
     name: str
@@ -67,7 +67,9 @@ Pieces = dict[str, dict[str, Callable[[], Tensor]]]
 """Tensors of a file or a model-parallel rank, by kind (`MASTER` or a moment) and GPT's name."""
 
 
-def open_training(folder: Path, model: ModelConfig, vocab_size: int, mesh: SavedMesh) -> TrainingTensors:
+def open_training_state(
+    folder: Path, model: ModelConfig, vocab_size: int, mesh: SavedMesh
+) -> TrainingTensors:
     """Open the training state in a folder that `Engine.save` wrote; tensors are read when they are used.
 
     Args:
@@ -104,13 +106,13 @@ def open_training(folder: Path, model: ModelConfig, vocab_size: int, mesh: Saved
     )
 
 
-def _stages(model: ModelConfig, vocab_size: int, mesh: SavedMesh) -> list[dict[str, _Held]]:
+def _stages(model: ModelConfig, vocab_size: int, mesh: SavedMesh) -> list[dict[str, _StageParameter]]:
     """Return for each stage its parameters by DeepSpeed's names, in the order of the module."""
     layout = Layout(tensor=MeshAxis(0, mesh.tensor))
     with torch.device("meta"):
         if mesh.pipe == 1:
             gpt = GPT(model, vocab_size, layout)
-            return [{name: _Held(name, p.dim() > 1) for name, p in gpt.named_parameters()}]
+            return [{name: _StageParameter(name, p.dim() > 1) for name, p in gpt.named_parameters()}]
         layers = pipeline_layers(model, vocab_size, layout)
         built = [list(layer.build().named_parameters()) for layer in layers]
     counts = [sum(parameter.numel() for _, parameter in parameters) for parameters in built]
@@ -118,19 +120,17 @@ def _stages(model: ModelConfig, vocab_size: int, mesh: SavedMesh) -> list[dict[s
     for start, stop in pairwise(stage_bounds(counts, mesh.pipe, mesh.partition)):
         # PipelineModule registers tied layers before the others.
         numbers = sorted(range(start, stop), key=lambda number: layers[number].tied_weight is None)
-        stages.append(
-            {
-                f"{f'tied_modules.{TIE}' if layers[number].tied_weight else number}.{name}": _Held(
-                    f"{layers[number].name}.{name}", parameter.dim() > 1
-                )
-                for number in numbers
-                for name, parameter in built[number]
-            }
-        )
+        names: dict[str, _StageParameter] = {}
+        for number in numbers:
+            prefix = f"tied_modules.{TIED_WEIGHT}" if layers[number].tied_weight else str(number)
+            for name, parameter in built[number]:
+                full_name = f"{layers[number].name}.{name}"
+                names[f"{prefix}.{name}"] = _StageParameter(full_name, parameter.dim() > 1)
+        stages.append(names)
     return stages
 
 
-def _without_zero(folder: Path, index: int, held: Mapping[str, _Held]) -> tuple[Pieces, float]:
+def _without_zero(folder: Path, index: int, held: Mapping[str, _StageParameter]) -> tuple[Pieces, float]:
     """Read a file saved without ZeRO.
 
     The optimizer numbers its parameters in the order of `optim.param_groups`: matrices come first.
@@ -148,7 +148,7 @@ def _without_zero(folder: Path, index: int, held: Mapping[str, _Held]) -> tuple[
     return pieces, _step(states.values())
 
 
-def _in_partitions(folder: Path, index: int, held: Mapping[str, _Held]) -> tuple[Pieces, float]:
+def _in_partitions(folder: Path, index: int, held: Mapping[str, _StageParameter]) -> tuple[Pieces, float]:
     """Read files of ZeRO 1 and 2: the pieces of a parameter are in consecutive replicas."""
     cuts: dict[str, dict[str, list[Callable[[], Tensor]]]] = defaultdict(lambda: defaultdict(list))
     steps = []
@@ -168,17 +168,16 @@ def _in_partitions(folder: Path, index: int, held: Mapping[str, _Held]) -> tuple
     }, max(steps)
 
 
-def _in_shards(folder: Path, index: int, held: Mapping[str, _Held]) -> tuple[Pieces, float]:
+def _in_shards(folder: Path, index: int, held: Mapping[str, _StageParameter]) -> tuple[Pieces, float]:
     """Read files of ZeRO 3, which does not support pipelines."""
     replicas = sharded_optimizers(folder, index)
     states = [replica["optimizer_state_dict"]["state"] for replica in replicas]
-    pieces = {
-        MASTER: dict(parts_of_flats(folder, index, [replica["fp32_flat_groups"] for replica in replicas]))
-    }
+    masters = [replica["fp32_flat_groups"] for replica in replicas]
+    pieces = {MASTER: dict(parameters_of_flat_tensors(folder, index, masters))}
     if all(states):
         for kind in MOMENTS:
             flats = [[state[number][kind] for number in sorted(state)] for state in states]
-            pieces[kind] = dict(parts_of_flats(folder, index, flats))
+            pieces[kind] = dict(parameters_of_flat_tensors(folder, index, flats))
     return pieces, _step(states[0].values())
 
 
@@ -187,8 +186,8 @@ _READERS = {0: _without_zero, 1: _in_partitions, 2: _in_partitions, 3: _in_shard
 
 def _weights(folder: Path, model: ModelConfig, vocab_size: int, mesh: SavedMesh, tensor_rank: int) -> Part:
     if mesh.pipe == 1:
-        return of_module(folder, tensor_rank)
-    return of_pipe(folder, tensor_rank, [layer.name for layer in pipeline_layers(model, vocab_size)])
+        return module_weights(folder, tensor_rank)
+    return pipeline_weights(folder, tensor_rank, [layer.name for layer in pipeline_layers(model, vocab_size)])
 
 
 def _counters(folder: Path, mesh: SavedMesh) -> dict[str, int]:

@@ -90,17 +90,19 @@ class SavedWeights(SavedParameters):
         self, folder: Path, model: ModelConfig, vocab_size: int, zero_stage: int, pipe: int, tensor: int
     ) -> None:
         layers = [layer.name for layer in pipeline_layers(model, vocab_size)]
-        read = partial(of_pipe, layers=layers) if pipe > 1 else _of_masters if zero_stage == 3 else of_module
+        read: Callable[[Path, int], Part] = _zero3_masters if zero_stage == 3 else module_weights
+        if pipe > 1:
+            read = partial(pipeline_weights, layers=layers)
         super().__init__(folder, model, vocab_size, [read(folder, index) for index in range(tensor)])
 
 
-def of_module(folder: Path, index: int) -> Part:
+def module_weights(folder: Path, index: int) -> Part:
     """Return the weights of a tensor rank, saved without pipeline parallelism."""
     weights = read_saved(folder / f"mp_rank_{index:02d}_model_states.pt")["module"]
     return {name: partial(weights.__getitem__, name) for name in weights}
 
 
-def of_pipe(folder: Path, index: int, layers: Sequence[str]) -> Part:
+def pipeline_weights(folder: Path, index: int, layers: Sequence[str]) -> Part:
     """Return the weights of a tensor rank, saved from a pipeline of these layers."""
     found: dict[str, Callable[[], Tensor]] = {}
     for number, layer in enumerate(layers):
@@ -109,13 +111,13 @@ def of_pipe(folder: Path, index: int, layers: Sequence[str]) -> Part:
     return found
 
 
-def _of_masters(folder: Path, index: int) -> Part:
+def _zero3_masters(folder: Path, index: int) -> Part:
     """Return the masters of a tensor rank under ZeRO-3.
 
     Replica r has the r-th of equal parts of every parameter, in order. Source: DeepSpeed's zero_to_fp32.py.
     """
     replicas = [optimizer["fp32_flat_groups"] for optimizer in sharded_optimizers(folder, index)]
-    return parts_of_flats(folder, index, replicas)
+    return parameters_of_flat_tensors(folder, index, replicas)
 
 
 def sharded_optimizers(folder: Path, index: int) -> list[dict[str, Any]]:
@@ -136,7 +138,7 @@ def sharded_optimizers(folder: Path, index: int) -> list[dict[str, Any]]:
     return replicas
 
 
-def parts_of_flats(folder: Path, index: int, replicas: Sequence[Sequence[Tensor]]) -> Part:
+def parameters_of_flat_tensors(folder: Path, index: int, replicas: Sequence[Sequence[Tensor]]) -> Part:
     """Return ZeRO-3's parameters, or their moments, from the flat tensors of every replica."""
     shapes = read_saved(folder / f"zero_pp_rank_0_mp_rank_{index:02d}_model_states.pt")["param_shapes"]
     found, start = {}, 0

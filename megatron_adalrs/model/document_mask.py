@@ -54,7 +54,7 @@ class DocumentMasking:
         )
 
     @property
-    def marks_tokens(self) -> bool:
+    def needs_document_ids(self) -> bool:
         """Whether attention or positions depend on documents."""
         return self.attention or self.positions
 
@@ -63,7 +63,7 @@ class DocumentMasking:
         ends = (tokens == self.eod).int()
         return ends.cumsum(dim=1, dtype=torch.int32) - ends
 
-    def marks(self, document_ids: Tensor, dtype: torch.dtype) -> AttentionInputs:
+    def attention_inputs(self, document_ids: Tensor, dtype: torch.dtype) -> AttentionInputs:
         """Return what attention needs to know, with a mask in `dtype`, that of the activations."""
         mask = None
         if self.attention:

@@ -24,8 +24,8 @@ from megatron_adalrs.model.document_mask import (
 )
 from megatron_adalrs.model.mlp import MLP
 from megatron_adalrs.model.rotary_embedding import Rotary
-from megatron_adalrs.parallel.activation_checkpointing import recomputed
-from megatron_adalrs.parallel.context_parallel import part_of_sequence
+from megatron_adalrs.parallel.activation_checkpointing import checkpoint_activations
+from megatron_adalrs.parallel.context_parallel import split_sequence
 from megatron_adalrs.parallel.cross_entropy import linear_cross_entropy
 from megatron_adalrs.parallel.layers import (
     ColumnParallelLinear,
@@ -51,15 +51,15 @@ class Block(nn.Module):
         self.dropout = HiddenDropout(config, layout)
 
     def forward(
-        self, x: Tensor, rotary: Rotary | None, marks: AttentionInputs = NO_ATTENTION_INPUTS
+        self, x: Tensor, rotary: Rotary | None, attention_inputs: AttentionInputs = NO_ATTENTION_INPUTS
     ) -> Tensor:
         """Map x [b, s, h] to the same shape."""
         if self.recompute:
-            return recomputed(self._forward, x, rotary, marks)
-        return self._forward(x, rotary, marks)
+            return checkpoint_activations(self._forward, x, rotary, attention_inputs)
+        return self._forward(x, rotary, attention_inputs)
 
-    def _forward(self, x: Tensor, rotary: Rotary | None, marks: AttentionInputs) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, marks))
+    def _forward(self, x: Tensor, rotary: Rotary | None, attention_inputs: AttentionInputs) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotary, attention_inputs))
         x = x + self.dropout(self.mlp(self.mlp_norm(x)))
         return x
 
@@ -159,7 +159,7 @@ class GPT(nn.Module):
             A scalar. Along a context axis the mean is over the rank's part of the sequence. Tokens whose loss
             does not count enter the mean as 0.
         """
-        targets = part_of_sequence(self.documents.targets(tokens), self.layout.context)
+        targets = split_sequence(self.documents.targets(tokens), self.layout.context)
         hidden = self.hidden(tokens[:, :-1])
         masked = self.documents.loss
         return next_token_loss(hidden, targets, self.output_weight, self.vocab_size, self.layout, masked)
@@ -173,22 +173,23 @@ class GPT(nn.Module):
         Returns:
             [b, s / context ranks, h], with sequence parallelism [b, s / context ranks / tensor ranks, h].
         """
-        marks = NO_ATTENTION_INPUTS
-        if self.documents.marks_tokens:
+        attention_inputs = NO_ATTENTION_INPUTS
+        if self.documents.needs_document_ids:
             dtype = self.embedding.tokens.weight.dtype
-            marks = self.documents.marks(self.documents.document_ids(tokens), dtype)
-        positions = marks.positions
+            attention_inputs = self.documents.attention_inputs(self.documents.document_ids(tokens), dtype)
+        positions = attention_inputs.positions
         if positions is not None:
-            positions = part_of_sequence(positions, self.layout.context)
-        x = self.embedding(part_of_sequence(tokens, self.layout.context), positions)
+            positions = split_sequence(positions, self.layout.context)
+        x = self.embedding(split_sequence(tokens, self.layout.context), positions)
         for block in self.blocks:
-            x = block(x, self.rotary, marks)
+            x = block(x, self.rotary, attention_inputs)
         y: Tensor = self.final_norm(x)
         return y
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Return next-token logits [b, s, vocabulary] of tokens [b, s], the same on every rank."""
-        x = gather(into_vocabulary(self.hidden(tokens), self.layout), self.layout.context, dim=SEQUENCE)
+        x = output_projection_input(self.hidden(tokens), self.layout)
+        x = gather(x, self.layout.context, dim=SEQUENCE)
         return gather(x @ self.output_weight.t(), self.layout.tensor, dim=-1)[..., : self.vocab_size]
 
     @property
@@ -210,7 +211,7 @@ def next_token_loss(
         layout: the axes over which the model is split.
         masked: whether targets may be IGNORE_INDEX.
     """
-    x = into_vocabulary(hidden, layout).flatten(0, 1)
+    x = output_projection_input(hidden, layout).flatten(0, 1)
     targets = targets.flatten()
     counted = targets != IGNORE_INDEX if masked else None
     if masked:
@@ -218,7 +219,7 @@ def next_token_loss(
     return linear_cross_entropy(x, weight, targets, vocab_size, layout.tensor, counted)
 
 
-def into_vocabulary(x: Tensor, layout: Layout) -> Tensor:
+def output_projection_input(x: Tensor, layout: Layout) -> Tensor:
     """Prepare hidden states for the output projection, whose ranks hold parts of the vocabulary.
 
     Returns:

@@ -1,8 +1,8 @@
 """The MLP of a transformer block.
 
 A mixture-of-experts layer would be a module of its own in this package with the same interface, [b, s, h] to
-[b, s, h], which `gpt.Block` would build in place of `MLP`. `DataParallelEngine` would need its process groups
-and `GPT.forward` its load-balancing loss.
+[b, s, h], which `gpt.Block` would build instead of `MLP`. The engine would need a process group for its
+experts, and `GPT.forward` would add its load-balancing loss.
 """
 
 from __future__ import annotations

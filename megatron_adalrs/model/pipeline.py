@@ -41,7 +41,7 @@ class PipelineEmbedding(Embedding):
         self.documents = documents
 
     def forward(self, tokens: Tensor) -> Activations:  # type: ignore[override]  # layers of a pipeline take and return one value
-        if not self.documents.marks_tokens:
+        if not self.documents.needs_document_ids:
             return super().forward(tokens)
         document_ids = self.documents.document_ids(tokens)
         return super().forward(tokens, self.documents.positions_of(document_ids)), document_ids
@@ -70,7 +70,7 @@ class PipelineBlock(Block):
         if isinstance(inputs, Tensor):
             return super().forward(inputs, self.rotary, NO_ATTENTION_INPUTS)
         x, document_ids = inputs
-        x = super().forward(x, self.rotary, self.documents.marks(document_ids, x.dtype))
+        x = super().forward(x, self.rotary, self.documents.attention_inputs(document_ids, x.dtype))
         return x if self.is_last else (x, document_ids)
 
 

@@ -31,7 +31,7 @@ class Rotary(nn.Module):
         # Bit-identical to transformers: a rounding error here grows with the position.
         frequencies = 1.0 / base ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)  # [d/2]
         if scaling is not None:
-            frequencies = scaled(frequencies, scaling)
+            frequencies = scale_frequencies(frequencies, scaling)
         angles = torch.outer(torch.arange(positions, dtype=torch.float32), frequencies).repeat(1, 2)  # [s, d]
         sign = torch.ones(head_dim)
         sign[: head_dim // 2] = -1.0
@@ -62,7 +62,7 @@ class Rotary(nn.Module):
         return x * cos + x.roll(half, dims=-1) * signed_sin
 
 
-def scaled(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+def scale_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
     """Scale frequencies, in radians per token, as Llama 3.1 does to extend the context.
 
     Low frequencies are divided by the factor, so that the angles of a longer context stay in the original

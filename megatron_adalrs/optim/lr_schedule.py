@@ -30,15 +30,15 @@ def build_schedule(config: Config) -> Schedule:
             case "WSD":
                 start = decay_end - config.lr_wsd_decay_iters
                 progress = min(max(step - start, 0) / config.lr_wsd_decay_iters, 1.0)
-                return decayed(optimizer.lr_wsd_decay_style, progress, floor)
+                return decay_factor(optimizer.lr_wsd_decay_style, progress, floor)
             case style:
                 progress = min((step - warmup) / (decay_end - warmup), 1.0)
-                return decayed(style, progress, floor)
+                return decay_factor(style, progress, floor)
 
     return factor
 
 
-def decayed(shape: str, progress: float, floor: float) -> float:
+def decay_factor(shape: str, progress: float, floor: float) -> float:
     """Return a factor that falls from 1 at progress 0 to `floor` at progress 1.
 
     Args:

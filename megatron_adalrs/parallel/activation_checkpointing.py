@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 
-def recomputed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+def checkpoint_activations(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """Return `function(*arguments)`, keeping only the arguments for the backward pass.
 
     The recomputation draws the same random numbers. Layers have no random state besides torch's global
-    generator (see `random.own_stream`), which torch restores.
+    generator (see `random.rank_local_rng`), which torch restores.
     """
     if not torch.is_grad_enabled():
         return function(*arguments)

@@ -16,7 +16,7 @@ from megatron_adalrs.distributed.process_mesh import MeshAxis
 from megatron_adalrs.parallel.mappings import all_to_all
 
 
-def part_of_sequence(x: Tensor, axis: MeshAxis) -> Tensor:
+def split_sequence(x: Tensor, axis: MeshAxis) -> Tensor:
     """Return this rank's part [b, s / c] of tokens [b, s]. Not differentiable.
 
     Raises:
@@ -29,7 +29,7 @@ def part_of_sequence(x: Tensor, axis: MeshAxis) -> Tensor:
     return x.chunk(axis.size, dim=1)[axis.rank]
 
 
-def share_heads(q: Tensor, k: Tensor, v: Tensor, axis: MeshAxis) -> tuple[Tensor, Tensor, Tensor]:
+def sequence_to_heads(q: Tensor, k: Tensor, v: Tensor, axis: MeshAxis) -> tuple[Tensor, Tensor, Tensor]:
     """Exchange a part of the sequence with all heads for the sequence with a part of the heads.
 
     All three tensors are exchanged in one all-to-all.
@@ -54,8 +54,8 @@ def share_heads(q: Tensor, k: Tensor, v: Tensor, axis: MeshAxis) -> tuple[Tensor
     return q, k, v
 
 
-def share_sequence(y: Tensor, axis: MeshAxis) -> Tensor:
-    """Reverse `share_heads` for attention's result: [b, n / c, s, d] -> [b, n, s / c, d]."""
+def heads_to_sequence(y: Tensor, axis: MeshAxis) -> Tensor:
+    """Reverse `sequence_to_heads` for attention's result: [b, n / c, s, d] -> [b, n, s / c, d]."""
     if axis.size == 1:
         return y
     parts = _split_dim(y, 2, axis.size).movedim(2, 0)  # [c, b, n / c, s / c, d]

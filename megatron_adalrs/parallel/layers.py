@@ -82,7 +82,7 @@ class ColumnParallelLinear(nn.Linear):
     ) -> None:
         blocks = (out_features,) if isinstance(out_features, int) else tuple(out_features)
         axis = layout.tensor
-        super().__init__(in_features, _divided(sum(blocks), axis), bias=bias)
+        super().__init__(in_features, _divide(sum(blocks), axis), bias=bias)
         self.axis = axis
         self.sequence_parallel = layout.sequence_parallel
         for parameter in (self.weight, self.bias):
@@ -107,7 +107,7 @@ class RowParallelLinear(nn.Linear):
         self, in_features: int, out_features: int, bias: bool, layout: Layout = ONE_PROCESS_LAYOUT
     ) -> None:
         axis = layout.tensor
-        super().__init__(_divided(in_features, axis), out_features, bias=bias)
+        super().__init__(_divide(in_features, axis), out_features, bias=bias)
         self.axis = axis
         self.sequence_parallel = layout.sequence_parallel
         mark_shard(self.weight, axis, 1, (in_features,))
@@ -134,7 +134,7 @@ class VocabularyParallelEmbedding(nn.Embedding):
 
     def __init__(self, padded_vocab_size: int, hidden_size: int, layout: Layout = ONE_PROCESS_LAYOUT) -> None:
         axis = layout.tensor
-        super().__init__(_divided(padded_vocab_size, axis), hidden_size)
+        super().__init__(_divide(padded_vocab_size, axis), hidden_size)
         self.axis = axis
         self.sequence_parallel = layout.sequence_parallel
         mark_shard(self.weight, axis, 0, (padded_vocab_size,))
@@ -173,6 +173,6 @@ class SequenceParallelRMSNorm(nn.RMSNorm):
         return F.rms_norm(x, self.normalized_shape, copy(self.weight, self.axis), self.eps)
 
 
-def _divided(size: int, axis: MeshAxis) -> int:
+def _divide(size: int, axis: MeshAxis) -> int:
     assert size % axis.size == 0, f"{size} features are not divisible by {axis.size} ranks"
     return size // axis.size

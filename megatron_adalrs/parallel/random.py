@@ -2,7 +2,7 @@
 
 Ranks that hold copies of an activation must drop the same elements; ranks that hold different parts of it
 must draw different numbers. All ranks of a tensor group are seeded alike, so they draw the same numbers
-except within `own_stream`.
+except within `rank_local_rng`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from megatron_adalrs.distributed.process_mesh import MeshAxis
 
 
 @contextmanager
-def own_stream(axis: MeshAxis) -> Iterator[None]:
+def rank_local_rng(axis: MeshAxis) -> Iterator[None]:
     """Return a context in which the ranks of an axis draw different random numbers.
 
     The seed within the context is drawn from the shared generator. There is no random state besides torch's
@@ -37,5 +37,5 @@ def dropout(x: Tensor, p: float, training: bool, axis: MeshAxis) -> Tensor:
     """Apply dropout to an activation of which each rank of the axis holds a different part."""
     if not p or not training:
         return x
-    with own_stream(axis):
+    with rank_local_rng(axis):
         return F.dropout(x, p)

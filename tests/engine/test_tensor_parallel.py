@@ -27,7 +27,7 @@ from megatron_adalrs.parallel.mappings import (
     reduce_scatter_sequence,
     scatter,
 )
-from megatron_adalrs.parallel.random import dropout, own_stream
+from megatron_adalrs.parallel.random import dropout, rank_local_rng
 from megatron_adalrs.snapshot.rng_state import seed_everything
 from tests.helpers.ranks import Ranks
 from tests.helpers.runs import VOCABULARY, mesh_of, micro_batches, start, tiny_config
@@ -158,7 +158,7 @@ def dropped() -> tuple[list[float], list[float], list[float]]:
     seed_everything(5, 0)
     shared = dropout(torch.ones(64), 0.5, True, MeshAxis())
     own = dropout(torch.ones(64), 0.5, True, axis)
-    with own_stream(axis):
+    with rank_local_rng(axis):
         torch.rand(1000 * (axis.rank + 1))
     return shared.tolist(), own.tolist(), torch.rand(4).tolist()
 

@@ -62,12 +62,13 @@ def resets(data: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
 def test_masks_and_positions_are_those_of_megatron() -> None:
     tokens = sample()
     sees, positions, counts = resets(tokens[:, :-1])
-    marks = ALL.marks(ALL.document_ids(tokens[:, :-1]), torch.float32)
-    assert torch.equal(marks.mask[:, 0] == 0, sees)
-    assert torch.equal(marks.mask[:, 0].isinf(), ~sees)
-    assert torch.equal(marks.positions, positions)
+    inputs = ALL.attention_inputs(ALL.document_ids(tokens[:, :-1]), torch.float32)
+    assert torch.equal(inputs.mask[:, 0] == 0, sees)
+    assert torch.equal(inputs.mask[:, 0].isinf(), ~sees)
+    assert torch.equal(inputs.positions, positions)
     assert torch.equal(ALL.targets(tokens), tokens[:, 1:].where(counts, IGNORE_INDEX))
-    assert DocumentMasking(EOD, loss=True).marks(ALL.document_ids(tokens), torch.float32) == (None, None)
+    loss_only = DocumentMasking(EOD, loss=True)
+    assert loss_only.attention_inputs(ALL.document_ids(tokens), torch.float32) == (None, None)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

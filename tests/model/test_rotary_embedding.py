@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megatron_adalrs.config.model import RopeScaling
-from megatron_adalrs.model.rotary_embedding import Rotary, scaled
+from megatron_adalrs.model.rotary_embedding import Rotary, scale_frequencies
 
 LLAMA31 = RopeScaling(8.0, 1.0, 4.0, 8192)
 
@@ -49,7 +49,7 @@ def reference(frequency: float, scaling: RopeScaling) -> float:
 def test_frequencies_are_scaled_as_by_the_reference(scaling: RopeScaling) -> None:
     frequencies = torch.logspace(0, -6, 200, dtype=torch.float64)
     expected = torch.tensor([reference(one, scaling) for one in frequencies.tolist()], dtype=torch.float64)
-    torch.testing.assert_close(scaled(frequencies, scaling), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(scale_frequencies(frequencies, scaling), expected, rtol=1e-12, atol=0)
     blended = (expected < frequencies * 0.999) & (expected > frequencies / scaling.factor * 1.001)
     assert 10 < blended.sum() < 100, "not all of the branches were tried"
 
@@ -57,7 +57,7 @@ def test_frequencies_are_scaled_as_by_the_reference(scaling: RopeScaling) -> Non
 def test_only_low_frequencies_are_divided() -> None:
     turns = torch.tensor([400.0, 4.0, 2.5, 1.0, 0.01])  # within the original length
     frequencies = turns * 2 * math.pi / 8192
-    assert (scaled(frequencies, LLAMA31) / frequencies).tolist() == pytest.approx(
+    assert (scale_frequencies(frequencies, LLAMA31) / frequencies).tolist() == pytest.approx(
         [1, 1, 0.5 + 0.5 / 8, 1 / 8, 1 / 8]
     )
 

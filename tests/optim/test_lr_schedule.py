@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from megatron_adalrs.cli.arguments import config_from_values
-from megatron_adalrs.optim.lr_schedule import Schedule, build_schedule, decayed
+from megatron_adalrs.optim.lr_schedule import Schedule, build_schedule, decay_factor
 
 
 def schedule(**values: Any) -> Schedule:
@@ -69,4 +69,4 @@ def test_wsd_decays_over_a_tenth_by_default() -> None:
 
 def test_an_unknown_shape_is_refused() -> None:
     with pytest.raises(ValueError, match="'step'"):
-        decayed("step", 0.5, 0.0)
+        decay_factor("step", 0.5, 0.0)
