@@ -86,21 +86,21 @@ def rewrite_manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path]
         (lambda c: copy_manifest(fake(c.parent, 2), c), "manifest.json is of step 2"),
     ],
 )
-def test_damage_is_seen_without_reading_the_files(tmp_path: Path, damage: Any, message: str) -> None:
+def test_damage_is_found_without_hashing_tensors(tmp_path: Path, damage: Any, message: str) -> None:
     checkpoint = fake(tmp_path, 1)
     assert find_damage(checkpoint) is None
     damage(checkpoint)
     assert message in str(find_damage(checkpoint))
 
 
-def test_a_flipped_bit_is_seen_where_hashes_are_compared(tmp_path: Path) -> None:
+def test_flipped_bit_is_found_by_hashes(tmp_path: Path) -> None:
     checkpoint = fake(tmp_path, 1)
     flip_a_bit(checkpoint)
     assert find_damage(checkpoint) is None
     assert "engine/weights.pt has SHA-256" in str(find_damage(checkpoint, hashes=True))
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over_or_refused(tmp_path: Path) -> None:
+def test_damaged_newest_one_is_skipped_or_refused(tmp_path: Path) -> None:
     older, newer = fake(tmp_path, 999), fake(tmp_path, 1000)
     assert find_checkpoint(tmp_path) == newer
     flip_a_bit(newer)
@@ -131,7 +131,7 @@ def test_other_format_is_refused(tmp_path: Path, strict: bool) -> None:
         )
 
 
-def test_old_checkpoints_are_removed_and_milestones_kept(tmp_path: Path) -> None:
+def test_retention_keeps_newest_and_milestones(tmp_path: Path) -> None:
     for step in (10, 20, 30, 40, 50, 60):
         fake(tmp_path, step)
     truncate(tmp_path / "iter_0000050")
@@ -153,7 +153,7 @@ def saved_twice(folder: str) -> list[list[str]]:
     return found
 
 
-def test_what_is_published_is_whole_and_nothing_else_is_left(two_ranks: Ranks, tmp_path: Path) -> None:
+def test_published_checkpoint_is_complete(two_ranks: Ranks, tmp_path: Path) -> None:
     (tmp_path / ".iter_0000001.incomplete").mkdir()  # of a process that was killed
     for found in two_ranks.run(saved_twice, str(tmp_path)):
         assert found == [["iter_0000001", "latest"], ["iter_0000002", "latest"], ["iter_0000002", "latest"]]
@@ -207,9 +207,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return counting_corpus(tmp_path_factory.mktemp("data") / "counting")
 
 
-def test_a_job_that_is_put_back_in_the_queue_goes_on_by_itself(
-    one_rank: Ranks, data: Path, tmp_path: Path
-) -> None:
+def test_requeued_job_resumes_exactly(one_rank: Ranks, data: Path, tmp_path: Path) -> None:
     assert one_rank.run(trained, values(data, tmp_path / "whole")) == [0]
     job = values(data, tmp_path / "job", auto_resume=True, exit_interval=10)
     assert [one_rank.run(trained, job)[0] for _ in range(3)] == [143, 143, 0]
@@ -219,16 +217,14 @@ def test_a_job_that_is_put_back_in_the_queue_goes_on_by_itself(
     ] * 2
 
 
-def test_a_job_ends_when_its_time_is_over(one_rank: Ranks, data: Path, tmp_path: Path) -> None:
+def test_job_ends_after_its_duration(one_rank: Ranks, data: Path, tmp_path: Path) -> None:
     job = values(data, tmp_path / "job", exit_duration_in_mins=1e-9)
     assert one_rank.run(trained, job) == [143]
     assert len(losses(tmp_path / "job")) == 1
     assert find_checkpoint(tmp_path / "job").name == "iter_0000001"
 
 
-def test_a_save_that_fails_costs_neither_the_run_nor_the_last_checkpoint(
-    one_rank: Ranks, data: Path, tmp_path: Path
-) -> None:
+def test_failed_save_keeps_run_and_last_checkpoint(one_rank: Ranks, data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert one_rank.run(trained, values(data, run, exit_interval=10)) == [143]
     size = max(path.stat().st_size for path in (run / "checkpoints").rglob("*.pt"))
@@ -243,16 +239,14 @@ def test_a_save_that_fails_costs_neither_the_run_nor_the_last_checkpoint(
     assert find_checkpoint(run).name == "iter_0000010"
 
 
-def test_a_job_without_a_place_cannot_resume_by_itself() -> None:
+def test_auto_resume_needs_a_run_dir() -> None:
     with pytest.raises(ValueError, match="auto_resume: needs run_dir"):
         config_from_values(
             {k: v for k, v in values(Path("x"), Path("y"), auto_resume=True).items() if k != "run_dir"}
         )
 
 
-def test_a_job_whose_checkpoints_are_all_damaged_does_not_start_afresh(
-    one_rank: Ranks, data: Path, tmp_path: Path
-) -> None:
+def test_auto_resume_refuses_if_all_are_damaged(one_rank: Ranks, data: Path, tmp_path: Path) -> None:
     job = values(data, tmp_path / "job", auto_resume=True, exit_interval=10)
     assert one_rank.run(trained, job) == [143]
     (tmp_path / "job/checkpoints/iter_0000010/state.json").unlink()
@@ -268,9 +262,7 @@ def refusal(config: dict[str, Any]) -> str:
     return str(error.value)
 
 
-def test_checkpoints_written_beside_the_training_are_those_of_one_that_waits(
-    one_rank: Ranks, data: Path, tmp_path: Path
-) -> None:
+def test_async_save_equals_synchronous_save(one_rank: Ranks, data: Path, tmp_path: Path) -> None:
     job = values(data, tmp_path / "job", async_save=True, save_interval=5)
     assert one_rank.run(trained, job) == [0]
     plain = values(data, tmp_path / "plain", save_interval=5)
@@ -285,9 +277,7 @@ def test_checkpoints_written_beside_the_training_are_those_of_one_that_waits(
     assert losses(tmp_path / "job") == losses(tmp_path / "plain")
 
 
-def test_a_writer_that_fails_beside_the_training_stops_the_run_with_its_reason(
-    one_rank: Ranks, data: Path, tmp_path: Path
-) -> None:
+def test_failed_async_save_stops_the_run(one_rank: Ranks, data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert one_rank.run(trained, values(data, run, exit_interval=10)) == [143]
     size = max(path.stat().st_size for path in (run / "checkpoints").rglob("*.pt"))

@@ -26,7 +26,7 @@ def refusal(saved: dict[str, Any], **values: Any) -> str:
     return str(caught.value)
 
 
-def test_other_meshes_and_zero_stages_fit_and_are_named() -> None:
+def test_other_mesh_and_zero_stage_are_described() -> None:
     saved = state(4, pipeline_model_parallel_size=2, zero_stage=1)
     config = tiny_config(zero_stage=3)
     require_compatible(CHECKPOINT, saved, config, ONE_PROCESS)
@@ -77,7 +77,7 @@ def test_another_precision_is_refused() -> None:
     assert "with bf16 True, this run has False; use the same" in refusal(state(bf16=True))
 
 
-def test_on_another_mesh_another_global_batch_is_refused() -> None:
+def test_other_mesh_needs_same_global_batch_size() -> None:
     assert "its steps have 8 samples, those of this run 4; use --global-batch-size 8" in refusal(
         state(2), global_batch_size=4
     )
@@ -87,12 +87,12 @@ def test_on_another_mesh_another_global_batch_is_refused() -> None:
     assert "(world_size 2, this run has 1): its steps have 4 samples, those of this run 8" in refusal(saved)
 
 
-def test_on_another_mesh_fp16_is_refused() -> None:
+def test_other_mesh_refuses_fp16() -> None:
     assert "the loss scale of fp16 cannot be transferred" in refusal(state(2, fp16=True), fp16=True)
     require_compatible(CHECKPOINT, state(1, fp16=True), tiny_config(fp16=True), ONE_PROCESS)
 
 
-def test_on_another_mesh_offload_is_refused(tmp_path: Path) -> None:
+def test_other_mesh_refuses_offload(tmp_path: Path) -> None:
     overlay = tmp_path / "offload.json"
     overlay.write_text(json.dumps({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}))
     message = refusal(state(2, zero_stage=1), zero_stage=1, deepspeed_config=str(overlay))

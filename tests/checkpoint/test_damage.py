@@ -72,7 +72,7 @@ def with_text(text: str) -> Callable[[Path], Any]:
         (with_file("state.json", {"size": 10**30, "sha256": "0" * 64}), f"manifest.json says {10**30}"),
     ],
 )
-def test_a_manifest_that_no_run_wrote_is_refused(tmp_path: Path, damage: Any, message: str) -> None:
+def test_forged_manifest_is_refused(tmp_path: Path, damage: Any, message: str) -> None:
     checkpoint = fake(tmp_path, 1)
     damage(checkpoint)
     told = str(find_damage(checkpoint, hashes=True))
@@ -83,7 +83,7 @@ def test_a_manifest_that_no_run_wrote_is_refused(tmp_path: Path, damage: Any, me
 
 @FUZZING
 @given(data=st.data())
-def test_a_damaged_metadata_file_is_never_taken_for_a_sound_one(tmp_path: Path, data: st.DataObject) -> None:
+def test_damaged_metadata_is_always_detected(tmp_path: Path, data: st.DataObject) -> None:
     checkpoint = tmp_path / "iter_0000001"
     if not checkpoint.exists():
         fake(tmp_path, 1)
@@ -131,7 +131,7 @@ def states() -> dict[str, Any]:
         ({"progress": {"leaps": 1}}, "progress has 'leaps', which is not a field of this version"),
     ],
 )
-def test_a_state_with_an_entry_of_another_type_is_refused(tmp_path: Path, changes: Any, message: str) -> None:
+def test_state_entry_of_wrong_type_is_refused(tmp_path: Path, changes: Any, message: str) -> None:
     file = tmp_path / "state.json"
     file.write_text(json.dumps(states()))
     assert read_state(tmp_path) == states()
@@ -141,7 +141,7 @@ def test_a_state_with_an_entry_of_another_type_is_refused(tmp_path: Path, change
 
 
 @pytest.mark.parametrize("entry", [{}, {"controller": None}, {"controller": {"mode": "fixed"}}])
-def test_an_entry_that_its_owner_cannot_load_is_named(tmp_path: Path, entry: dict[str, Any]) -> None:
+def test_entry_that_cannot_be_loaded_is_named(tmp_path: Path, entry: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"--load: .*state.json: controller is not valid \("):
         restore_entry(tmp_path, entry, "controller", lambda saved: saved["step"])
 
@@ -160,7 +160,7 @@ def test_a_damaged_state_is_read_or_refused(tmp_path: Path, data: st.DataObject)
 
 @FUZZING
 @given(data=st.data())
-def test_damaged_random_streams_are_refused_and_touch_none(tmp_path: Path, data: st.DataObject) -> None:
+def test_damaged_random_state_changes_no_generator(tmp_path: Path, data: st.DataObject) -> None:
     seed_everything(1, 0)
     before = json.dumps(RngState.capture().to_json())
     saved = json.loads(before)
@@ -189,13 +189,13 @@ def test_damaged_random_streams_are_refused_and_touch_none(tmp_path: Path, data:
         json.dumps({"python": [3, [1, 2], None], "numpy": ["MT19937", [1], 0, 0, 0.0], "torch": "0"})
     )
 )
-def test_random_streams_that_are_no_json_are_refused(tmp_path: Path, content: bytes) -> None:
+def test_random_state_must_be_json(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "random_00000.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"--load: cannot read .*random_00000.json: "):
         _read_rng_state(tmp_path / "random_00000.json")
 
 
-def test_other_versions_are_told_and_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_versions_are_read_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     checkpoint = fake(tmp_path, 1)
     with caplog.at_level(logging.WARNING):
         assert find_checkpoint(tmp_path) == checkpoint
@@ -207,9 +207,7 @@ def test_other_versions_are_told_and_read(tmp_path: Path, caplog: pytest.LogCapt
 
 
 @pytest.mark.parametrize("renames", range(5))
-def test_a_kill_while_a_checkpoint_takes_the_place_of_one_of_its_step_loses_neither(
-    tmp_path: Path, renames: int
-) -> None:
+def test_kill_during_replacement_loses_no_checkpoint(tmp_path: Path, renames: int) -> None:
     fake(tmp_path, 7, of="old!!")
     draft = tmp_path / ".iter_0000007.incomplete"
     os.replace(fake(tmp_path / "elsewhere", 7, of="newer"), draft)
@@ -246,7 +244,7 @@ def _die_after(renames: int) -> None:
     os.replace = replace
 
 
-def test_what_was_published_names_its_step(tmp_path: Path) -> None:
+def test_manifest_must_match_step_of_folder(tmp_path: Path) -> None:
     checkpoint = fake(tmp_path, 3)
     renamed = checkpoint.rename(tmp_path / "iter_0000009")
     assert find_damage(renamed) == "manifest.json is of step 3"

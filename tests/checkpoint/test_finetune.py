@@ -37,9 +37,7 @@ def start_of(run: Path) -> dict[str, Any]:
     return json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
 
 
-def test_a_run_begins_afresh_with_the_weights_of_another(
-    one_rank: Ranks, data: Path, source: Path, tmp_path: Path
-) -> None:
+def test_new_run_starts_from_other_weights(one_rank: Ranks, data: Path, source: Path, tmp_path: Path) -> None:
     assert one_rank.run(trained, values(data, tmp_path / "drawn", seed=9)) == [0]
     for name, place, step in [
         ("newest", source, 60),
@@ -57,7 +55,7 @@ def test_a_run_begins_afresh_with_the_weights_of_another(
         assert found.loss[0] < drawn.loss[0] - 1, "these are not trained weights"
 
 
-def test_two_ranks_under_zero_3_begin_with_the_weights_that_one_rank_left(
+def test_weights_of_one_rank_load_into_zero_3(
     one_rank: Ranks, two_ranks: Ranks, data: Path, source: Path, tmp_path: Path
 ) -> None:
     config = values(data, tmp_path / "one", finetune_from=str(source), train_iters=3, hidden_dropout=0.0)
@@ -68,7 +66,7 @@ def test_two_ranks_under_zero_3_begin_with_the_weights_that_one_rank_left(
     assert read_run(tmp_path / "two").train.loss.tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def test_resumed_it_goes_on_from_its_own_checkpoint_and_may_still_go_back_to_those_weights(
+def test_resumed_run_can_restart_from_initial_weights(
     one_rank: Ranks, data: Path, source: Path, tmp_path: Path
 ) -> None:
     mine = tmp_path / "source"
@@ -96,7 +94,7 @@ def test_resumed_it_goes_on_from_its_own_checkpoint_and_may_still_go_back_to_tho
     assert f"with the weights of {mine.resolve()}/checkpoints/iter_0000060; remove the flag" in message
 
 
-def test_a_checkpoint_that_is_resumed_began_with_weights_of_its_own(
+def test_other_initial_weights_are_refused_on_resume(
     one_rank: Ranks, data: Path, source: Path, tmp_path: Path
 ) -> None:
     config = values(data, tmp_path / "run", train_iters=60, lr=1e-2, hidden_dropout=0.0, load=str(source))
@@ -104,7 +102,7 @@ def test_a_checkpoint_that_is_resumed_began_with_weights_of_its_own(
     assert "began with random weights; remove the flag" in message
 
 
-def test_what_does_not_fit_is_refused(one_rank: Ranks, data: Path, source: Path, tmp_path: Path) -> None:
+def test_incompatible_weights_are_refused(one_rank: Ranks, data: Path, source: Path, tmp_path: Path) -> None:
     def refused(**changes: Any) -> str:
         run = tmp_path / "run"
         message = one_rank.run(refusal, values(data, run, **({"finetune_from": str(source)} | changes)))[0]

@@ -112,16 +112,16 @@ def assert_goes_on(ranks: Ranks, saved: tuple[str, list[float]], values: dict[st
 
 
 @pytest.mark.parametrize(("name", "values"), TO_ONE, ids=str)
-def test_one_rank_goes_on(one_rank: Ranks, saved: dict[str, Any], name: str, values: dict[str, Any]) -> None:
+def test_one_rank_resumes(one_rank: Ranks, saved: dict[str, Any], name: str, values: dict[str, Any]) -> None:
     assert_goes_on(one_rank, saved[name], values)
 
 
 @pytest.mark.parametrize(("name", "values"), TO_TWO, ids=str)
-def test_two_ranks_go_on(two_ranks: Ranks, saved: dict[str, Any], name: str, values: dict[str, Any]) -> None:
+def test_two_ranks_resume(two_ranks: Ranks, saved: dict[str, Any], name: str, values: dict[str, Any]) -> None:
     assert_goes_on(two_ranks, saved[name], values)
 
 
-def test_a_checkpoint_of_one_rank_goes_on_on_two(one_rank: Ranks, two_ranks: Ranks, tmp_path: Path) -> None:
+def test_checkpoint_of_one_rank_resumes_on_two(one_rank: Ranks, two_ranks: Ranks, tmp_path: Path) -> None:
     (saved,) = one_rank.run(save, {}, tmp_path)
     assert_goes_on(two_ranks, saved, {"zero_stage": 3})
 
@@ -143,7 +143,7 @@ def overlay(folder: Path, **zero: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("name", "value"), [("offload_optimizer", {"device": "cpu"}), ("round_robin_gradients", True)], ids=str
 )
-def test_what_was_saved_in_a_way_that_is_not_read_is_refused(
+def test_unsupported_zero_settings_are_refused(
     one_rank: Ranks, two_ranks: Ranks, tmp_path: Path, name: str, value: Any
 ) -> None:
     (checkpoint, _), _ = two_ranks.run(save, {"zero_stage": 1} | overlay(tmp_path, **{name: value}), tmp_path)
@@ -151,6 +151,6 @@ def test_what_was_saved_in_a_way_that_is_not_read_is_refused(
     assert message.startswith(f"--load: {checkpoint}/engine was written with zero_optimization.{name}")
 
 
-def test_another_way_to_lay_out_partitions_is_read(one_rank: Ranks, two_ranks: Ranks, tmp_path: Path) -> None:
+def test_elastic_checkpoint_partitions_are_read(one_rank: Ranks, two_ranks: Ranks, tmp_path: Path) -> None:
     saved = two_ranks.run(save, {"zero_stage": 2} | overlay(tmp_path, elastic_checkpoint=True), tmp_path)[0]
     assert_goes_on(one_rank, saved, {})

@@ -56,9 +56,7 @@ def saved_while_training(values: dict[str, Any], folder: str) -> tuple[list[floa
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_what_is_saved_beside_the_training_is_what_was_there_at_the_save(
-    two_ranks: Ranks, tmp_path: Path, cell: str
-) -> None:
+def test_async_save_holds_state_at_the_save(two_ranks: Ranks, tmp_path: Path, cell: str) -> None:
     ranks = two_ranks.run(saved_while_training, CELLS[cell], str(tmp_path))
     assert all(resumed == went_on for went_on, resumed, _ in ranks)
     written = sum(path.stat().st_size for path in (tmp_path / "iter_0000003").rglob("*.pt"))
@@ -92,7 +90,7 @@ def failed_on_the_second_rank(folder: str, in_background: bool) -> tuple[str, st
 
 
 @pytest.mark.parametrize("in_background", [False, True], ids=["at once", "in the background"])
-def test_a_save_that_fails_on_one_rank_fails_on_all(
+def test_save_that_fails_on_one_rank_fails_on_all(
     two_ranks: Ranks, tmp_path: Path, in_background: bool
 ) -> None:
     started = time.monotonic()
@@ -103,7 +101,7 @@ def test_a_save_that_fails_on_one_rank_fails_on_all(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["iter_0000000", "iter_0000001", "latest"]
 
 
-def test_a_copy_has_nothing_in_common_with_what_it_was_made_of() -> None:
+def test_copy_shares_no_memory_with_original() -> None:
     from collections import OrderedDict, namedtuple
 
     from megatron_adalrs.engine.checkpoint_io import CheckpointFiles
@@ -139,9 +137,7 @@ def test_a_copy_has_nothing_in_common_with_what_it_was_made_of() -> None:
     assert files.copied_bytes == 10 * 4 + 4 + 10 * 2
 
 
-def test_a_writer_that_fails_without_a_word_has_failed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_writer_error_without_message_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from megatron_adalrs.engine.checkpoint_io import CheckpointFiles
 
     def fails(*_: Any) -> None:

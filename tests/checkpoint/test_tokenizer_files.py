@@ -87,7 +87,7 @@ def test_another_tokenizer_is_refused(made: Path) -> None:
     refused(made / "two", of_data(BYTES))
 
 
-def test_the_same_tokenizer_is_not(made: Path, tmp_path: Path) -> None:
+def test_same_tokenizer_is_accepted(made: Path, tmp_path: Path) -> None:
     one = made / "one/tokenizer.json"
     assert accepted(tmp_path, of_data(HF, one)), "a folder without any"
     (tmp_path / "tokenizer.json").write_bytes(one.read_bytes())
@@ -103,7 +103,7 @@ def test_the_same_tokenizer_is_not(made: Path, tmp_path: Path) -> None:
     )
 
 
-def test_what_we_have_exported_is_known_again(made: Path, tmp_path: Path) -> None:
+def test_exported_tokenizer_is_recognized(made: Path, tmp_path: Path) -> None:
     model, vocab, merges = made / "mine.model", made / "vocab.json", made / "merges.txt"
     gpt2 = of_data(GPT2, None, vocab, merges, known=False)
     sentencepiece = of_data(SP, model, known=False)
@@ -123,7 +123,7 @@ def test_what_we_have_exported_is_known_again(made: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("content", [None, "another"])
-def test_a_path_that_leads_elsewhere_now_gives_way_to_the_note(
+def test_changed_tokenizer_path_falls_back_to_note(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -147,7 +147,7 @@ def test_a_path_that_leads_elsewhere_now_gives_way_to_the_note(
     assert tokenizer_of_run({}, data, 600).note == note, "nothing else tells"
 
 
-def test_a_run_from_such_a_folder(
+def test_run_from_exported_folder(
     one_rank: Ranks,
     tmp_path: Path,
     made: Path,

@@ -95,7 +95,7 @@ def test_other_precisions(tmp_path: Path, convert: Callable[..., Done]) -> None:
     assert {dtype for dtype, *_ in contents(tmp_path / "f").values()} == {"F32"}
 
 
-def test_what_is_refused_and_left_as_it_was(tmp_path: Path, convert: Callable[..., Done]) -> None:
+def test_refusals_leave_files_unchanged(tmp_path: Path, convert: Callable[..., Done]) -> None:
     source = saved(tmp_path / "theirs", "gpt2 tied")
     full = tmp_path / "full"
     full.mkdir()
@@ -131,7 +131,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return counting_corpus(tmp_path_factory.mktemp("data") / "counting")
 
 
-def test_weights_alone_are_begun_with_not_resumed(
+def test_weights_only_checkpoint_cannot_be_resumed(
     one_rank: Ranks, data: Path, tmp_path: Path, convert: Callable[..., Done]
 ) -> None:
     source, ours = saved(tmp_path / "theirs", "qwen2 tied"), tmp_path / "ours"
@@ -169,7 +169,7 @@ def test_weights_alone_are_begun_with_not_resumed(
     )
 
 
-def test_damaged_weights_alone(tmp_path: Path, convert: Callable[..., Done]) -> None:
+def test_damaged_weights_only_checkpoint(tmp_path: Path, convert: Callable[..., Done]) -> None:
     ours = tmp_path / "ours"
     convert("--from-hf", saved(tmp_path / "theirs", "gpt2 tied"), "--to", ours)
     checkpoint = ours / "iter_0000000"
@@ -220,9 +220,7 @@ def corpus(folder: Path, kind: str, model: Path | None) -> Path:
     return folder / "corpus"
 
 
-def test_a_run_takes_its_tokenizer_along(
-    one_rank: Ranks, tmp_path: Path, convert: Callable[..., Done]
-) -> None:
+def test_export_includes_the_tokenizer(one_rank: Ranks, tmp_path: Path, convert: Callable[..., Done]) -> None:
     model = hugging_face_tokenizer(tmp_path / "tokenizer")
     kind = "HuggingFaceTokenizer"
     data, source = corpus(tmp_path, kind, model), saved(tmp_path / "theirs", "gpt2 tied", vocab_size=310)

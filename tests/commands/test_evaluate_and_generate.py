@@ -42,7 +42,7 @@ def tool(
     return lambda name: called(name, monkeypatch, capsys)
 
 
-def test_a_run_and_its_export_have_the_perplexity_that_transformers_finds(
+def test_perplexity_equals_that_of_transformers(
     tool: Callable[[str], Callable[..., Done]], run: Path, tmp_path: Path
 ) -> None:
     evaluate = tool("evaluate")
@@ -87,7 +87,7 @@ def test_a_run_and_its_export_have_the_perplexity_that_transformers_finds(
     )
 
 
-def test_bits_a_byte_of_the_text(
+def test_bits_per_byte_of_the_text(
     tool: Callable[[str], Callable[..., Done]], run: Path, tmp_path: Path
 ) -> None:
     evaluate = tool("evaluate")
@@ -165,7 +165,7 @@ def test_a_corpus_of_another_tokenizer_is_refused(
     assert "corpus was made with a SentencePieceTokenizer; give --tokenizer-type" in done.stderr
 
 
-def test_tokens_that_the_tokenizer_lacks_are_no_text(
+def test_tokens_unknown_to_tokenizer_are_no_text(
     tool: Callable[[str], Callable[..., Done]], tmp_path: Path
 ) -> None:
     with IndexedDatasetBuilder(tmp_path / "corpus", np.uint16) as builder:
@@ -202,7 +202,7 @@ def test_the_corpus_of_a_part_is_the_runs_own(
         corpus("valid", **separate | {"valid_data_path": ("b", "c")})
 
 
-def test_an_export_needs_nothing_but_itself(
+def test_exported_folder_is_self_contained(
     tool: Callable[[str], Callable[..., Done]], run: Path, tmp_path: Path
 ) -> None:
     assert tool("convert")("--from", run, "--to-hf", tmp_path / "hf").returncode == 0
@@ -224,7 +224,7 @@ def test_an_export_needs_nothing_but_itself(
     )
 
 
-def test_it_says_what_it_was_taught(
+def test_completion_is_memorized_text(
     tool: Callable[[str], Callable[..., Done]], run: Path, tmp_path: Path
 ) -> None:
     generate = tool("generate")
@@ -263,7 +263,7 @@ def test_greedy_completions_are_those_of_transformers(
     assert done.stdout == expected + "\n"
 
 
-def test_what_is_impossible_is_one_sentence(
+def test_impossible_flags_give_one_sentence(
     tool: Callable[[str], Callable[..., Done]], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hf = saved(tmp_path / "theirs", "gpt2 tied")

@@ -84,7 +84,7 @@ def test_other_files_than_made_the_data_are_refused(one_rank: Ranks, files: Path
     assert f"vocab_file: {vocab} (SHA-256 " in message and f"is not what made {tmp_path}/corpus" in message
 
 
-def test_a_model_with_only_these_files_speaks(
+def test_model_with_gpt2_files_generates(
     tool: Callable[[str], Callable[..., Done]], files: Path, tmp_path: Path
 ) -> None:
     for kind, code in (("gpt2 tied", 0), ("llama untied", 2)):

@@ -72,7 +72,7 @@ def last_validation(run: Path) -> float:
 
 
 @pytest.mark.parametrize("mesh", GRIDS)
-def test_from_theirs_to_theirs_over_a_mesh(
+def test_import_train_on_mesh_and_export(
     one_rank: Ranks, two_ranks: Ranks, data: Path, tmp_path: Path, convert: Callable[..., Done], mesh: str
 ) -> None:
     kind, axes = GRIDS[mesh]
@@ -108,7 +108,7 @@ def test_from_theirs_to_theirs_over_a_mesh(
     assert last_validation(tmp_path / "on") == pytest.approx(ended, rel=1e-5)
 
 
-def test_a_run_that_began_so_is_resumed_without_the_folder(
+def test_finetuned_run_resumes_without_the_folder(
     one_rank: Ranks, data: Path, tmp_path: Path, convert: Callable[..., Done]
 ) -> None:
     source = saved(tmp_path / "theirs", "llama untied", vocab_size=50)
@@ -128,9 +128,7 @@ def resumed_values(run: Path) -> dict[str, Any]:
     return {name: value for name, value in config.to_flat().items() if name != "exit_interval"}
 
 
-def test_a_shape_that_is_given_must_be_that_of_the_folder(
-    one_rank: Ranks, data: Path, tmp_path: Path
-) -> None:
+def test_given_shape_must_match_the_folder(one_rank: Ranks, data: Path, tmp_path: Path) -> None:
     source = saved(tmp_path / "theirs", "llama untied", vocab_size=64)
 
     def refused(**changes: Any) -> str:
@@ -155,7 +153,7 @@ def test_a_shape_that_is_given_must_be_that_of_the_folder(
         config_from_values(values(data, tmp_path / "run", source))
 
 
-def test_flags_and_files_win_over_the_shape_of_the_folder(tmp_path: Path) -> None:
+def test_flags_override_shape_of_the_folder(tmp_path: Path) -> None:
     source = saved(tmp_path / "theirs", "qwen2 untied")
     needed = ["--seq-length", "8", "--train-iters", "1", "--lr", "1", "--data-path", "d"]
     model = parse_arguments(["--finetune-from", str(source), *needed]).model

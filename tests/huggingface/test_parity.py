@@ -47,7 +47,7 @@ def assert_same(theirs: PreTrainedModel, ours: GPT, config: ModelConfig, vocab_s
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_theirs_is_read_as_the_same_function(tmp_path: Path, kind: str) -> None:
+def test_import_computes_the_same_function(tmp_path: Path, kind: str) -> None:
     theirs = made(kind)
     theirs.save_pretrained(tmp_path)
     found = HuggingFaceModel(tmp_path)
@@ -58,7 +58,7 @@ def test_theirs_is_read_as_the_same_function(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ours_is_written_as_the_same_function(tmp_path: Path, kind: str) -> None:
+def test_export_computes_the_same_function(tmp_path: Path, kind: str) -> None:
     config = HuggingFaceModel(saved(tmp_path / "shape", kind)).model
     ours = GPT(config, 257)
     randomise(ours)
@@ -81,7 +81,7 @@ def test_ours_is_written_as_the_same_function(tmp_path: Path, kind: str) -> None
     assert_same(theirs, ours, config, 257)
 
 
-def test_scaled_positions_are_another_function_than_unscaled_ones(tmp_path: Path) -> None:
+def test_rope_scaling_changes_the_output(tmp_path: Path) -> None:
     """So that what the tests above find the same for "llama scaled" is its scaling."""
     found = HuggingFaceModel(saved(tmp_path, "llama scaled"))
     assert found.model.rope_scaling == RopeScaling(4.0, 1.0, 4.0, 32)
@@ -94,7 +94,7 @@ def test_scaled_positions_are_another_function_than_unscaled_ones(tmp_path: Path
 
 
 @pytest.mark.parametrize("factor", [None, 8.0, 32.0])
-def test_positions_far_away_are_rotated_by_the_same_angles(factor: float | None) -> None:
+def test_distant_positions_have_the_same_angles(factor: float | None) -> None:
     scaling = factor and RopeScaling(factor, 1.0, 4.0, 8192)
     told = {"rope_scaling": {"rope_type": "llama3"} | asdict(scaling)} if scaling else {}
     config = LlamaConfig(head_dim=128, max_position_embeddings=131072, rope_theta=5e5, **told)
@@ -105,7 +105,7 @@ def test_positions_far_away_are_rotated_by_the_same_angles(factor: float | None)
     torch.testing.assert_close(ours.signed_sin[places].abs(), sin[0].abs(), **CLOSE)
 
 
-def test_names_of_published_gpt2_and_buffers_of_old_versions_are_read(tmp_path: Path) -> None:
+def test_published_gpt2_names_and_buffers_are_read(tmp_path: Path) -> None:
     """openai-community/gpt2 has no prefix and holds the causal mask."""
     folder = saved(tmp_path / "theirs", "gpt2 tied")
     expected = HuggingFaceModel(folder)

@@ -190,10 +190,10 @@ def test_a_published_configuration_is_our_preset(folder: Path, preset: str) -> N
 
 
 @pytest.mark.parametrize("preset", PUBLISHED)
-def test_a_published_configuration_has_the_published_parameters(folder: Path, preset: str) -> None:
+def test_published_config_has_published_parameters(folder: Path, preset: str) -> None:
     model = ModelConfig(**Shape(folder).fields | {"seq_length": 1024, "make_vocab_size_divisible_by": 1})
     assert count_parameters(model, model.vocab_size) == PARAMETERS[preset]
 
 
-def test_every_published_preset_is_here() -> None:
+def test_every_preset_has_a_published_config() -> None:
     assert PUBLISHED.keys() == PARAMETERS.keys()

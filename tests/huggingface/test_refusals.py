@@ -177,7 +177,7 @@ def refusal(folder: Path, read: Callable[[Path], Any] = HuggingFaceModel) -> str
 
 
 @pytest.mark.parametrize(("name", "changes", "message"), REFUSED)
-def test_what_our_model_cannot_be(
+def test_unsupported_configuration_is_refused(
     folders: dict[str, Path], tmp_path: Path, name: str, changes: dict[str, Any], message: str
 ) -> None:
     folder = shutil.copytree(folders[name], tmp_path / "model")
@@ -186,7 +186,7 @@ def test_what_our_model_cannot_be(
     assert told.startswith(f"{folder}/config.json: ") and message in told
 
 
-def test_both_versions_ways_of_telling_the_rotary_base(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_both_formats_of_rotary_base_are_read(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = shutil.copytree(folders["qwen2"], tmp_path / "model")
     for changes, base in [
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 3e5}}, 3e5),
@@ -199,9 +199,7 @@ def test_both_versions_ways_of_telling_the_rotary_base(folders: dict[str, Path],
         assert (fields["rotary_base"], fields["use_rope_scaling"]) == (base, False)
 
 
-def test_both_versions_ways_of_telling_how_rotary_positions_are_scaled(
-    folders: dict[str, Path], tmp_path: Path
-) -> None:
+def test_both_formats_of_rope_scaling_are_read(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = shutil.copytree(folders["llama"], tmp_path / "model")
     without_base = {name: value for name, value in LLAMA3.items() if name != "rope_theta"}
     old = {name: value for name, value in without_base.items() if name != "rope_type"} | {"type": "llama3"}
@@ -218,7 +216,7 @@ def test_both_versions_ways_of_telling_how_rotary_positions_are_scaled(
         assert told == {"rope_parameters": LLAMA3, "rope_scaling": without_base, "rope_theta": 1e4}
 
 
-def test_a_folder_that_is_damaged(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_damaged_folder_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     def copy() -> tuple[Path, Path]:
         shutil.rmtree(tmp_path / "model", ignore_errors=True)
         folder = shutil.copytree(folders["llama"], tmp_path / "model")
@@ -309,7 +307,7 @@ def test_a_folder_that_is_damaged(folders: dict[str, Path], tmp_path: Path) -> N
         ),
     ],
 )
-def test_a_shape_of_ours_that_no_family_has(changes: dict[str, Any], message: str) -> None:
+def test_shape_without_family_is_refused(changes: dict[str, Any], message: str) -> None:
     shape = {"num_layers": 1, "hidden_size": 32, "num_attention_heads": 4, "seq_length": 8}
     with pytest.raises(ValueError) as error:
         family_of(ModelConfig(**shape | changes))

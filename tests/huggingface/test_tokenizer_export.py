@@ -133,13 +133,13 @@ def test_a_model_that_begins_texts_with_a_blank(tmp_path: Path, kind: str) -> No
         ({"user_defined_symbols": ["x"], "add_dummy_prefix": True}, "the package tokenizers would encode"),
     ],
 )
-def test_what_cannot_be_made_is_told(tmp_path: Path, settings: dict[str, object], reason: str) -> None:
+def test_unsupported_models_are_reported(tmp_path: Path, settings: dict[str, object], reason: str) -> None:
     _, files, told = made(trained(tmp_path / "x.model", **settings))
     assert (files, told.startswith("no tokenizer.json is made from it: ")) == ({}, True)
     assert reason in told
 
 
-def test_without_a_fitting_protobuf(
+def test_incompatible_protobuf_is_reported(
     monkeypatch: pytest.MonkeyPatch, models: Mapping[str, Path | None]
 ) -> None:
     monkeypatch.setitem(sys.modules, "sentencepiece.sentencepiece_model_pb2", None)
@@ -163,7 +163,7 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "named", [None, {"padding_side": "left"}, {"tokenizer_class": "PreTrainedTokenizerFast"}], ids=str
 )
-def test_a_tokenizer_json_gets_the_settings_that_it_lacks(
+def test_tokenizer_json_gets_missing_settings(
     models: Mapping[str, Path | None],
     tmp_path: Path,
     named: dict[str, str] | None,
@@ -188,7 +188,7 @@ def test_a_tokenizer_json_gets_the_settings_that_it_lacks(
         assert (theirs.eos_token, theirs.padding_side) == ("</s>", (named or {}).get("padding_side", "right"))
 
 
-def test_a_tokenizer_json_of_another_name_goes_on_to_split_special_tokens(
+def test_renamed_tokenizer_json_splits_special_tokens(
     models: Mapping[str, Path | None], tmp_path: Path
 ) -> None:
     (tmp_path / "mine.json").write_bytes(made(models["bpe"])[1]["tokenizer.json"])
@@ -197,7 +197,7 @@ def test_a_tokenizer_json_of_another_name_goes_on_to_split_special_tokens(
     assert json.loads(added["tokenizer_config.json"])["split_special_tokens"] is True
 
 
-def test_files_that_are_whole_are_left_alone(tmp_path: Path) -> None:
+def test_complete_files_are_unchanged(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
     assert export_tokenizer("HuggingFaceTokenizer", companions_in(tmp_path), "qwen2") == ({}, ""), (

@@ -45,7 +45,7 @@ def model_of(shape: str, **changes: Any) -> GPT:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("steps", [[1] * 12, [5, 1, 3, 1, 2], [12]], ids=["one by one", "pieces", "at once"])
-def test_logits_are_those_of_the_whole_sequence(shape: str, steps: list[int]) -> None:
+def test_logits_equal_those_of_full_sequence(shape: str, steps: list[int]) -> None:
     model = model_of(shape)
     tokens = torch.randint(0, VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(1))
     expected = model.logits(tokens)

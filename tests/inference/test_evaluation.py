@@ -34,7 +34,7 @@ def indexed(tmp_path: Path) -> IndexedDataset:
     return IndexedDataset(tmp_path / "data")
 
 
-def test_windows_predict_every_token_but_the_first_once(indexed: IndexedDataset) -> None:
+def test_windows_predict_every_token_once(indexed: IndexedDataset) -> None:
     found = [window.tokens for window in windows(indexed, range(1, 3), 8)]
     stream = indexed.tokens(30, 41).astype(np.int64)
     assert [len(window) for window in found] == [9] * 5
@@ -67,7 +67,7 @@ def test_a_lone_token_is_refused(indexed: IndexedDataset) -> None:
         evaluate(model_of("gpt2"), indexed, range(1, 2), 10, 2)
 
 
-def test_documents_apart_begin_after_an_end_and_their_own_is_not_predicted(indexed: IndexedDataset) -> None:
+def test_documents_apart_start_with_eod(indexed: IndexedDataset) -> None:
     first, end = indexed.get_document(0), int(indexed.get_document(0)[-1])
     found = list(windows_apart(indexed, range(2), 20, end))
     assert [window.predicted for window in found] == [20, 9, 1]
@@ -85,7 +85,7 @@ def test_documents_apart_begin_after_an_end_and_their_own_is_not_predicted(index
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 100])
-def test_bytes_of_a_text_are_counted_whatever_the_windows(length: int) -> None:
+def test_byte_count_does_not_depend_on_windows(length: int) -> None:
     tokenizer = ByteTokenizer()
     texts = ["日本🙂 naïve", "b", "ü" * 9]
     stream = [token for text in texts for token in [*tokenizer.encode(text), tokenizer.eod]]
@@ -101,7 +101,7 @@ def test_bytes_of_a_text_are_counted_whatever_the_windows(length: int) -> None:
     assert apart.total() == sum(len(text.encode()) for text in texts)
 
 
-def test_a_text_without_any_end_is_not_held_as_a_whole() -> None:
+def test_text_without_eod_is_decoded_in_pieces() -> None:
     held = []
 
     class Watched(ByteTokenizer):
@@ -115,7 +115,7 @@ def test_a_text_without_any_end_is_not_held_as_a_whole() -> None:
     assert size.total() == sum(held) == 2_500_000 and max(held) < 1_500_000
 
 
-def test_an_end_that_is_spelled_out_in_a_document_is_text() -> None:
+def test_spelled_out_eod_counts_as_text() -> None:
     class Spelled(ByteTokenizer):
         """Reads its end in texts, as Hugging Face's tokenizers do."""
 

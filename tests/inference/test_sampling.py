@@ -17,7 +17,7 @@ def chosen(sampling: Sampling, draws: int = 4000) -> torch.Tensor:
     return torch.bincount(tokens, minlength=4) / draws
 
 
-def test_at_temperature_0_the_likeliest_token_is_chosen() -> None:
+def test_temperature_0_chooses_most_likely_token() -> None:
     assert chosen(Sampling()).tolist() == [1.0, 0.0, 0.0, 0.0]
 
 
@@ -53,7 +53,7 @@ def test_impossible_settings_are_refused(values: tuple, named: str) -> None:
         Sampling(*values)
 
 
-def test_a_greedy_completion_is_the_likeliest_token_again_and_again() -> None:
+def test_greedy_completion_repeats_argmax() -> None:
     model = model_of("grouped")
     prompt = [4, 8, 15]
     expected = list(prompt)
@@ -62,7 +62,7 @@ def test_a_greedy_completion_is_the_likeliest_token_again_and_again() -> None:
     assert [tokens[0] for tokens in complete(model, prompt, 10, Sampling())] == expected[3:]
 
 
-def test_a_completion_ends_with_the_document_or_the_positions() -> None:
+def test_completion_ends_at_eod_or_last_position() -> None:
     model = model_of("gpt2")
     whole = [tokens[0] for tokens in complete(model, [1, 2], 100, Sampling())]
     assert len(whole) == 24 - 2

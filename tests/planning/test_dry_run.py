@@ -21,7 +21,7 @@ def run(monkeypatch: pytest.MonkeyPatch, folder: Path, flags: str, rank: str = "
     return pretrain_gpt.main()
 
 
-def test_a_world_that_is_not_there(
+def test_dry_run_needs_no_ranks(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = (
@@ -35,7 +35,7 @@ def test_a_world_that_is_not_there(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_only_the_first_rank_speaks(
+def test_only_first_rank_prints(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, tmp_path, "--vocab-size 300", rank="1") == 0
@@ -57,7 +57,7 @@ def test_only_the_first_rank_speaks(
         ),
     ],
 )
-def test_what_a_run_would_refuse_is_refused(
+def test_dry_run_refuses_what_a_run_refuses(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

@@ -31,7 +31,7 @@ def plan(shape: MeshShape, on_cpu: bool = False, **values: Any) -> RunPlan:
     return plan_run(config(**sizes | values), VOCABULARY, shape, on_cpu)
 
 
-def test_state_of_mixed_precision_training_takes_16_bytes_a_parameter() -> None:
+def test_mixed_precision_takes_16_bytes_per_parameter() -> None:
     # Weights, gradients: 2 bytes each; masters and two moments: 4 each (arXiv 1910.02054, section 3.1).
     (rank,) = plan(MeshShape(), bf16=True, zero_stage=1).stages
     parameters = count_parameters(config().model, VOCABULARY)
@@ -40,7 +40,7 @@ def test_state_of_mixed_precision_training_takes_16_bytes_a_parameter() -> None:
     assert rank.peak > 16 * parameters
 
 
-def test_zero_shards_the_optimizer_over_all_replicas_and_stage_3_the_weights_too() -> None:
+def test_zero_shards_optimizer_and_stage_3_weights() -> None:
     def rank(stage: int) -> Any:
         return plan(MeshShape(data=4, context=2), bf16=True, zero_stage=stage, global_batch_size=8).stages[0]
 
@@ -51,7 +51,7 @@ def test_zero_shards_the_optimizer_over_all_replicas_and_stage_3_the_weights_too
     assert rank(2).gradients == pytest.approx(6 / 8 * rank(2).part.parameters, rel=1e-6)
 
 
-def test_a_tied_embedding_counts_on_both_ends_of_the_pipe() -> None:
+def test_tied_embedding_counts_on_both_end_stages() -> None:
     first, last = plan(MeshShape(pipe=2)).stages
     table = config().model.padded_vocab_size(VOCABULARY) * 768
     assert (
@@ -59,12 +59,12 @@ def test_a_tied_embedding_counts_on_both_ends_of_the_pipe() -> None:
     )
 
 
-def test_tensor_ranks_hold_a_part_of_the_padded_vocabulary() -> None:
+def test_tensor_ranks_shard_the_padded_vocabulary() -> None:
     (rank,) = plan(MeshShape(tensor=4)).stages
     assert max(rank.part.sizes) == config().model.padded_vocab_size(VOCABULARY, 4) // 4 * 768
 
 
-def test_stages_near_the_start_of_the_pipe_hold_more_micro_batches() -> None:
+def test_early_stages_hold_more_micro_batches() -> None:
     stages = plan(MeshShape(pipe=4), pipeline_partition="uniform", global_batch_size=8).stages
     activations = [stage.activations / stage.part.blocks for stage in stages[:3]]
     assert activations == sorted(activations, reverse=True)
@@ -101,7 +101,7 @@ def test_offloaded_state_is_on_the_host(tmp_path: Path) -> None:
     assert offloaded.peak <= here.peak - here.optimizer
 
 
-def test_a_reduce_bucket_is_never_larger_than_the_model_unless_asked(tmp_path: Path) -> None:
+def test_default_reduce_bucket_is_at_most_the_model(tmp_path: Path) -> None:
     file = tmp_path / "ds.json"
     file.write_text(json.dumps({"zero_optimization": {"reduce_bucket_size": 1000}}))
     small, large = (
@@ -112,7 +112,7 @@ def test_a_reduce_bucket_is_never_larger_than_the_model_unless_asked(tmp_path: P
     assert large == 4 * count_parameters(config().model, VOCABULARY)
 
 
-def test_snapshots_are_counted_where_there_is_a_search_or_something_to_rewind() -> None:
+def test_snapshots_count_with_search_or_rewind() -> None:
     def snapshots(**values: Any) -> int:
         return plan(MeshShape(), **values).stages[0].snapshot
 
@@ -123,7 +123,7 @@ def test_snapshots_are_counted_where_there_is_a_search_or_something_to_rewind() 
     assert "; snapshots 1.49 GB on the host" in describe(plan(MeshShape(), loss_guard={"policy": "rewind"}))
 
 
-def test_a_large_world_is_told_a_row_a_stage() -> None:
+def test_large_world_has_one_row_per_stage() -> None:
     text = describe(plan(MeshShape(pipe=2, data=128, tensor=4), global_batch_size=1024))
     assert "0-511" in text and "512-1023" in text and "0-127" in text
     assert "1024 samples = 128 replica(s) x 8 micro-batch(es) of 1, 1048576 tokens" in text
@@ -132,14 +132,14 @@ def test_a_large_world_is_told_a_row_a_stage() -> None:
     assert max(map(len, text.splitlines())) <= 120
 
 
-def test_a_small_world_is_told_a_row_a_rank() -> None:
+def test_small_world_has_one_row_per_rank() -> None:
     lines = describe(plan(MeshShape(pipe=2, tensor=2))).splitlines()
     rows = [line.split()[:3] for line in lines[2:6]]
     assert lines[0].split()[:3] == ["rank", "stage", "shard"]
     assert rows == [["0", "0", "0"], ["1", "0", "1"], ["2", "1", "0"], ["3", "1", "1"]]
 
 
-def test_a_single_rank_is_told_in_a_line() -> None:
+def test_single_rank_has_one_line() -> None:
     memory, step = describe(plan(MeshShape())).splitlines()
     assert memory.startswith("memory, estimated for accelerators: at most ")
     assert step == "a step: 1 samples = 1 replica(s) x 1 micro-batch(es) of 1, 1024 tokens"

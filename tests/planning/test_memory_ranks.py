@@ -75,10 +75,10 @@ def changes(values: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("values", TWO_RANKS, ids=changes)
-def test_two_ranks_hold_what_was_planned(two_ranks: Ranks, values: dict[str, Any]) -> None:
+def test_two_ranks_match_the_plan(two_ranks: Ranks, values: dict[str, Any]) -> None:
     assert_as_planned(two_ranks, values)
 
 
 @pytest.mark.parametrize("values", FOUR_RANKS, ids=changes)
-def test_four_ranks_hold_what_was_planned(four_ranks: Ranks, values: dict[str, Any]) -> None:
+def test_four_ranks_match_the_plan(four_ranks: Ranks, values: dict[str, Any]) -> None:
     assert_as_planned(four_ranks, values)
