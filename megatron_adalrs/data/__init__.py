@@ -1,1 +1,1 @@
-"""Tokenizers, the Megatron indexed dataset, fixed-length samples over it, and a resumable loader."""
+"""Data that training reads: tokenizers, indexed datasets, samples, blends and the batch loader."""

@@ -1,4 +1,4 @@
-"""The corpora of a run as data sets: what it trains on, blended, and what it is evaluated on, one by one."""
+"""Datasets of a run: a blend of the training corpora, and the validation and test corpora one by one."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from megatron_adalrs.data.blend_order import BlendOrder
 from megatron_adalrs.data.gpt_dataset import GPTDataset, build_gpt_datasets, check_vocabulary, split_documents
 from megatron_adalrs.data.indexed_dataset import IndexedDataset, idx_path
 
-_BLEND_VERSION = 1  # raise with any change to `blend_order`
+_BLEND_VERSION = 1  # increase with any change to `blend_order`
 Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one corpus contributes. `share`: of the samples, or of a mean; those of all parts add up to 1."""
+    """A corpus and its share of the samples or of a mean; the shares of all parts add up to 1."""
 
     name: str
     share: Fraction
@@ -32,7 +32,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Use:
-    """What was consumed of a corpus; epochs are passes over the tokens of its part."""
+    """Consumption of a corpus; `epochs` are passes over the tokens of its split."""
 
     name: str
     samples: int
@@ -41,14 +41,15 @@ class Use:
 
 
 class Blend:
-    """`num_samples` samples of `seq_length` + 1 tokens from several corpora, each in the order that it has
-    alone.
-
-    Raises ValueError and OSError as `build` does for a corpus without documents enough.
+    """Samples of several corpora, each of which keeps the order that it has on its own.
 
     Args:
-        shares: of each corpus, by its name; not negative, with sum 1.
-        build: the data set of the corpus of an index, with so many samples.
+        shares: Name and share of each corpus; the shares are not negative and their sum is 1.
+        num_samples: Number of samples of `seq_length` + 1 tokens.
+        build: Returns the dataset of the corpus with this index, with this number of samples.
+
+    Raises:
+        ValueError, OSError: As `build` does for a corpus without enough documents.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Blend:
         return self._length
 
     def __getitem__(self, number: int) -> npt.NDArray[np.int64]:
-        """int64[seq_length + 1]: the tokens of sample `number`. Raises IndexError outside 0 ... len - 1."""
+        """Return the tokens of a sample, int64[seq_length + 1]. Raises IndexError outside 0 to len - 1."""
         if not 0 <= number < len(self):
             raise IndexError(f"sample {number} of the blend: required 0 <= sample < {len(self)}")
         corpus, sample = self._order.locate(number)
@@ -78,12 +79,14 @@ class Blend:
 
     @property
     def shares(self) -> dict[str, str]:
-        """Of the samples, as exact fractions."""
+        """Shares of the samples by name, as exact fractions."""
         return {part.name: str(part.share) for part in self.parts}
 
     def order_digest(self, first_n: int = 65536) -> str:
-        """12 hex digits for the order of the first samples; see `GPTDataset.order_digest`, whose it is for a
-        single corpus."""
+        """Return 12 hex digits that identify the order of the first samples.
+
+        For a single corpus they are those of `GPTDataset.order_digest`.
+        """
         digests = [
             part.dataset.order_digest(count)
             for part, count in zip(self.parts, self._order.counts(min(first_n, len(self))), strict=True)
@@ -95,10 +98,11 @@ class Blend:
         ).hexdigest()[:12]
 
     def used(self, consumed_samples: int, skipped_samples: Iterable[Span] = ()) -> list[Use]:
-        """What was consumed of each corpus at a position in the data.
+        """Return the consumption of each corpus at a position in the data.
 
         Args:
-            skipped_samples: samples first to last - 1, apart from each other, that were not.
+            consumed_samples: Number of samples up to the position.
+            skipped_samples: Disjoint spans (first, last + 1) of samples that were not used for training.
         """
         here = np.array(self._order.counts(consumed_samples))
         for first, last in skipped_samples:
@@ -113,8 +117,7 @@ class Blend:
 
 @dataclass(frozen=True)
 class Datasets:
-    """What a run reads. `valid` and `test`: each corpus by itself; empty where there is nothing to evaluate
-    on."""
+    """Datasets of a run: `train` is a blend, `valid` and `test` have one part per corpus and may be empty."""
 
     train: Blend
     valid: tuple[Part, ...]
@@ -124,10 +127,13 @@ class Datasets:
 def build_datasets(
     data: DataConfig, seq_length: int, train_samples: int, evaluated_samples: int, seed: int
 ) -> Datasets:
-    """The data sets of a configuration. Call it in one process first: all others then open the same caches.
+    """Build the datasets of a configuration.
 
-    Raises FileNotFoundError, ValueError and OSError as `build_gpt_datasets` does; ValueError where the
-    corpora differ in token type, or their split leaves nothing to train on.
+    Call it in one process first; all others then open the same caches.
+
+    Raises:
+        ValueError, OSError: As `build_gpt_datasets` does; ValueError also if the corpora differ in token type
+            or the split has no training data.
     """
     _require_one_token_type([corpus.prefix for corpus in data.corpora])
 
@@ -155,7 +161,7 @@ def build_datasets(
 
 
 def shares_of(data: DataConfig, split: str, corpora: Sequence[Corpus]) -> list[tuple[str, Fraction]]:
-    """What share of the training samples each corpus has, by its name."""
+    """Return the name of each corpus with its share of the training samples."""
     sizes = [Fraction(repr(corpus.size)) for corpus in corpora]
     if data.blend_sizes == "epochs":
         for index, corpus in enumerate(corpora):
@@ -172,7 +178,7 @@ def shares_of(data: DataConfig, split: str, corpora: Sequence[Corpus]) -> list[t
 
 
 def check_vocabularies(data: DataConfig, vocab_size: int) -> None:
-    """`check_vocabulary` of every corpus."""
+    """Call `check_vocabulary` for every corpus."""
     for prefix in dict.fromkeys(corpus.prefix for corpus in data.corpora):
         check_vocabulary(prefix, vocab_size)
 
@@ -184,6 +190,5 @@ def _require_one_token_type(prefixes: Sequence[Path | str]) -> None:
         if types[other] != types[first]:
             raise ValueError(
                 f"{idx_path(other)} has token type {types[other]}, {idx_path(first)} has {types[first]}: "
-                f"required the "
-                "same, that of one tokenizer"
+                "required the same type, that of one tokenizer"
             )

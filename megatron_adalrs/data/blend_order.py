@@ -1,12 +1,11 @@
-"""Which corpus serves which sample of a blend: a deterministic order without random numbers, in little
-memory.
+"""Order of the corpora in a blend: deterministic, without random numbers, and small in memory.
 
-Time is cut into blocks of `WINDOW` samples. In every block corpus i has the same floor(share_i * WINDOW)
-places, and what is left over goes to different corpora from block to block: to those that are owed most
-(error feedback). A corpus that keeps one of those left-over places from a block to the next keeps the same
-one. Therefore any WINDOW consecutive samples, wherever they begin, hold floor(share_i * WINDOW) samples of
-corpus i or one more, the latter only where share_i * WINDOW is no whole number: less than one sample away
-from it. (Over windows of every length at once no order of three or more corpora can promise that.)
+The samples are divided into blocks of `WINDOW`. In every block corpus i has the same floor(share_i * WINDOW)
+places. The remaining places go to different corpora from block to block: to those with the largest deficit
+(error feedback). A corpus that has a remaining place in two consecutive blocks has the same one. Therefore
+any WINDOW consecutive samples contain floor(share_i * WINDOW) samples of corpus i, or one more if share_i *
+WINDOW is not an integer, which is less than one sample away from the exact share. (No order of three or more
+corpora can guarantee this for windows of every length.)
 
 Within a block the places are spread evenly by earliest deadlines: the j-th of a corpus' c places lies in
 floor((j - 1) * WINDOW / c) to ceil(j * WINDOW / c) - 1, so that of the first n places it has n * c / WINDOW,
@@ -26,12 +25,13 @@ WINDOW = 10_000
 
 
 class BlendOrder:
-    """The corpus of each of `num_samples` samples, and its number among the samples of that corpus.
+    """Corpus of each sample, and number of the sample within that corpus.
 
-    It takes 12 bytes a corpus for every `WINDOW` samples. More samples continue the order of fewer.
+    It needs 12 bytes per corpus for every `WINDOW` samples. A longer order continues a shorter one.
 
     Args:
-        shares: of each corpus; not negative, with sum 1.
+        shares: Share of each corpus; not negative, with sum 1.
+        num_samples: Length of the order.
     """
 
     def __init__(self, shares: Sequence[Fraction], num_samples: int) -> None:
@@ -39,7 +39,7 @@ class BlendOrder:
         counts = [int(number) for number in expected]
         left_over = WINDOW - sum(counts)
         self._places = _spread([*counts, left_over])
-        """Of each corpus in every block, ascending; the last ones are the left-over places."""
+        """Places of each corpus in every block, ascending; the last entry has the remaining places."""
         self._corpus_at = np.empty(WINDOW, dtype=np.int64)
         for corpus, places in enumerate(self._places):
             self._corpus_at[places] = corpus
@@ -51,7 +51,7 @@ class BlendOrder:
             self._before[1:, corpus] += np.cumsum((self._guests == corpus).sum(axis=1))
 
     def locate(self, number: int) -> tuple[int, int]:
-        """Corpus that serves sample `number`, and which of its samples that is."""
+        """Return the corpus of sample `number`, and the number of the sample within that corpus."""
         block, place = divmod(number, WINDOW)
         corpus = int(self._corpus_at[place])
         if corpus == len(self._places) - 1:
@@ -59,7 +59,7 @@ class BlendOrder:
         return corpus, self._count(corpus, block, place)
 
     def counts(self, number: int) -> list[int]:
-        """How many of the first `number` samples each corpus serves."""
+        """Return how many of the first `number` samples belong to each corpus."""
         block, place = divmod(number, WINDOW)
         return [self._count(corpus, block, place) for corpus in range(len(self._places) - 1)]
 
@@ -70,8 +70,7 @@ class BlendOrder:
 
 
 def _spread(counts: Sequence[int]) -> list[npt.NDArray[np.int64]]:
-    """Ascending places 0 ... sum(counts) - 1, as many for each of them as it counts, spread as evenly as can
-    be."""
+    """Return ascending places in 0 to sum(counts) - 1 for each corpus, spread as evenly as possible."""
     total = sum(counts)
     places: list[list[int]] = [[] for _ in counts]
     waiting = [
@@ -91,11 +90,14 @@ def _spread(counts: Sequence[int]) -> list[npt.NDArray[np.int64]]:
 
 
 def _guests(fractions: Sequence[float], left_over: int, blocks: int) -> npt.NDArray[np.int32]:
-    """int32[blocks, left_over]: the corpora in each block's left-over places, all of them different in a
-    block.
+    """Return the corpora in the remaining places of each block, int32[blocks, left_over].
+
+    They are all different within a block.
 
     Args:
-        fractions: places of each corpus in a block, on average; each below 1, with sum `left_over`.
+        fractions: Average number of remaining places of each corpus per block, below 1, with sum `left_over`.
+        left_over: Number of remaining places per block.
+        blocks: Number of blocks.
     """
     guests = np.empty((blocks, left_over), dtype=np.int32)
     if not left_over:

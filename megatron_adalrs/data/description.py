@@ -1,4 +1,4 @@
-"""`PREFIX.json`, the description beside an indexed dataset: tokenizer, vocabulary, size."""
+"""`PREFIX.json`, the description of an indexed dataset: tokenizer, vocabulary and size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megatron_adalrs.utils.atomic_files import atomic_write
 
 @dataclass(frozen=True)
 class Description:
-    """What `PREFIX.json` says of the pair beside it."""
+    """Content of `PREFIX.json`."""
 
     tokenizer_type: str
     tokenizer_sha256: str
@@ -23,7 +23,7 @@ class Description:
     documents: int
     tokens: int
     tokenizer_model: str | None = None
-    """Where the tokenizer's files were."""
+    """Path of the tokenizer's file when the data was encoded."""
     vocab_file: str | None = None
     merge_file: str | None = None
 
@@ -36,9 +36,10 @@ def description_path(prefix: Path | str) -> Path:
 
 
 def read_description(prefix: Path | str) -> Description | None:
-    """What is known of a pair's making; None without a sidecar (data that came from elsewhere).
+    """Read the description of a dataset, or return None if there is none.
 
-    Raises ValueError if the sidecar is there but is not one of ours.
+    Raises:
+        ValueError: If the file exists but is not a description of a dataset.
     """
     path = description_path(prefix)
     if not path.is_file():
@@ -50,7 +51,7 @@ def read_description(prefix: Path | str) -> Description | None:
 
 
 def recorded_tokenizer(prefix: Path | str, note: Description) -> DataTokenizer:
-    """What the note beside a dataset tells of its tokenizer."""
+    """Return the tokenizer that the description of a dataset records."""
     files = tuple(Path(named) if named else None for named in tokenizer_paths(note))
     is_known = any(files) or note.tokenizer_type == "ByteTokenizer"
     source = str(description_path(prefix))
@@ -58,8 +59,14 @@ def recorded_tokenizer(prefix: Path | str, note: Description) -> DataTokenizer:
 
 
 def require_tokenizer(prefix: Path | str, note: Description, tokenizer: Tokenizer, named: str) -> None:
-    """Raise ValueError where a dataset was made with another tokenizer than this; `named`: by a field, as a
-    value."""
+    """Raise ValueError if the dataset was encoded with a different tokenizer than this one.
+
+    Args:
+        prefix: Prefix of the dataset.
+        note: Its description.
+        tokenizer: The required tokenizer.
+        named: Field and value that named the tokenizer.
+    """
     if tokenizer.sha256 != note.tokenizer_sha256:
         raise ValueError(
             f"{named} (SHA-256 {tokenizer.sha256:.12}) is not what made {prefix} ({note.tokenizer_type}, "
@@ -68,6 +75,6 @@ def require_tokenizer(prefix: Path | str, note: Description, tokenizer: Tokenize
 
 
 def write_description(prefix: Path | str, description: Description) -> None:
-    """The sidecar that `read_description` reads. Raises OSError where it cannot be written."""
+    """Write the description of a dataset. Raises OSError if it cannot be written."""
     with atomic_write(description_path(prefix)) as stream:
         stream.write(description.to_json())

@@ -1,4 +1,4 @@
-"""Documents of an indexed dataset as fixed-length samples in a reproducible random order."""
+"""Fixed-length samples of the documents of an indexed dataset, in a reproducible random order."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ from megatron_adalrs.data.indexed_dataset import IndexedDataset, bin_path
 from megatron_adalrs.data.sample_index import SampleIndex, build_sample_index
 
 SPLITS = ("train", "valid", "test")
-_ORDER_VERSION = 1  # raise with any change to the order of the data: it is part of the cache's key
+_ORDER_VERSION = 1  # increase with any change to the order of the data: it is part of the key of the cache
 _SCANNED_TOKENS = 10_000_000
 _SCANNED_BLOCK = 100_000
 
 
 class GPTDataset:
-    """`num_samples` samples of `seq_length` + 1 tokens from documents of a dataset, as many epochs as needed.
+    """`num_samples` samples of `seq_length` + 1 tokens from documents of a dataset, over as many epochs as
+    needed.
 
-    The order, explained in `sample_index`, is a function of the dataset's index, the documents, the split's
-    name, `seq_length` and `seed`; more samples continue the order of fewer. It is kept in `cache_dir`: only
-    the first process to ask for it builds it.
+    The order, described in `sample_index.py`, depends on the index of the dataset, the documents, the name of
+    the split, `seq_length` and `seed`. More samples continue the order of fewer. The first process builds it
+    and stores it in `cache_dir`.
 
-    Raises ValueError for sizes out of range and for documents that have fewer than `seq_length` + 1 tokens
-    together; OSError if the cache cannot be written.
+    Raises:
+        ValueError: If a size is out of range, or the documents have fewer than `seq_length` + 1 tokens.
+        OSError: If the cache cannot be written.
     """
 
     def __init__(
@@ -86,7 +88,7 @@ class GPTDataset:
         return len(self._index.shuffle)
 
     def __getitem__(self, number: int) -> npt.NDArray[np.int64]:
-        """int64[seq_length + 1]: the tokens of sample `number`. Raises IndexError outside 0 ... len - 1."""
+        """Return the tokens of a sample, int64[seq_length + 1]. Raises IndexError outside 0 to len - 1."""
         if not 0 <= number < len(self):
             raise IndexError(f"sample {number} of the {self.split} split: required 0 <= sample < {len(self)}")
         sample = self._index.shuffle[number]
@@ -102,9 +104,9 @@ class GPTDataset:
         return tokens
 
     def order_digest(self, first_n: int = 65536) -> str:
-        """12 hex digits for the order of the first samples: runs with the same digits serve the same order.
+        """Return 12 hex digits that identify the order of the first samples.
 
-        It covers the dataset's index and the documents and offsets of the first `first_n` samples.
+        They cover the index of the dataset and the documents and offsets of the first `first_n` samples.
         """
         starts = self._index.samples[self._index.shuffle[:first_n]]
         order = np.stack((self._index.documents[starts[:, 0]], starts[:, 1]), axis=1)
@@ -126,9 +128,10 @@ def _require_sizes(split: str, seq_length: int, num_samples: int, seed: int) -> 
 
 
 def parse_split(split: str | Sequence[float]) -> tuple[float, float, float]:
-    """Weights of train, valid and test, from "969,30,1" or numbers.
+    """Parse the weights of train, valid and test, from "969,30,1" or numbers.
 
-    Raises ValueError unless they are three, finite, not negative and not all zero.
+    Raises:
+        ValueError: If they are not three, not finite, negative or all zero.
     """
     parts = split.split(",") if isinstance(split, str) else list(split)
     try:
@@ -146,9 +149,9 @@ def parse_split(split: str | Sequence[float]) -> tuple[float, float, float]:
 
 
 def split_documents(split: str | Sequence[float], num_documents: int) -> tuple[range, range, range]:
-    """Neighbouring ranges of documents, in proportion to the weights, that cover all documents once.
+    """Return consecutive ranges of documents in proportion to the weights, which cover all documents.
 
-    Raises ValueError as `parse_split` does. A small weight of few documents may round to an empty range.
+    A small weight of few documents may round to an empty range. Raises ValueError as `parse_split` does.
     """
     weights = parse_split(split)
     total = sum(weights)
@@ -165,14 +168,23 @@ def build_gpt_datasets(
     seed: int,
     cache_dir: Path | str | None = None,
 ) -> tuple[GPTDataset | None, GPTDataset | None, GPTDataset | None]:
-    """Train, valid and test datasets over the pair `data_path`.bin/.idx; None for no samples or zero weight.
+    """Build the train, valid and test datasets of the pair `data_path`.bin/.idx.
 
-    `num_samples`: how many samples each has to serve. `cache_dir`: default, the folder `cache` beside the
-    data. Call it in one process first: all others then open the same cache.
+    Call it in one process first; all others then open the same cache.
 
-    Raises FileNotFoundError or ValueError for a missing or damaged pair, ValueError for bad weights and for a
-    split that is asked for but has fewer than `seq_length` + 1 tokens, OSError if the cache cannot be
-    written.
+    Args:
+        data_path: Prefix of the pair.
+        split: Weights of the splits.
+        seq_length: Tokens per sample, without the last target.
+        num_samples: Number of samples of each split. A split without samples or weight is None.
+        seed: Seed of the order.
+        cache_dir: Folder of the sample indices. Default: the folder `cache` next to the data.
+
+    Raises:
+        FileNotFoundError: If a file of the pair is missing.
+        ValueError: If the pair is damaged, the weights are not valid, or a requested split has fewer than
+            `seq_length` + 1 tokens.
+        OSError: If the cache cannot be written.
     """
     if len(num_samples) != len(SPLITS) or min(num_samples) < 0:
         raise ValueError(f"num_samples {num_samples}: required three numbers that are not negative")
@@ -199,9 +211,9 @@ def build_gpt_datasets(
 
 
 def check_vocabulary(data_path: Path | str, vocab_size: int) -> None:
-    """Raise ValueError if the data holds a token that a model of `vocab_size` does not have.
+    """Raise ValueError if the data contains a token outside a vocabulary of `vocab_size`.
 
-    Data of up to 10 million tokens is read whole; of more, 100 blocks spread evenly over it.
+    Up to 10 million tokens are all read; of more tokens, 100 blocks are read that are spread evenly.
     """
     indexed = IndexedDataset(data_path)
     starts = range(0, indexed.num_tokens, _SCANNED_BLOCK)

@@ -1,4 +1,4 @@
-"""Sample indices on disk: built once, then memory-mapped by every rank and every later run."""
+"""Cache of sample indices on disk: built once, then memory-mapped by every rank and every later run."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ logger = logging.getLogger(__name__)
 def load_or_build(
     folder: Path, name: str, description: Mapping[str, object], build: Callable[[], SampleIndex]
 ) -> SampleIndex:
-    """The index that `description` determines, from `folder` if it is there and whole, else from `build`.
+    """Load the index with this description from `folder`, or build and store it.
 
-    An index is `NAME-HASH.json` and one .npy an array; HASH is that of the description, which must therefore
-    hold everything that the index depends on. The JSON comes last and records the description and a
-    fingerprint of each array; whatever does not agree with it is rebuilt with a warning. Files appear whole,
-    so that a build that is killed, or that runs in two processes at once, does no harm.
+    An index consists of `NAME-HASH.json` and one .npy file per array. HASH is the hash of the description,
+    which must therefore contain everything that the index depends on. The JSON file is written last and has
+    the description and a fingerprint of each array; an index that does not match it is rebuilt with a
+    warning. Files are written atomically, so that a killed build, or builds in several processes, do no harm.
 
-    Raises OSError if the folder cannot be written.
+    Raises:
+        OSError: If the folder cannot be written.
     """
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
     stem = folder / f"{name}-{digest}"
@@ -76,9 +77,9 @@ def _load(stem: Path, record: Path, description: Mapping[str, object]) -> Sample
 
 
 def _fingerprint(path: Path) -> str:
-    """Size, and hash of the first and last 8 MiB: complete for small files and cheap for large ones.
+    """Return a hash of the size and of the first and last 8 MiB, which is cheap for large files.
 
-    It finds files that were cut short, mixed up or overwritten; it does not look for single flipped bits.
+    It detects truncated, exchanged or overwritten files, but not single flipped bits in large ones.
     """
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())

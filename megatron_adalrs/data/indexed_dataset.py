@@ -1,7 +1,6 @@
-"""The Megatron indexed dataset: `PREFIX.bin` holds tokens back to back, `PREFIX.idx` says where each sequence
-is.
+"""Reader of the Megatron indexed dataset: tokens in `PREFIX.bin`, positions of sequences in `PREFIX.idx`.
 
-Layout of the index, all little endian, as written by Megatron-LM's `core/datasets/indexed_dataset.py`:
+Layout of the index, little endian, as written by Megatron-LM's `core/datasets/indexed_dataset.py`:
 
     9 bytes   magic  b"MMIDIDX\\x00\\x00"
     uint64    version, 1
@@ -35,7 +34,11 @@ _BLOCK = 1 << 22  # sequences checked at once, so that opening a large index nee
 
 
 def best_dtype(vocab_size: int) -> np.dtype[Any]:
-    """The token type Megatron picks: uint16 below 65500 tokens, else int32. Raises ValueError beyond that."""
+    """Return the token type that Megatron uses: uint16 below 65500 tokens, else int32.
+
+    Raises:
+        ValueError: If the vocabulary needs more than 32 bits.
+    """
     if vocab_size > 1 << 31:
         raise ValueError(
             f"vocabulary of {vocab_size} tokens: required at most 2^31, which are ids of 32 bits"
@@ -52,13 +55,16 @@ def idx_path(prefix: Path | str) -> Path:
 
 
 class IndexedDataset:
-    """A read-only, memory-mapped view of a finished pair; everything the index claims is checked on opening.
+    """A read-only, memory-mapped view of a pair of files. The whole index is validated when it is opened.
 
-    `sizes` is int32[S], tokens per sequence; `document_indices` is int64[D + 1], the first sequence of each
-    of the D documents and then S; `dtype` is the type of the tokens; `len` is S.
+    Attributes:
+        sizes: Tokens in each of the S sequences, int32[S]. The length of the dataset is S.
+        document_indices: First sequence of each of the D documents, and S, int64[D + 1].
+        dtype: Type of the tokens.
 
-    Raises FileNotFoundError if a file of the pair is missing, ValueError (file, found, expected) if it is
-    damaged or of another format.
+    Raises:
+        FileNotFoundError: If a file of the pair is missing.
+        ValueError: If a file is damaged or has another format.
     """
 
     def __init__(self, prefix: Path | str) -> None:
@@ -101,7 +107,7 @@ class IndexedDataset:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the .idx: it covers the length of every document, all that an order depends on."""
+        """SHA-256 of the .idx, which covers the length of every document."""
         with idx_path(self.prefix).open("rb") as stream:
             digest = hashlib.sha256()
             while block := stream.read(1 << 20):
@@ -110,14 +116,15 @@ class IndexedDataset:
 
     @cached_property
     def document_offsets(self) -> npt.NDArray[np.int64]:
-        """int64[D + 1]: position of each document's first token in the .bin, and the number of tokens."""
+        """Position of the first token of each document, and the number of tokens, int64[D + 1]."""
         starts = np.append(self._pointers, self.num_tokens * self.dtype.itemsize) // self.dtype.itemsize
         return starts[self.document_indices]
 
     def get(self, sequence: int, offset: int = 0, length: int | None = None) -> npt.NDArray[Any]:
-        """Tokens `offset ... offset + length` (default: to the end) of one sequence: `dtype`, read-only.
+        """Return `length` tokens of a sequence from `offset` on (default: to its end), read-only.
 
-        Raises IndexError where sequence, offset or length lie outside.
+        Raises:
+            IndexError: If sequence, offset or length is out of range.
         """
         if not 0 <= sequence < len(self):
             raise IndexError(f"sequence {sequence} of {self.prefix}: required 0 <= sequence < {len(self)}")
@@ -126,7 +133,7 @@ class IndexedDataset:
         return self._slice(f"sequence {sequence}", start, size, offset, length)
 
     def get_document(self, document: int, offset: int = 0, length: int | None = None) -> npt.NDArray[Any]:
-        """Like `get`, for a whole document: its sequences lie back to back in the .bin."""
+        """Return tokens of a document, whose sequences are contiguous in the .bin; see `get`."""
         if not 0 <= document < self.num_documents:
             raise IndexError(
                 f"document {document} of {self.prefix}: required 0 <= document < {self.num_documents}"
@@ -135,7 +142,7 @@ class IndexedDataset:
         return self._slice(f"document {document}", start, end - start, offset, length)
 
     def tokens(self, start: int, length: int) -> npt.NDArray[Any]:
-        """Tokens `start ... start + length` of the whole .bin, whatever their sequence; fewer at its end."""
+        """Return tokens `start` to `start + length` of the whole .bin, or fewer at its end."""
         return self._tokens[start : start + length]
 
     def _slice(self, name: str, start: int, size: int, offset: int, length: int | None) -> npt.NDArray[Any]:
@@ -148,7 +155,7 @@ class IndexedDataset:
 
 
 def _read_header(index: Path) -> tuple[np.dtype[Any], int]:
-    """Token type and number of sequences, once the size of the file agrees with what the header says."""
+    """Return token type and number of sequences after checking the size of the file against the header."""
     found = index.stat().st_size
     with index.open("rb") as stream:
         header = stream.read(HEADER.size)
@@ -177,7 +184,7 @@ def _read_header(index: Path) -> tuple[np.dtype[Any], int]:
 
 
 def _check_sequences(index: Path, sizes: npt.NDArray[Any], pointers: npt.NDArray[Any], itemsize: int) -> int:
-    """Require sequences back to back from byte 0 on; return the bytes that they take."""
+    """Check that the sequences are contiguous from byte 0 on, and return their total number of bytes."""
     expected_start = 0
     for start in range(0, len(sizes), _BLOCK):
         lengths = sizes[start : start + _BLOCK].astype(np.int64)

@@ -30,9 +30,16 @@ _LENGTH_LIMIT = np.iinfo(np.int32).max
 def write_index(
     path: Path, dtype: np.dtype[Any], lengths: npt.NDArray[Any], document_indices: npt.NDArray[Any]
 ) -> None:
-    """An .idx of S sequences of `lengths` [S] tokens, back to back, and D + 1 `document_indices` [D + 1].
+    """Write an .idx file atomically.
 
-    The file appears whole or not at all. Raises OSError where it cannot be written.
+    Args:
+        path: File to write.
+        dtype: Type of the tokens.
+        lengths: Tokens in each of the S contiguous sequences, [S].
+        document_indices: First sequence of each of the D documents, and S, [D + 1].
+
+    Raises:
+        OSError: If the file cannot be written.
     """
     bytes_each = lengths.astype(np.int64) * dtype.itemsize
     with atomic_write(path) as stream:
@@ -43,12 +50,15 @@ def write_index(
 
 
 class IndexedDatasetBuilder:
-    """Writes a pair under temporary names; `finalize` makes it appear, .bin first and .idx last.
+    """Writes a pair under temporary names, which `finalize` renames: the .bin first, the .idx last.
 
-    As a context manager it removes the temporaries when the block ends without `finalize`. A process that is
-    killed leaves at most files whose names start with a dot, or a .bin without an .idx: never a pair that
-    looks valid. Raises ValueError for a type that the format does not know, OSError where the folder cannot
-    be written.
+    As a context manager it removes the temporary files if the block ends without `finalize`. A process that
+    is killed leaves at most files whose names start with a dot, or a .bin without an .idx, but never a pair
+    that looks valid.
+
+    Raises:
+        ValueError: If the format does not support the token type.
+        OSError: If the folder cannot be written.
     """
 
     def __init__(self, prefix: Path | str, dtype: npt.DTypeLike) -> None:
@@ -67,10 +77,14 @@ class IndexedDatasetBuilder:
         return len(self._document_indices) - 1
 
     def add_document(self, tokens: npt.ArrayLike, lengths: Sequence[int] | None = None) -> None:
-        """Append one document: `tokens` [n] of any integer (or the builder's own) type that `dtype` can hold.
+        """Append a document.
 
-        `lengths` cuts the document into several sequences; by default it is one. Raises ValueError for tokens
-        outside the type and for lengths that do not add up to n.
+        Args:
+            tokens: Tokens of an integer type or of `dtype`, [n].
+            lengths: Tokens in each sequence of the document. Default: a single sequence.
+
+        Raises:
+            ValueError: If a token is outside the range of `dtype`, or the sum of the lengths is not n.
         """
         values = np.asarray(tokens)
         if values.ndim != 1:
@@ -85,9 +99,7 @@ class IndexedDatasetBuilder:
         self._document_indices.append(len(self._lengths))
 
     def append(self, prefix: Path | str) -> None:
-        """Append every document of another finished pair of the same token type (ValueError for another
-        type).
-        """
+        """Append every document of another pair. Raises ValueError if it has another token type."""
         other = IndexedDataset(prefix)
         if other.dtype != self.dtype:
             raise ValueError(
@@ -100,10 +112,10 @@ class IndexedDatasetBuilder:
         self._document_indices.frombytes((other.document_indices[1:] + first).astype(np.int64).tobytes())
 
     def finalize(self) -> None:
-        """Publish the pair, replacing one that is there; the builder is spent afterwards."""
+        """Publish the pair and replace an existing one. The builder cannot be used afterwards."""
         index = idx_path(self.prefix)
         lengths = np.frombuffer(self._lengths, dtype=np.intc) if self._lengths else np.zeros(0, np.intc)
-        # An old index must not meet the new tokens, however short the moment.
+        # At no time may an old index be next to the new tokens.
         index.unlink(missing_ok=True)
         publish(self._stream, self._temporary, bin_path(self.prefix))
         write_index(index, self.dtype, lengths, np.frombuffer(self._document_indices, dtype=np.int64))

@@ -1,4 +1,4 @@
-"""Micro-batches as a pure function of the samples consumed so far."""
+"""Batch loader: micro-batches as a pure function of the number of consumed samples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MicroBatches = list[npt.NDArray[np.int64]]
 
 
 class SampleDataset(Protocol):
-    """Anything with a length whose items are int64[seq_length + 1]; read from a second thread."""
+    """Dataset with items int64[seq_length + 1], which are read from a second thread."""
 
     def __len__(self) -> int: ...
 
@@ -21,12 +21,12 @@ class SampleDataset(Protocol):
 
 
 class BatchLoader:
-    """One data-parallel rank's share of every global batch, at any position and with one step prepared ahead.
+    """Loader of a data-parallel rank's part of every global batch, with one step of read-ahead.
 
-    A global batch is `global_batch_size` = micro_batch_size * data_parallel_size * micro_batches_per_step
-    consecutive samples; micro-batch j of rank r takes the `micro_batch_size` of them from (j *
-    data_parallel_size + r) * micro_batch_size on. So all ranks together read the same samples at a position
-    for any number of ranks, and going back to a position gives the same batches.
+    A global batch has `global_batch_size` = micro_batch_size * data_parallel_size * micro_batches_per_step
+    consecutive samples. Micro-batch j of rank r has `micro_batch_size` of them, from
+    (j * data_parallel_size + r) * micro_batch_size on. Therefore all ranks together read the same samples at
+    a position for any number of ranks, and returning to a position gives the same batches.
     """
 
     def __init__(
@@ -60,10 +60,13 @@ class BatchLoader:
         self._ahead: tuple[int, Future[MicroBatches]] | None = None
 
     def micro_batches(self, consumed_samples: int) -> MicroBatches:
-        """This rank's `micro_batches_per_step` arrays int64[micro_batch_size, seq_length + 1] for the step
-        that starts at `consumed_samples`; the arrays are the caller's to keep.
+        """Return this rank's micro-batches of the step that starts at `consumed_samples`.
 
-        Raises ValueError if the global batch does not lie in the dataset, and whatever reading it raises.
+        Returns:
+            `micro_batches_per_step` arrays int64[micro_batch_size, seq_length + 1], owned by the caller.
+
+        Raises:
+            ValueError: If the global batch is not within the dataset; also any error of reading it.
         """
         if consumed_samples < 0 or not self._is_inside(consumed_samples):
             raise ValueError(
@@ -83,7 +86,7 @@ class BatchLoader:
         return batches
 
     def close(self) -> None:
-        """Stop the background thread; the loader is spent afterwards."""
+        """Stop the background thread. The loader cannot be used afterwards."""
         self._executor.shutdown(cancel_futures=True)
 
     def __enter__(self) -> BatchLoader:

@@ -1,14 +1,14 @@
-"""The order of the data as three arrays: which documents, where each sample starts, which sample comes when.
+"""Order of the data as three arrays: documents, starts of samples, and the shuffle of the samples.
 
-Documents of a split are shuffled anew for every epoch and laid end to end, epoch after epoch, into one
-stream of tokens. Sample i of the stream covers tokens i * seq_length ... (i + 1) * seq_length, both included:
-neighbours overlap by one token, as in Megatron, since the last token is only ever a target. Samples are then
-shuffled within the epoch in which they start, so every epoch is finished before the next begins. (Megatron
-shuffles all epochs together and needs a special case for a last epoch that is only partly used; here there is
-none.) Only the last sample of an epoch reaches, by at most seq_length tokens, into the next.
+The documents of a split are shuffled for every epoch and concatenated, epoch after epoch, into one stream of
+tokens. Sample i of the stream has tokens i * seq_length to (i + 1) * seq_length, both included: neighbouring
+samples overlap by one token, as in Megatron, since the last token is only a target. Samples are then shuffled
+within the epoch in which they start, so that every epoch ends before the next begins. (Megatron shuffles all
+epochs together and needs a special case for a last epoch that is only partly used.) Only the last sample of
+an epoch extends into the next, by at most seq_length tokens.
 
-The random numbers of an epoch depend on the seed, the split and the epoch alone, and its shuffle is drawn in
-full even if only a part is used. So asking for more samples never changes the order of the first ones.
+The random numbers of an epoch depend only on the seed, the split and the epoch, and its shuffle is drawn
+completely even if only a part is used. Therefore more samples never change the order of the first ones.
 """
 
 from __future__ import annotations
@@ -24,10 +24,13 @@ _DOCUMENTS, _SAMPLES = 0, 1
 
 @dataclass(frozen=True)
 class SampleIndex:
-    """`documents` int64[P]: document ids in stream order, as far as any sample reaches.
-    `samples` int64[M + 1, 2]: place in `documents` and token offset there of the first token of each of the
-    stream's M samples, and of the last token of the last one.
-    `shuffle` int64[N]: the sample of the stream that is served as number 0 ... N - 1; N <= M.
+    """Order of the samples of a split.
+
+    Attributes:
+        documents: Document ids in stream order, up to the last sample, int64[P].
+        samples: Index into `documents` and token offset of the first token of each of the M samples in the
+            stream, and of the last token of the last sample, int64[M + 1, 2].
+        shuffle: Number in the stream of each sample 0 to N - 1, int64[N], N <= M.
     """
 
     documents: npt.NDArray[np.int64]
@@ -44,11 +47,17 @@ def build_sample_index(
     seed: int,
     stream: int,
 ) -> SampleIndex:
-    """The order of `num_samples` samples over documents of `lengths` [D] tokens.
+    """Build the order of `num_samples` samples.
 
-    Their ids count from `first_document`; `stream` tells splits with the same seed apart. Vectorised:
-    time and memory are linear in the documents and samples of the epochs that are begun. The caller has
-    checked that sum(lengths) > seq_length and num_samples > 0.
+    Time and memory are linear in the documents and samples of the epochs.
+
+    Args:
+        lengths: Tokens of each document, [D]; their sum is above `seq_length`.
+        first_document: Id of the first document; the others follow.
+        seq_length: Tokens per sample, without the last target.
+        num_samples: Number of samples, above 0.
+        seed: Seed of the order.
+        stream: Number of the split, which distinguishes splits with the same seed.
     """
     epoch_tokens = int(lengths.sum())
     documents: list[npt.NDArray[Any]] = []
@@ -76,7 +85,7 @@ def build_sample_index(
 def _locate(
     tokens: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Documents [n] and offsets in them [n] of `tokens` [n], which count documents of `lengths` [D]."""
+    """Return the document [n] and the offset in it [n] of each token position [n]."""
     ends = np.cumsum(lengths)
     documents = np.searchsorted(ends, tokens, side="right")
     return documents, tokens - (ends - lengths)[documents]

@@ -1,4 +1,4 @@
-"""Tokenizers behind one small protocol."""
+"""Tokenizers with a common protocol."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from megatron_adalrs.config.data import TokenizerKind
 
 TOKENIZER_KINDS: tuple[str, ...] = get_args(TokenizerKind)
 TOKENIZER_FILES = ("tokenizer_model", "vocab_file", "merge_file")
-"""What flags and notes call a tokenizer's files, in the order in which `build_tokenizer` takes them."""
+"""Names of a tokenizer's files in flags and descriptions, in the order of `build_tokenizer`'s arguments."""
 _END_OF_DOCUMENT = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>")
 
 
 class Tokenizer(Protocol):
-    """Text to token ids and back.
+    """Converts text to token ids and back.
 
-    `vocab_size`: every id is below it. `eod`: the id that ends a document. `sha256`: hex digest of the files
-    (see `digest_of_files`; of the name, for a tokenizer without one), to tell whether data and model were
-    made with the same tokenizer.
+    Attributes:
+        vocab_size: Number of ids; every id is below it.
+        eod: Id of the end-of-document token.
+        sha256: Hex digest of the files (see `digest_of_files`), or of the name of a tokenizer without files.
+            It identifies the tokenizer that data or a model was made with.
     """
 
     vocab_size: int
@@ -30,38 +32,39 @@ class Tokenizer(Protocol):
     sha256: str
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, with no marker around them. Raises UnicodeEncodeError for unpaired surrogates."""
+        """Return the ids of a text without added tokens. Raises UnicodeEncodeError for unpaired
+        surrogates."""
         ...
 
     def decode(self, ids: list[int]) -> str:
-        """Text of `ids`. A model may have more tokens than its tokenizer: those are no text, and passed
-        over."""
+        """Return the text of token ids. Ids beyond the vocabulary, which a padded model has, are ignored."""
         ...
 
 
 @dataclass(frozen=True)
 class DataTokenizer:
-    """What is known of the tokenizer that made a run's data."""
+    """The tokenizer that the data of a run was encoded with."""
 
     kind: str
     sha256: str
     source: str
-    """Its file, or the note beside the data."""
+    """Path of its file, or of the description that records it."""
     files: tuple[Path | None, ...] | None
-    """As `build_tokenizer` takes them; None: it is not known where they are."""
+    """Arguments of `build_tokenizer`; None if the files are not known."""
 
     def build(self) -> Tokenizer | None:
-        """None where it is not known where its files are. Raises ValueError, OSError as `build_tokenizer`."""
+        """Build the tokenizer, or return None if its files are not known. Raises as `build_tokenizer`
+        does."""
         return None if self.files is None else build_tokenizer(self.kind, *self.files)
 
 
 def tokenizer_paths(by: object) -> tuple[Any, ...]:
-    """A tokenizer's files as `build_tokenizer` takes them, of what has `TOKENIZER_FILES` for its fields."""
+    """Return the fields `TOKENIZER_FILES` of an object, which are the arguments of `build_tokenizer`."""
     return tuple(getattr(by, name) for name in TOKENIZER_FILES)
 
 
 class ByteTokenizer:
-    """UTF-8 bytes are their own ids; 256 ends a document. Needs no file."""
+    """Tokenizer of UTF-8 bytes, which are their own ids; 256 is the end-of-document token. Needs no file."""
 
     def __init__(self) -> None:
         self.vocab_size = 257
@@ -76,7 +79,7 @@ class ByteTokenizer:
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece `.model` file; its end-of-sentence id ends a document."""
+    """Tokenizer of a SentencePiece `.model` file; the end-of-sentence id is the end-of-document token."""
 
     def __init__(self, model_path: Path | str) -> None:
         from sentencepiece import SentencePieceProcessor
@@ -101,8 +104,8 @@ class SentencePieceTokenizer:
         return text
 
 
-class _OfThePackage:
-    """A tokenizer of the package tokenizers, its `backend`. Raises ValueError where that is not installed."""
+class _BackendTokenizer:
+    """Base class of tokenizers of the package tokenizers. Raises ValueError if it is not installed."""
 
     def __init__(self) -> None:
         try:
@@ -124,12 +127,13 @@ class _OfThePackage:
         return text
 
 
-class HuggingFaceTokenizer(_OfThePackage):
-    """A Hugging Face `tokenizer.json`, or the folder that holds it.
+class HuggingFaceTokenizer(_BackendTokenizer):
+    """Tokenizer of a Hugging Face `tokenizer.json`, or of the folder that contains it.
 
-    The end of a document is the `eos_token` of a `tokenizer_config.json` beside it, else the first known of
-    <|endoftext|>, </s>, <eos>, <|end_of_text|>, else the only special token. As in Hugging Face, a special
-    token that is spelled out in a text is encoded as that token, unless that file has `split_special_tokens`.
+    The end-of-document token is the `eos_token` of the `tokenizer_config.json` next to it, else the first of
+    <|endoftext|>, </s>, <eos> and <|end_of_text|> in the vocabulary, else the only special token. As in
+    Hugging Face, the text of a special token is encoded as that token, unless `tokenizer_config.json` sets
+    `split_special_tokens`.
     """
 
     def __init__(self, model_path: Path | str) -> None:
@@ -162,9 +166,11 @@ class HuggingFaceTokenizer(_OfThePackage):
         self.eod: int = vocabulary[known[0]]
 
 
-class GPT2BPETokenizer(_OfThePackage):
-    """GPT-2's: a `vocab.json` and a `merges.txt`; its <|endoftext|> ends a document, spelled out in a text
-    too."""
+class GPT2BPETokenizer(_BackendTokenizer):
+    """Tokenizer of GPT-2: a `vocab.json` and a `merges.txt`.
+
+    <|endoftext|> is the end-of-document token, also where a text contains it.
+    """
 
     def __init__(self, vocab_file: Path | str, merge_file: Path | str) -> None:
         super().__init__()
@@ -192,12 +198,14 @@ class GPT2BPETokenizer(_OfThePackage):
 
 
 def digest_of_files(kind: str, *paths: Path) -> str:
-    """`sha256` of the tokenizer of that kind that these files are: the file's own, or that of the digests of
-    several.
+    """Return the `sha256` of the tokenizer with these files: that of the file, or of the digests of several.
 
-    HuggingFaceTokenizer's `split_special_tokens` counts as one more where it is set: it changes ids, beside
-    the file. Raises OSError for what cannot be read, ValueError for a tokenizer_config.json that is no JSON
-    object.
+    The setting `split_special_tokens` of HuggingFaceTokenizer is included if it is set, because it changes
+    ids.
+
+    Raises:
+        OSError: If a file cannot be read.
+        ValueError: If tokenizer_config.json is not a JSON object.
     """
     digests = [hashlib.sha256(path.read_bytes()) for path in paths]
     if kind == "HuggingFaceTokenizer" and _splits_special_tokens(_settings(paths[0])):
@@ -213,10 +221,12 @@ def build_tokenizer(
     vocab_file: Path | str | None = None,
     merge_file: Path | str | None = None,
 ) -> Tokenizer:
-    """The tokenizer of one of `TOKENIZER_KINDS`.
+    """Build a tokenizer of one of `TOKENIZER_KINDS`.
 
-    Raises ValueError for an unknown kind, a missing or superfluous path, a model that cannot be read or that
-    has no end of document; FileNotFoundError if a file is not there.
+    Raises:
+        ValueError: If the kind is unknown, a path is missing or superfluous, or a model cannot be read or has
+            no end-of-document token.
+        FileNotFoundError: If a file does not exist.
     """
     if kind not in TOKENIZER_KINDS:
         raise ValueError(f"tokenizer type {kind!r}: required one of {', '.join(TOKENIZER_KINDS)}")
@@ -256,7 +266,7 @@ def _splits_special_tokens(settings: dict[str, Any]) -> bool:
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """Raises ValueError where a file holds anything else, OSError where it cannot be read."""
+    """Read a JSON object. Raises ValueError if the file has other content, OSError if it cannot be read."""
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

@@ -1,5 +1,4 @@
-"""What is known of the tokens of a run: how many there are, which tokenizer they are of, which one ends a
-document."""
+"""Vocabulary of a run: its size, the tokenizer of the data, and the end-of-document token."""
 
 from __future__ import annotations
 
@@ -19,23 +18,24 @@ from megatron_adalrs.data.tokenizer import DataTokenizer, Tokenizer, build_token
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Of the tokenizer that the flags name, else of the one that is noted beside the data."""
+    """Vocabulary of the tokenizer that the flags name, else of the one that is recorded with the data."""
 
     size: int
-    """Before padding."""
+    """Size before padding."""
     tokenizer: DataTokenizer | None
-    """None where nothing tells."""
+    """Tokenizer of the data; None if it is not known."""
     eod: int | None
-    """The token that ends a document, as the tokenizer or else the note has it; None where neither tells."""
+    """End-of-document token of the tokenizer or else of the description; None if it is not known."""
     made: tuple[str, Description] | None
-    """The first corpus that has a note of how it was made, and that note."""
+    """The first corpus with a description, and that description."""
 
 
 def resolve_vocabulary(config: Config) -> Vocabulary:
-    """What `known_vocabulary` knows, checked against the data.
+    """Return the vocabulary of a run, checked against the tokens of the data.
 
     Raises:
-        ValueError, OSError: see there; the data needs more tokens, or cannot be read.
+        ValueError, OSError: As `known_vocabulary` does, and if the data has tokens beyond the vocabulary or
+            cannot be read.
     """
     vocabulary = known_vocabulary(config)
     check_vocabularies(config.data, vocabulary.size)
@@ -43,12 +43,12 @@ def resolve_vocabulary(config: Config) -> Vocabulary:
 
 
 def known_vocabulary(config: Config) -> Vocabulary:
-    """The vocabulary without a look at the tokens of the data.
+    """Return the vocabulary of a run without reading the tokens of the data.
 
     Raises:
-        ValueError: its size is not known, the tokenizer needs more tokens than --vocab-size allows, or what
-            made a corpus is another than the flags name or than made the others.
-        FileNotFoundError: the tokenizer's file is not there.
+        ValueError: If the size is not known, the tokenizer needs more tokens than --vocab-size allows, or a
+            corpus was encoded with a different tokenizer than the flags name or than the other corpora.
+        FileNotFoundError: If the tokenizer's file does not exist.
     """
     data = config.data
     made = first_description(data)
@@ -77,7 +77,7 @@ def _of_data(
 
 
 def _size(asked: int | None, tokenizer: Tokenizer | None, made: tuple[str, Description] | None) -> int:
-    """The flag's, the tokenizer's, or the one noted beside the data."""
+    """Return the vocabulary size of the flag, the tokenizer, or the description of the data."""
     if tokenizer:
         known, source = tokenizer.vocab_size, "the tokenizer"
     elif made:
@@ -92,10 +92,10 @@ def _size(asked: int | None, tokenizer: Tokenizer | None, made: tuple[str, Descr
 
 
 def first_description(data: DataConfig) -> tuple[str, Description] | None:
-    """The first corpus that has a note of how it was made, and that note; None where none has.
+    """Return the first corpus with a description and that description, or None if there is none.
 
     Raises:
-        ValueError: others were made with another tokenizer, or a note cannot be read.
+        ValueError: If other corpora were encoded with another tokenizer, or a description cannot be read.
     """
     noted = {c.prefix: note for c in data.corpora if (note := read_description(c.prefix))}
     first = next(iter(noted.items()), None)
@@ -110,10 +110,11 @@ def first_description(data: DataConfig) -> tuple[str, Description] | None:
 
 
 def with_end_of_document(config: Config, vocabulary: Vocabulary) -> Config:
-    """The configuration with its end-of-document token, where anything depends on that.
+    """Return the configuration with its end-of-document token set, if masks, positions or the loss need it.
 
     Raises:
-        ValueError: it is not known, contradicts how the data was made, or is beyond the vocabulary.
+        ValueError: If the token is not known, contradicts the description of the data, or is beyond the
+            vocabulary.
     """
     data, made = config.data, vocabulary.made
     if not data.marks_documents:
