@@ -27,7 +27,7 @@ code=$?
 case $code in
     0) echo "the run is complete" ;;
     2) echo "the run was refused: see the error above" ;;
-    5) echo "bad numbers ended the run: see the last lines above" ;;
+    5) echo "the loss guard stopped the run: see the last lines above" ;;
     *) echo "exit code $code: back in the queue" && scontrol requeue "$SLURM_JOB_ID" ;;
 esac
 exit $code

@@ -31,8 +31,12 @@ class Metrics:
     """
 
     def __init__(self, sinks: Sequence[Sink]) -> None:
-        self._sinks = sinks
+        self._sinks = list(sinks)
         self._missing: Counter[str] = Counter()
+
+    def add(self, sink: Sink) -> None:
+        """Write the following records to another sink as well."""
+        self._sinks.append(sink)
 
     def write(self, kind: str, record: Record) -> None:
         """Write a record of this kind to every sink."""

@@ -1,4 +1,4 @@
-"""The program as a user runs it: through the DeepSpeed launcher, killed, resumed, and given bad input."""
+"""The pretrain command through a launcher: killed, resumed, and with invalid input."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def verdicts(run: Path) -> list[tuple[str, int, float]]:
 
 
 def wait_for(run: Path, event: str, process: subprocess.Popen[str]) -> None:
-    """Until the journal has an event and a few more steps have been taken."""
+    """Wait until the decision journal contains an event."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         journal = run / "decisions.jsonl"
@@ -128,17 +128,17 @@ def wait_for(run: Path, event: str, process: subprocess.Popen[str]) -> None:
 
 
 def signal_group(process: subprocess.Popen[str]) -> None:
-    """As schedulers do, and Ctrl-C: the launcher passes the signal on to ranks that have had it already."""
+    """Send SIGTERM to the process group, as schedulers do; the launcher forwards it once more."""
     os.killpg(process.pid, signal.SIGTERM)
 
 
 def signal_command(process: subprocess.Popen[str]) -> None:
-    """`kill` of the `deepspeed` command, which ends without telling anyone."""
+    """Send SIGTERM to the `deepspeed` command alone, which exits without forwarding it."""
     process.send_signal(signal.SIGTERM)
 
 
 @pytest.mark.parametrize(("zero_stage", "terminate"), [(0, signal_group), (3, signal_command)])
-def test_a_run_terminated_in_a_trial_and_resumed_equals_one_that_was_not(
+def test_a_run_terminated_in_a_trial_resumes_exactly(
     two_ranks: Ranks,
     tmp_path: Path,
     data: Path,
@@ -166,7 +166,7 @@ def test_a_run_terminated_in_a_trial_and_resumed_equals_one_that_was_not(
     assert [e.loss for e in read_run(killed).evaluations] == [e.loss for e in read_run(whole).evaluations]
 
 
-def test_torchrun_starts_the_ranks_again_when_one_dies(two_ranks: Ranks, tmp_path: Path, data: Path) -> None:
+def test_torchrun_restarts_ranks_when_one_dies(two_ranks: Ranks, tmp_path: Path, data: Path) -> None:
     config = values(data, zero_stage=1, save_interval=4, heartbeat_timeout=3)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = launch(config, tmp_path, "--run-dir", str(killed), "--auto-resume", launcher=TORCHRUN)
@@ -184,9 +184,7 @@ def trained(config: dict[str, Any]) -> int:
     return build_trainer(config_from_values(config)).train()
 
 
-def test_what_cannot_run_is_refused_before_anything_is_written(
-    one_rank: Ranks, tmp_path: Path, data: Path
-) -> None:
+def test_invalid_runs_are_refused_before_any_write(one_rank: Ranks, tmp_path: Path, data: Path) -> None:
     def refused(**changes: Any) -> str:
         (message,) = one_rank.run(refusal, values(data, **({"run_dir": str(tmp_path / "run")} | changes)))
         assert "\n" not in message
@@ -224,9 +222,7 @@ def held(folder: Path) -> Path:
     return folder
 
 
-def test_a_checkpoint_of_another_shape_or_data_is_refused_and_kept(
-    one_rank: Ranks, tmp_path: Path, data: Path
-) -> None:
+def test_a_checkpoint_of_another_run_is_refused(one_rank: Ranks, tmp_path: Path, data: Path) -> None:
     run = tmp_path / "run"
     short = {"train_iters": 3, "run_dir": str(run), "adalrs": {"enabled": False}}
     assert one_rank.run(trained, values(data, **short)) == [0]
@@ -251,14 +247,14 @@ def test_a_checkpoint_of_another_shape_or_data_is_refused_and_kept(
     assert "mp_rank_00_model_states.pt has 100 bytes" in refused()
 
 
-def told(config: dict[str, Any]) -> str:
-    """What the console shows of a whole run."""
+def console_output(config: dict[str, Any]) -> str:
+    """Train and return the console output."""
     with contextlib.redirect_stdout(io.StringIO()) as console:
         assert trained(config) == 0
     return console.getvalue()
 
 
-def test_a_run_goes_on_on_another_mesh_in_the_middle_of_its_search(
+def test_a_search_resumes_on_another_mesh(
     one_rank: Ranks, two_ranks: Ranks, tmp_path: Path, data: Path
 ) -> None:
     config = values(data, save_interval=20)
@@ -267,7 +263,7 @@ def test_a_run_goes_on_on_another_mesh_in_the_middle_of_its_search(
     checkpoint = min((whole / "checkpoints").glob("iter_*"))
     step = int(checkpoint.name.removeprefix("iter_"))
     console, _ = two_ranks.run(
-        told, config | {"run_dir": str(moved), "load": str(checkpoint), "zero_stage": 2}
+        console_output, config | {"run_dir": str(moved), "load": str(checkpoint), "zero_stage": 2}
     )
     assert f"resumed on another mesh: from {checkpoint} at step {step}, written with zero_stage 0" in console
     expected, found = kept_losses(whole), kept_losses(moved)
@@ -276,7 +272,7 @@ def test_a_run_goes_on_on_another_mesh_in_the_middle_of_its_search(
     assert verdicts(moved) and verdicts(moved) == verdicts(whole)[-len(verdicts(moved)) :]
 
 
-def test_through_the_launcher_a_mistake_is_told_once_with_exit_code_2(tmp_path: Path, data: Path) -> None:
+def test_an_error_is_printed_once_with_exit_code_2(tmp_path: Path, data: Path) -> None:
     mistakes = {
         "hidden_size: 33": ["--hidden-size", "33"],
         "nothing.idx": ["--data-path", str(tmp_path / "nothing")],
@@ -294,7 +290,7 @@ def test_through_the_launcher_a_mistake_is_told_once_with_exit_code_2(tmp_path: 
         assert message in output
 
 
-RANKS_THAT_COME_APART = """
+RANKS_THAT_DIFFER = """
 import os, sys
 from megatron_adalrs.training.trainer import Trainer
 
@@ -312,9 +308,9 @@ sys.exit(pretrain_gpt.main())
 """
 
 
-def test_ranks_that_come_apart_are_stopped_together_with_exit_code_3(tmp_path: Path, data: Path) -> None:
-    program = tmp_path / "come_apart.py"
-    program.write_text(RANKS_THAT_COME_APART)
+def test_ranks_that_differ_stop_with_exit_code_3(tmp_path: Path, data: Path) -> None:
+    program = tmp_path / "ranks_that_differ.py"
+    program.write_text(RANKS_THAT_DIFFER)
     flags = ["--run-dir", str(tmp_path / "run"), "--check-ranks-every", "3"]
     process = launch(values(data), tmp_path, *flags, program=str(program))
     output, _ = process.communicate(timeout=300)

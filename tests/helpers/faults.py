@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,17 +16,22 @@ class Fault:
 
     "loss": the part's output is NaN, and with it loss and gradients; "gradient": the gradients alone;
     "spike": the output, which without a pipeline is the loss, is 50 larger.
+
+    Args:
+        choose: Returns the kind at each forward pass, in place of `kind`.
     """
 
-    def __init__(self, engine: Engine, rank: int) -> None:
+    def __init__(self, engine: Engine, rank: int, choose: Callable[[], str] | None = None) -> None:
         self.kind = ""
+        self._choose = choose or (lambda: self.kind)
         if dist.get_rank() == rank:
             engine.module.register_forward_hook(self._spoil)
 
     def _spoil(self, module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor | None:
-        if not self.kind or not torch.is_grad_enabled():
+        kind = self._choose()
+        if not kind or not torch.is_grad_enabled():
             return None
-        if self.kind == "gradient":
+        if kind == "gradient":
             output.register_hook(lambda gradient: gradient * float("nan"))
             return None
-        return output * float("nan") if self.kind == "loss" else output + 50
+        return output * float("nan") if kind == "loss" else output + 50

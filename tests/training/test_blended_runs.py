@@ -1,9 +1,7 @@
-"""Runs on blends: the same on any mesh, exact through searches and resumes, with a curve for each corpus."""
+"""Training on blends: equal on any mesh, exact after trials and resumes, with a curve for each corpus."""
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from megatron_adalrs.metrics.run_log import RunLog, read_run
 from megatron_adalrs.training.build import build_trainer
 from tests.helpers.ranks import Ranks
 from tests.helpers.runs import refusal
+from tests.helpers.sinks import Interrupt
 
 STEPS = 60
 LOST = {
@@ -31,12 +30,12 @@ LOST = {
     "confidence": 1e9,
     "min_scale": 1.0,
 }
-"""A search whose races are all lost: whatever a trial consumed is given back."""
+"""Search whose races are all lost, so that all steps of its trials are undone."""
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three corpora that count by 1, 2 and 3 from random starts, modulo 50."""
+    """Create three corpora that count by 1, 2 and 3 from random starts, modulo 50."""
     folder = tmp_path_factory.mktemp("data")
     random = np.random.default_rng(0)
     for step, name in enumerate(("ones", "twos", "threes"), start=1):
@@ -69,15 +68,10 @@ def values(data: Path, run: Path, **changes: Any) -> dict[str, Any]:
 
 
 def trained(config: dict[str, Any], ends_in_a_trial: bool = False) -> int:
+    """Train and return the exit code; where asked, a signal ends the run in a trial."""
     trainer = build_trainer(config_from_values(config))
-    observe = trainer.controller.observe
-
-    def observed(loss: float, applied: bool) -> Any:
-        if ends_in_a_trial and trainer.controller.phase == "trial" and trainer.state.step % 5 == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return observe(loss, applied)
-
-    trainer.controller.observe = observed
+    if ends_in_a_trial:
+        trainer.metrics.add(Interrupt(lambda record: record["phase"] == "trial" and record["step"] % 5 == 3))
     return trainer.train()
 
 
@@ -109,9 +103,7 @@ def test_one_and_two_ranks_see_the_same_blend(
     assert [point.value for point in board.Scalars("corpora/even/tokens")] == [320, 640, 960]
 
 
-def test_a_search_and_a_resume_leave_no_trace_in_what_was_consumed(
-    two_ranks: Ranks, data: Path, tmp_path: Path
-) -> None:
+def test_search_and_resume_do_not_change_consumption(two_ranks: Ranks, data: Path, tmp_path: Path) -> None:
     search = {"adalrs": LOST, "zero_stage": 1}
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert two_ranks.run(trained, values(data, whole, **search)) == [0, 0]

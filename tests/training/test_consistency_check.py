@@ -1,4 +1,4 @@
-"""`--check-ranks-every` finds what has come apart, by name, on all ranks at once; a healthy run passes."""
+"""`--check-ranks-every` names the state in which ranks differ, on all ranks; a sound run passes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_healthy_ranks_pass(two_ranks: Ranks, values: dict[str, Any]) -> None:
 
 
 def with_another_parameter(values: dict[str, Any], rank: int, name: str) -> str:
-    """What is found after one rank's last bit of one element of a parameter has changed."""
+    """Return the message after one element of a parameter has changed by one bit on one rank."""
     config, mesh, engine = start(values)
     engine.train_batch(micro_batches(config, mesh, 0))
     if mesh.rank == rank:
@@ -80,7 +80,7 @@ def test_a_changed_bit_is_found_by_name(
     assert ";" not in messages[0], "something else was found"
 
 
-def test_the_majority_comes_first_and_shards_are_compared_with_their_like(four_ranks: Ranks) -> None:
+def test_the_majority_is_listed_first_per_shard(four_ranks: Ranks) -> None:
     name = "blocks.0.mlp.input.weight"
     (message, *others) = four_ranks.run(with_another_parameter, {}, 2, name)
     assert others == [message] * 3

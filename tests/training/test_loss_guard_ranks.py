@@ -1,4 +1,4 @@
-"""Numbers that go wrong on one rank: every policy does what it says, on all ranks, to the bit."""
+"""Loss guard with a real engine: a fault on one rank has the same consequence on all ranks, bit for bit."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from megatron_adalrs.checkpoint.train_state import TrainState
 from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.metrics.run_log import RunLog, read_run
 from megatron_adalrs.training.build import build_trainer
@@ -15,6 +16,7 @@ from megatron_adalrs.training.trainer import INTERRUPTED, STOPPED
 from tests.data.corpora import counting_corpus
 from tests.helpers.faults import Fault
 from tests.helpers.ranks import Ranks
+from tests.helpers.sinks import HeldSnapshots, TrialSteps
 
 STEPS, BATCH = 9, 8
 CELLS = {
@@ -23,10 +25,10 @@ CELLS = {
     "pipe": {"pipeline_model_parallel_size": 2, "zero_stage": 1},
 }
 FAULTS = {3: "loss", 4: "gradient", 8: "spike"}
-"""By batch of the data."""
+"""Kind of fault by batch of the data."""
 SKIPPED = ((3 * BATCH, 5 * BATCH), (8 * BATCH, 9 * BATCH))
 REWOUND = ((2 * BATCH, 5 * BATCH), (7 * BATCH, 9 * BATCH))
-"""With snapshots at every second kept step: the fourth is that of the seventh batch."""
+"""Snapshots are taken at every second kept step; the fourth one comes before the seventh batch."""
 Spans = tuple[tuple[int, int], ...]
 
 
@@ -62,25 +64,25 @@ def values(data: Path, run: Path, policy: str, changes: Mapping[str, Any]) -> di
 
 def trained(
     config: dict[str, Any], faults: Mapping[int, str], skipped_samples: Spans = ()
-) -> tuple[int, Any, int, int]:
-    """Train where batches of the data go wrong on one rank. Exit code, state, most points of the past at a
-    time, and losses in memory.
+) -> tuple[int, TrainState, int, int]:
+    """Train with faults on one rank.
 
     Args:
-        skipped_samples: what the run is to know from the start.
+        faults: Kind of fault by batch of the data.
+        skipped_samples: Samples that the run skips from the start.
+
+    Returns:
+        Exit code, progress, highest number of snapshots held at a time, and number of losses in the
+        statistics.
     """
     trainer = build_trainer(config_from_values(config))
-    fault = Fault(trainer.engine, rank=trainer.mesh.world_size - 1 if trainer.mesh.pipe.size == 1 else 0)
-    serve, held = trainer.batches.micro_batches, [0]
-
-    def served(position: int) -> Any:
-        fault.kind = faults.get(position // BATCH, "")
-        held.append(len(trainer.rollback))
-        return serve(position)
-
-    trainer.batches.micro_batches = served
+    rank = trainer.mesh.world_size - 1 if trainer.mesh.pipe.size == 1 else 0
+    Fault(trainer.engine, rank, lambda: faults.get(trainer.state.next_sample // BATCH, ""))
+    held = HeldSnapshots(trainer.rollback, "train")
+    trainer.metrics.add(held)
     trainer.state.skipped_samples += skipped_samples
-    return trainer.train(), trainer.state, max(held), trainer.loss_guard.statistics.count
+    exit_code = trainer.train()
+    return exit_code, trainer.state, max(held.counts), trainer.loss_guard.statistics.count
 
 
 def kept(run: RunLog) -> list[tuple[int, float, float, float]]:
@@ -89,7 +91,7 @@ def kept(run: RunLog) -> list[tuple[int, float, float, float]]:
 
 
 class Runs:
-    """Runs of a test, compared by what they keep."""
+    """Runs of a test by name."""
 
     def __init__(self, ranks: Ranks, data: Path, folder: Path, changes: Mapping[str, Any]) -> None:
         self._ranks, self._data, self._folder, self._changes = ranks, data, folder, changes
@@ -97,7 +99,7 @@ class Runs:
     def train(
         self, name: str, policy: str, faults: Mapping[int, str], *arguments: Any, **changes: Any
     ) -> tuple[Any, ...]:
-        """What `trained` returns, the same on all ranks."""
+        """Train on all ranks, check that they agree, and return the result of `trained`."""
         config = values(self._data, self._folder / name, policy, {**self._changes, **changes})
         first, *others = self._ranks.run(trained, config, faults, *arguments)
         for other in others:
@@ -118,7 +120,7 @@ class Runs:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_every_policy_does_what_it_says(two_ranks: Ranks, data: Path, tmp_path: Path, cell: str) -> None:
+def test_faults_are_handled_by_each_policy(two_ranks: Ranks, data: Path, tmp_path: Path, cell: str) -> None:
     runs = Runs(two_ranks, data, tmp_path, CELLS[cell])
     # What a stage of a pipeline puts out is no loss.
     faults = FAULTS | ({8: "gradient"} if cell == "pipe" else {})
@@ -149,7 +151,7 @@ def test_every_policy_does_what_it_says(two_ranks: Ranks, data: Path, tmp_path: 
     assert code == 0 and kept(runs["stop"]) == kept(runs["skip"])
 
 
-def test_the_policy_leaves_a_sound_run_alone(one_rank: Ranks, data: Path, tmp_path: Path) -> None:
+def test_a_policy_does_not_change_a_sound_run(one_rank: Ranks, data: Path, tmp_path: Path) -> None:
     runs = Runs(one_rank, data, tmp_path, {"zero_stage": 1, "hidden_dropout": 0.1})
     runs.train("off", "off", {})
     for policy in ("skip", "rewind"):
@@ -160,7 +162,7 @@ def test_the_policy_leaves_a_sound_run_alone(one_rank: Ranks, data: Path, tmp_pa
 
 @pytest.mark.parametrize("policy", ["skip", "rewind"])
 def test_resuming_is_exact(one_rank: Ranks, data: Path, tmp_path: Path, policy: str) -> None:
-    """From a checkpoint between faults: the memory of losses and what is passed over are in it."""
+    """A checkpoint between two faults contains the loss statistics and the skipped samples."""
     faults = {1: "loss", 9: "spike"}
     runs = Runs(one_rank, data, tmp_path, {"save_interval": 5, "loss_guard": {"rewind_interval": 3}})
     _, whole, *_ = runs.train("whole", policy, faults)
@@ -176,14 +178,14 @@ def test_resuming_is_exact(one_rank: Ranks, data: Path, tmp_path: Path, policy: 
 
 
 @pytest.mark.parametrize(("policy", "stops_at"), [("skip", 5), ("rewind", 4)])
-def test_a_run_that_nothing_helps_stops(
+def test_a_run_with_persistent_faults_stops(
     one_rank: Ranks, data: Path, tmp_path: Path, policy: str, stops_at: int
 ) -> None:
     runs = Runs(one_rank, data, tmp_path, {"loss_guard": {"max_consecutive": 2}})
     code, state, *_ = runs.train("run", policy, dict.fromkeys(range(5, 99), "loss"))
     assert (code, state.step) == (STOPPED, stops_at)
     assert len(runs.events("run")) == 3 and "max_consecutive is 2" in str(runs["run"].events[-1].message)
-    # Its state is sound. What was passed over stays so without a policy, too.
+    # The saved state is sound. Skipped samples stay skipped, even without a policy.
     code, resumed, *_ = runs.train("run", "off", {}, load=str(tmp_path / "run"))
     assert code == 0 and resumed.skipped_samples == state.skipped_samples
 
@@ -212,11 +214,14 @@ SEARCHING = {"train_iters": 40, "lr": 0.1, "adalrs": SEARCH, "loss_guard": {"sig
         ("rewind", ((4 * BATCH, 6 * BATCH), (18 * BATCH, 21 * BATCH))),
     ],
 )
-def test_outside_of_trials_the_policy_holds_during_a_search(
+def test_the_policy_applies_outside_of_trials(
     one_rank: Ranks, data: Path, tmp_path: Path, policy: str, skipped_samples: Spans
 ) -> None:
-    """Before the first race and in its control. Its trial and a restart then see the same batches as their
-    controls, so all goes as if the data did not have what is passed over."""
+    """Faults before the first race and in its control are skipped.
+
+    Its trial and a restart then use the same batches as their controls, as if the data did not contain the
+    skipped samples.
+    """
     runs = Runs(one_rank, data, tmp_path, SEARCHING)
     _, state, held, remembered = runs.train("run", policy, {5: "loss", 20: "gradient"})
     assert state.skipped_samples == skipped_samples and len(runs.events("run")) == 2
@@ -232,7 +237,7 @@ def test_outside_of_trials_the_policy_holds_during_a_search(
 
 
 @pytest.mark.parametrize("policy", ["skip", "rewind", "stop"])
-def test_a_trial_is_its_searchs_own_business(
+def test_a_fault_in_a_trial_is_left_to_the_search(
     one_rank: Ranks, data: Path, tmp_path: Path, policy: str
 ) -> None:
     one_rank.run(
@@ -246,15 +251,13 @@ def test_a_trial_is_its_searchs_own_business(
 
 
 def trial_spoiled(config: dict[str, Any]) -> None:
-    """Train; the third step of the first trial goes wrong."""
+    """Train with a fault in the third step of the first trial."""
     trainer = build_trainer(config_from_values(config))
-    fault, step, in_trial = Fault(trainer.engine, rank=0), trainer.step, [0]
+    completed = TrialSteps()
+    trainer.metrics.add(completed)
 
-    def stepped(stop: bool = False) -> Any:
-        is_in_trial = trainer.controller.phase == "trial"
-        in_trial[0] += is_in_trial
-        fault.kind = "loss" if is_in_trial and in_trial[0] == 3 else ""
-        return step(stop)
+    def fault() -> str:
+        return "loss" if trainer.controller.phase == "trial" and completed.count == 2 else ""
 
-    trainer.step = stepped
+    Fault(trainer.engine, rank=0, choose=fault)
     assert trainer.train() == 0

@@ -1,20 +1,19 @@
-"""A run that is ended in the middle of its search and resumed has the losses of one that never stopped, bit
-for bit."""
+"""A run that is interrupted in its search and resumed has the losses of an uninterrupted one, bit for bit."""
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from megatron_adalrs.cli.arguments import config_from_values
+from megatron_adalrs.metrics import Record
 from megatron_adalrs.metrics.run_log import RunLog, read_run
 from megatron_adalrs.training.build import build_trainer
 from tests.data.corpora import counting_corpus
 from tests.helpers.ranks import Ranks
+from tests.helpers.sinks import Interrupt
 
 STEPS = 60
 PAPER = {"enabled": True, "window": 5, "search_start": 0.25, "search_end": 0.8, "decay_threshold": 9.0}
@@ -65,27 +64,24 @@ def values(data: Path, run: Path, search: dict[str, Any], **changes: Any) -> dic
 
 
 def trained(config: dict[str, Any], ends_after: int | None = None) -> int:
-    """Exit code of a run, which a signal to the second rank ends in the first trial after so many steps."""
+    """Train and return the exit code.
+
+    Args:
+        ends_after: Executed steps after which a signal to the second rank ends the run in its next trial.
+    """
     trainer = build_trainer(config_from_values(config))
-    observe = trainer.controller.observe
 
-    def observed(loss: float, applied: bool) -> Any:
-        in_trial = trainer.controller.phase in ("trial", "restart")
-        if (
-            ends_after is not None
-            and trainer.state.total_steps >= ends_after
-            and in_trial
-            and trainer.mesh.rank == 1
-        ):
-            os.kill(os.getpid(), signal.SIGTERM)
-        return observe(loss, applied)
+    def ends_here(record: Record) -> bool:
+        is_trial = record["phase"] in ("trial", "restart")
+        return ends_after is not None and is_trial and record["total_steps"] >= ends_after
 
-    trainer.controller.observe = observed
+    if trainer.mesh.rank == 1:
+        trainer.metrics.add(Interrupt(ends_here))
     return trainer.train()
 
 
 def kept(run: RunLog) -> list[tuple[int, float, float]]:
-    """Step, loss and rate of what the run consists of."""
+    """Return step, loss and learning rate of the kept steps."""
     train = run.train
     return list(
         zip(*(column[train.kept].tolist() for column in (train.step, train.loss, train.lr)), strict=True)
@@ -93,7 +89,7 @@ def kept(run: RunLog) -> list[tuple[int, float, float]]:
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
-def test_a_search_that_was_ended_on_one_rank_goes_on_as_if_not(
+def test_a_search_ended_on_one_rank_resumes_exactly(
     two_ranks: Ranks, data: Path, tmp_path: Path, cell: str
 ) -> None:
     layout, search = CELLS[cell]

@@ -1,10 +1,7 @@
-"""The training loop with a real engine: races and restarts of the robust search leave no trace but their
-verdicts."""
+"""The training loop with a real engine: a race or restart changes nothing but what it decides."""
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from megatron_adalrs.optim.lr_schedule import build_schedule
 from megatron_adalrs.training.build import build_trainer
 from tests.data.corpora import counting_corpus
 from tests.helpers.ranks import Ranks
+from tests.helpers.sinks import HeldSnapshots, Interrupt
 
 STEPS = 160
 NEVER = 1e9
@@ -61,24 +59,17 @@ def values(data: Path, run: Path, search: dict[str, Any], **changes: Any) -> dic
 
 
 def trained(config: dict[str, Any], ends_after: int | None = None) -> list[int]:
-    """Train; where asked, have a signal end the process after so many steps. Returns how many snapshots were
-    held."""
+    """Train, and return how many snapshots were held after each decision.
+
+    Args:
+        ends_after: Executed steps after which a signal ends the run.
+    """
     trainer = build_trainer(config_from_values(config))
-    observe, apply_decision = trainer.controller.observe, trainer.apply_decision
-    held = []
-
-    def observed(loss: float, applied: bool) -> Any:
-        if trainer.state.total_steps == ends_after:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return observe(loss, applied)
-
-    def carried_out(decision: Any) -> None:
-        apply_decision(decision)
-        held.append(len(trainer.rollback))
-
-    trainer.controller.observe, trainer.apply_decision = observed, carried_out
+    held = HeldSnapshots(trainer.rollback, "decision")
+    trainer.metrics.add(held)
+    trainer.metrics.add(Interrupt(lambda record: record["total_steps"] == ends_after))
     trainer.train()
-    return held
+    return held.counts
 
 
 def kept(run: RunLog) -> list[tuple[int, float, float]]:
@@ -91,9 +82,7 @@ def fixed(ranks: Ranks, data: Path, folder: Path, lr: float) -> RunLog:
     return read_run(folder)
 
 
-def test_races_that_are_lost_leave_the_run_as_it_was_to_the_bit(
-    two_ranks: Ranks, data: Path, tmp_path: Path
-) -> None:
+def test_lost_races_do_not_change_the_run(two_ranks: Ranks, data: Path, tmp_path: Path) -> None:
     search = SEARCH | {"confidence": NEVER, "min_scale": 1.0, "finest_factor": 1.1}
     (held, _) = two_ranks.run(trained, values(data, tmp_path / "raced", search))
     raced, plain = read_run(tmp_path / "raced"), fixed(two_ranks, data, tmp_path / "plain", 1e-3)
@@ -105,9 +94,7 @@ def test_races_that_are_lost_leave_the_run_as_it_was_to_the_bit(
     assert max(held) == 2 and held[-1] == 0  # no restart may come, so none of the initial weights
 
 
-def test_a_restart_is_a_run_at_the_lower_rate_to_the_bit(
-    two_ranks: Ranks, data: Path, tmp_path: Path
-) -> None:
+def test_a_restart_equals_a_run_at_the_lower_rate(two_ranks: Ranks, data: Path, tmp_path: Path) -> None:
     # From a rate that ruins the weights, one restart at an eighth of it, a power of two for equal products.
     search = SEARCH | {"confidence": NEVER, "restart_confidence": -NEVER, "restart_factor": 8.0}
     search |= {"alpha": 8.0, "min_scale": 0.1}
@@ -117,7 +104,7 @@ def test_a_restart_is_a_run_at_the_lower_rate_to_the_bit(
     assert kept(restarted) == kept(plain)
 
 
-def test_with_the_total_budget_discarded_steps_count(one_rank: Ranks, data: Path, tmp_path: Path) -> None:
+def test_total_budget_includes_discarded_steps(one_rank: Ranks, data: Path, tmp_path: Path) -> None:
     search = SEARCH | {"confidence": NEVER, "min_scale": 1.0, "budget": "total"}
     one_rank.run(trained, values(data, tmp_path / "run", search))
     run = read_run(tmp_path / "run")
@@ -130,9 +117,7 @@ def test_with_the_total_budget_discarded_steps_count(one_rank: Ranks, data: Path
     assert rates[-40:] == [1e-3 * schedule(step) for step in range(STEPS - 40, STEPS)]
 
 
-def test_with_the_total_budget_a_restart_has_a_warm_up_of_its_own(
-    one_rank: Ranks, data: Path, tmp_path: Path
-) -> None:
+def test_total_budget_a_restart_has_its_own_warmup(one_rank: Ranks, data: Path, tmp_path: Path) -> None:
     search = SEARCH | {"confidence": NEVER, "restart_confidence": -NEVER, "restart_factor": 8.0}
     search |= {"alpha": 8.0, "min_scale": 0.1, "budget": "total", "max_discarded": 1.0}
     config = values(data, tmp_path / "run", search, lr=0.8) | {"lr_warmup_iters": 12}
@@ -144,10 +129,10 @@ def test_with_the_total_budget_a_restart_has_a_warm_up_of_its_own(
 
 
 @pytest.mark.parametrize("ends_after", [45, 62, 100], ids=str)
-def test_a_search_that_was_interrupted_anywhere_goes_on_as_if_not(
+def test_an_interrupted_search_resumes_exactly(
     one_rank: Ranks, data: Path, tmp_path: Path, ends_after: int, whole: RunLog
 ) -> None:
-    """With its snapshots on disk, too."""
+    """The snapshots of the search are on disk."""
     run = tmp_path / "run"
     search = SEARCH | {"confidence": 0.0, "snapshot_dir": str(tmp_path)}
     one_rank.run(trained, values(data, run, search, lr=WHOLE_LR), ends_after)
@@ -163,7 +148,7 @@ WHOLE_LR = 5e-2
 
 @pytest.fixture(scope="module")
 def whole(one_rank: Ranks, data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunLog:
-    """A run that is not interrupted, from a rate at which the first race is lost and a restart is tried."""
+    """Return an uninterrupted run, whose rate is such that the first race is lost and a restart is tried."""
     run = tmp_path_factory.mktemp("whole") / "run"
     one_rank.run(trained, values(data, run, SEARCH | {"confidence": 0.0}, lr=WHOLE_LR))
     return read_run(run)
