@@ -1,9 +1,8 @@
-"""The order of a large corpus: seconds and memory to write and open its .idx, to build the order, to open it
-again.
+"""Benchmark of a large data set: time and memory to write and open its .idx, and to build and open its order.
 
-The corpus has documents of random lengths; its tokens are a hole in a file, which nothing here reads. Each
-step has a process of its own, whose start is left out: what it took at most, above what it had at first, is
-its memory. The files have just been written, so that opening them reads memory rather than a disk.
+The documents have random lengths; the tokens are a hole in a sparse file, because nothing here reads them.
+Every step runs in a process of its own, whose start does not count; the memory of a step is the growth of its
+peak. The files have just been written, so that opening them reads memory rather than a disk.
 """
 
 from __future__ import annotations
@@ -26,28 +25,28 @@ SEQ_LENGTH = 2048
 
 
 def measure_index(tokens: int, documents: int, folder: Path) -> dict[str, Any]:
-    """Seconds and bytes of memory of each step.
+    """Measure seconds and bytes of memory of each step.
 
     Raises:
-        ValueError: there are fewer tokens than documents, or too few for a sample.
+        ValueError: There are fewer tokens than documents, or too few for a sample.
     """
     if not 0 < documents <= tokens:
         raise ValueError(f"documents {documents}: required 1 to tokens({tokens})")
-    steps = {
-        "write_idx": (write_corpus, folder / "corpus", tokens, documents),
-        "open_idx": (open_corpus, folder / "corpus"),
-        "build": (open_order, folder / "corpus", folder / "cache"),
-        "open_cached": (open_order, folder / "corpus", folder / "cache"),
+    steps: dict[str, tuple[Callable[..., float], tuple[Any, ...]]] = {
+        "write_idx": (write_corpus, (folder / "corpus", tokens, documents)),
+        "open_idx": (open_corpus, (folder / "corpus",)),
+        "build": (open_order, (folder / "corpus", folder / "cache")),
+        "open_cached": (open_order, (folder / "corpus", folder / "cache")),
     }
     results: dict[str, Any] = {"tokens": tokens, "documents": documents, "seq_length": SEQ_LENGTH}
-    for name, (step, *arguments) in steps.items():
+    for name, (step, arguments) in steps.items():
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
             results[name] = process.submit(measured, step, *arguments).result()
     return results
 
 
 def measured(step: Callable[..., float], *arguments: Any) -> dict[str, float]:
-    """A step says itself how many seconds of it count."""
+    """Call a step, which returns its seconds, and return these with the growth of the peak memory."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = step(*arguments)
     return {
@@ -57,7 +56,7 @@ def measured(step: Callable[..., float], *arguments: Any) -> dict[str, float]:
 
 
 def write_corpus(prefix: Path, tokens: int, documents: int) -> float:
-    """Documents of one token and a share of the others; seconds of writing the index."""
+    """Write a data set of documents with random lengths and return the seconds for its index."""
     shares = np.random.default_rng(0).lognormal(size=documents)
     ends = np.floor(np.cumsum(shares) / shares.sum() * (tokens - documents)).astype(np.int64)
     ends[-1] = tokens - documents
@@ -70,13 +69,14 @@ def write_corpus(prefix: Path, tokens: int, documents: int) -> float:
 
 
 def open_corpus(prefix: Path) -> float:
+    """Open a data set and return the seconds."""
     started = time.perf_counter()
     IndexedDataset(prefix)
     return time.perf_counter() - started
 
 
 def open_order(prefix: Path, cache: Path) -> float:
-    """One epoch of samples, from the cache if they are there; with the opening of the .idx and its digest."""
+    """Build one epoch of samples, or open it in the cache, and return the seconds including the .idx."""
     started = time.perf_counter()
     dataset = IndexedDataset(prefix)
     samples = (dataset.num_tokens - 1) // SEQ_LENGTH

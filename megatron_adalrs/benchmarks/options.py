@@ -21,30 +21,35 @@ class Arguments:
     what: Literal[
         "all", "step", "watching", "snapshot", "saving", "parallel", "overhead", "preprocessing", "index"
     ] = "all"
-    """What to measure. "all": the first four. "parallel" has a model of its own, one thread a rank, and takes
-    about three minutes. "overhead": 12 x pairs steps of two micro-batches, one thread a rank, in each of
-    eight meshes."""
+    """Benchmark to run. "all" stands for step, watching, snapshot and saving. "parallel" has a fixed model
+    and takes about three minutes. "overhead" takes 12 * pairs steps of two micro-batches with each of eight
+    combinations of ranks and ZeRO stage. In both, every rank has one thread."""
     pairs: int = 60
-    """Pairs that count; a tenth more are run first and left out. "parallel" and "preprocessing": a fifth as
-    many blocks of all sides. "index" has none."""
+    """Number of measured pairs; a tenth more run first and do not count. "parallel" and "preprocessing" have
+    a fifth as many blocks in which all sides run. Without effect on "index"."""
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """ZeRO stage of the engine. "overhead": all of them."""
+    """ZeRO stage of the engine. Without effect on "overhead", which measures all."""
     bf16: bool = False
-    """bfloat16 in place of fp32 (the hand-written loop then runs under autocast)."""
+    """Use bfloat16 instead of fp32. The hand-written loop then uses autocast."""
     preset: Literal["gpt2-tiny", "llama-tiny", "qwen2-tiny"] = "gpt2-tiny"
-    """Family of the model; its size is set here."""
+    """Family of the model. The other flags set its size."""
     num_layers: int = 6
+    """Number of layers."""
     hidden_size: int = 256
+    """Width of the model."""
     num_attention_heads: int = 8
+    """Number of attention heads."""
     seq_length: int = 256
+    """Tokens in a sample."""
     micro_batch_size: int = 8
+    """Samples in a micro-batch."""
     threads: int = 2
-    """Threads of the process."""
+    """Number of threads of the process."""
     corpus_mb: float = 12
-    """ "preprocessing": size of the text, Python's own sources, in 10^6 bytes."""
+    """Preprocessing: size of the text, which is Python's standard library, in 10^6 bytes."""
     workers: int | None = None
-    """ "preprocessing": processes, beside one; default: one a core."""
+    """Preprocessing: number of worker processes to compare with one. Default: one per core."""
     tokens: int = 10**9
-    """ "index": size of the corpus, whose lengths are random and whose tokens are a hole in a file."""
+    """Index: number of tokens of the data set. Document lengths are random; the tokens are not written."""
     documents: int = 10**6
-    """ "index": number of its documents."""
+    """Index: number of documents of the data set."""

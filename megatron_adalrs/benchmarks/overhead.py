@@ -1,13 +1,13 @@
-"""A fixed rate against AdaLRS, on one and two data-parallel ranks at ZeRO 0 to 3.
+"""Benchmark of AdaLRS against a fixed learning rate, with one and two data-parallel ranks and ZeRO 0 to 3.
 
-The same ranks take steps at a fixed rate, watched in paper mode and recorded in robust mode in turn; then
-captures, restores, bare copies of as many bytes and steps. Sides change places from turn to turn; a side's
-time is the slowest rank's; ratios are taken turn by turn and their median is quoted, with its standard error
-for what is near zero.
+The same ranks take turns with steps at a fixed rate, in paper mode and in robust mode, and then with
+captures, restores, plain copies of the same size, and steps. The order changes from turn to turn. The slowest
+rank's time counts. A result is the median of the ratios of all turns, with its standard error if it is near
+zero.
 
-What a whole search costs in snapshots is what a search of default settings asks for whose trials are all
-lost, which takes the most of them, over a run of `RUN_STEPS` steps. Windows and races are shares of a run, so
-that their number hardly depends on its length, and a run twice as long pays half the share.
+The cost of the snapshots of a whole search is that of the search with the most snapshots: with default
+settings, if every trial fails, in a run of `RUN_STEPS` steps. Windows and races are shares of a run, so that
+their number hardly depends on its length, and their share of the cost is halved if a run is twice as long.
 """
 
 from __future__ import annotations
@@ -19,30 +19,38 @@ import os
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import psutil
 
 from megatron_adalrs.adalrs.controller import Controller, FixedRate, build_controller
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
+from megatron_adalrs.benchmarks.timing import median_and_error, take_turns
 from megatron_adalrs.distributed.local_ranks import THREADS_PER_RANK, LocalRanks
 
+if TYPE_CHECKING:
+    from megatron_adalrs.training.trainer import Trainer
+
 VOCABULARY = 512
-RANKS, STAGES, MODES = (1, 2), (0, 1, 2, 3), ("paper", "robust")
+Mode = Literal["paper", "robust"]
+MODES: tuple[Mode, ...] = ("paper", "robust")
+RANKS = (1, 2)
+STAGES = (0, 1, 2, 3)
 RUN_STEPS = 10_000
 
 
 def measure_overhead(shape: dict[str, Any], pairs: int, folder: Path) -> dict[str, Any]:
-    """Every cell's overhead, snapshots and memory; see `compare`.
+    """Measure the overhead, the snapshots and the memory of every combination of ranks and ZeRO stage.
 
     Args:
-        shape: configuration of the model and its micro-batch; a step takes two of those, shared by the ranks.
-        pairs: turns in which snapshots are measured, and a third of those in which steps are.
-        folder: for the ranks' data and runs.
+        shape: Configuration of the model and its micro-batch. A step has two micro-batches, which the ranks
+            share.
+        pairs: Number of turns for snapshots; steps have three times as many.
+        folder: Folder for data and runs.
     """
     write_random_tokens(folder / "random", VOCABULARY, 64 * shape["seq_length"] * shape["micro_batch_size"])
     values = shape | {
@@ -64,18 +72,17 @@ def measure_overhead(shape: dict[str, Any], pairs: int, folder: Path) -> dict[st
     for ranks in RANKS:
         for stage in STAGES:
             name = f"dp{ranks}_zero{stage}"
-            cell = LocalRanks(
-                ranks, serve, values | {"zero_stage": stage, "run_dir": str(folder / name)}, pairs
-            )
+            changes = {"zero_stage": stage, "run_dir": str(folder / name)}
+            processes = LocalRanks(ranks, serve, values | changes, pairs)
             try:
-                results[name] = compare(cell.ask("measure"), searches)
+                results[name] = compare(processes.ask("measure"), searches)
             finally:
-                cell.close()
+                processes.close()
     return results
 
 
 def write_random_tokens(prefix: Path, vocabulary: int, count: int) -> None:
-    """A data set of 16 documents of random tokens."""
+    """Write a data set of 16 documents of random tokens."""
     from megatron_adalrs.data.indexed_dataset_builder import IndexedDatasetBuilder
 
     with IndexedDatasetBuilder(prefix, np.uint16) as builder:
@@ -85,7 +92,7 @@ def write_random_tokens(prefix: Path, vocabulary: int, count: int) -> None:
 
 
 def serve(pipe: Connection, values: dict[str, Any], pairs: int) -> None:
-    """A rank: measures when asked, then waits for the others to have ended."""
+    """Run one rank: measure once asked, then wait until the other ranks have finished."""
     from megatron_adalrs.cli.arguments import config_from_values
     from megatron_adalrs.engine import end_distributed
     from megatron_adalrs.training.build import build_trainer
@@ -100,18 +107,19 @@ def serve(pipe: Connection, values: dict[str, Any], pairs: int) -> None:
         end_distributed()
 
 
-def measure_rank(trainer: Any, pairs: int) -> dict[str, Any]:
-    """This rank's seconds of every side and turn, and bytes of a snapshot: held, estimated, and grown by."""
+def measure_rank(trainer: Trainer, pairs: int) -> dict[str, Any]:
+    """Return this rank's seconds by turn, and the bytes of a snapshot: held, estimated, and memory growth."""
     import torch
 
     from megatron_adalrs.snapshot.engine_snapshot import EngineSnapshot, estimate_snapshot_bytes
 
     engine = trainer.engine
+    train_iters = trainer.config.training.train_iters
     controllers: dict[str, Controller] = {"fixed": FixedRate()}
-    controllers |= {mode: observing(mode, trainer.config.training.train_iters) for mode in MODES}
+    controllers |= {mode: idle_search(mode, train_iters) for mode in MODES}
     phases = {name: controller.phase for name, controller in controllers.items()}
 
-    def step_with(controller: Controller) -> Callable[[], Any]:
+    def step_with(controller: Controller) -> Callable[[], None]:
         def step() -> None:
             trainer.controller = controller
             trainer.step()
@@ -147,7 +155,7 @@ def measure_rank(trainer: Any, pairs: int) -> dict[str, Any]:
 
 
 def resident_bytes() -> int:
-    """Main memory of this process, once what it has freed is given back: a snapshot would hide in that."""
+    """Return freed memory to the system, which could hide a snapshot, and return the resident memory."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
     if trim:
@@ -155,11 +163,10 @@ def resident_bytes() -> int:
     return psutil.Process().memory_info().rss
 
 
-def observing(mode: str, train_iters: int) -> Controller:
-    """A search that looks at every step and decides nothing for a twentieth of a run: in its watch, or a
-    control."""
+def idle_search(mode: Mode, train_iters: int) -> Controller:
+    """Return a search that observes every step and decides nothing for a twentieth of the run."""
     span = train_iters // 20
-    spans = {"window": span} if mode == "paper" else {"climb": False, "trial_steps": span}
+    spans: dict[str, Any] = {"window": span} if mode == "paper" else {"climb": False, "trial_steps": span}
     settings = AdaLRSSettings(enabled=True, mode=mode, search_start=0.11, search_end=1.0, **spans)
     controller = build_controller(settings, train_iters, 0)
     while controller.phase == "before":
@@ -167,31 +174,15 @@ def observing(mode: str, train_iters: int) -> Controller:
     return controller
 
 
-def take_turns(sides: Mapping[str, Callable[[], Any]], turns: int) -> dict[str, np.ndarray]:
-    """Seconds of every side, [turns]. The order moves on by one each turn; a tenth more turns come first,
-    uncounted.
+def whole_search(mode: Mode) -> dict[str, Any]:
+    """Simulate a search with default settings in which every trial fails.
 
-    Collective: all ranks begin each side together.
+    Returns:
+        Numbers of captures, restores, discarded steps and snapshots held at once, and mean seconds of a
+        decision by phase.
     """
-    import torch.distributed as dist
-
-    names = list(sides)
-    seconds = {name: np.empty(turns) for name in names}
-    for turn in range(-(turns // 10 + 1), turns):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            dist.barrier()
-            started = time.perf_counter()
-            sides[name]()
-            if turn >= 0:
-                seconds[name][turn] = time.perf_counter() - started
-    return seconds
-
-
-def whole_search(mode: str) -> dict[str, Any]:
-    """What a search of default settings asks for whose trials are all lost, and mean seconds of a decision by
-    phase."""
-    controller = build_controller(AdaLRSSettings(enabled=True, mode=mode), RUN_STEPS, 0)
+    settings = AdaLRSSettings(enabled=True, mode=mode)
+    controller = build_controller(settings, RUN_STEPS, 0)
     steps = np.arange(RUN_STEPS + 1)
     losses = 3 + 6 / np.sqrt(1 + steps / 200) + np.random.default_rng(0).normal(0, 0.02, len(steps))
     decisions, observed = [controller.resume()], defaultdict(list)
@@ -202,18 +193,17 @@ def whole_search(mode: str) -> dict[str, Any]:
         started = time.perf_counter()
         decisions.append(controller.observe(loss))
         observed[phase].append(time.perf_counter() - started)
-    plan = controller.plan  # type: ignore[attr-defined]
     return {
         "captures": sum(decision.capture is not None for decision in decisions),
         "restores": sum(decision.restore is not None for decision in decisions),
         "discarded_steps": sum(decision.discarded_steps for decision in decisions),
-        "snapshots_at_once": plan.live_snapshots,
+        "snapshots_at_once": settings.resolve(RUN_STEPS, 0).live_snapshots,
         "decision_seconds": {phase: statistics.fmean(seconds) for phase, seconds in observed.items()},
     }
 
 
-def compare(ranks: list[dict[str, Any]], searches: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """One cell's figures out of its ranks' measurements."""
+def compare(ranks: list[dict[str, Any]], searches: dict[Mode, dict[str, Any]]) -> dict[str, Any]:
+    """Return the figures of one combination from the measurements of its ranks."""
     steps, snapshots = (
         {name: np.max([rank[kind][name] for rank in ranks], axis=0) for name in ranks[0][kind]}
         for kind in ("steps", "snapshots")
@@ -256,15 +246,8 @@ def compare(ranks: list[dict[str, Any]], searches: dict[str, dict[str, Any]]) ->
     return results
 
 
-def median_and_error(values: np.ndarray) -> tuple[float, float]:
-    """The median and its standard error, from the median absolute deviation, as of a normal distribution."""
-    median = float(np.median(values))
-    spread = 1.4826 * float(np.median(np.abs(values - median)))
-    return median, 1.2533 * spread / len(values) ** 0.5
-
-
 def table(results: dict[str, Any]) -> str:
-    """The figures for people."""
+    """Return the figures as a table."""
     lines = [
         f"{'':11}{'fixed step':>11}{'watching':>18}{'recording':>18}{'capture':>9}{'restore':>9}"
         f"{'bytes (grown)':>16}{'a search, paper':>17}{'robust':>8}",

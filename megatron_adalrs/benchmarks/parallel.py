@@ -1,32 +1,34 @@
-"""Two ranks of one thread each, in every way of sharing the work, against one rank on the same global batch.
+"""Benchmark of two ranks with data, tensor and pipeline parallelism against one rank with the same batch.
 
-Each mesh has processes of its own, which are started once and wait on a pipe, idle, while others run. In
-every block each takes a step; ratios are taken block by block and their median is quoted, so that a machine
-whose speed drifts favours nobody. A machine that others use makes two ranks wait for each other: how two
-processes do that have nothing to do with each other is measured beside it, and tells what the machine had to
-give.
+Every mesh has its own processes, which are started once and wait while others run. In every block each mesh
+takes a step, and a result is the median of the ratios of all blocks, so that a drift of the machine's speed
+does not favour a mesh. On a machine with other load, two ranks wait for each other; the speed of two
+independent processes is measured too, as what the machine can give.
 
-Memory is counted over the building of the engine and two steps before any time is taken: all tensors alive,
-each storage once (live_memory.py), the most at once. Where there is a GPU, its allocator's own count is taken
-instead.
+Memory is measured while the engine is built and in two steps before any time is measured: the peak of all
+live tensors, with each storage counted once (planning/tensor_memory.py), or on a GPU the allocator's figure.
 
-What limits two ranks on two cores: every message between them takes both of them processor time, gradients
-are summed in memory that both share, and a pipeline is as fast as its slower stage, here the one with the
-loss.
+The limits of two ranks on two cores are: every message takes processor time of both, gradients are summed in
+shared memory, and a pipeline is as fast as its slower stage, which is the one with the loss here.
 """
 
 from __future__ import annotations
 
 import time
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from megatron_adalrs.distributed.local_ranks import THREADS_PER_RANK, LocalRanks
 
+if TYPE_CHECKING:
+    from megatron_adalrs.config import Config
+    from megatron_adalrs.data.loader import MicroBatches
+    from megatron_adalrs.distributed.process_mesh import ProcessMesh
+
 VOCABULARY = 512
-MODEL = {
+MODEL: dict[str, Any] = {
     "preset": "gpt2-tiny",
     "num_layers": 6,
     "hidden_size": 256,
@@ -39,7 +41,7 @@ MODEL = {
     "data_path": "none",
 }
 ONE = "one_rank"
-GRIDS: dict[str, dict[str, int]] = {
+MESHES: dict[str, dict[str, int]] = {
     ONE: {},
     "dp2": {},
     "tp2": {"tensor_model_parallel_size": 2},
@@ -48,57 +50,59 @@ GRIDS: dict[str, dict[str, int]] = {
 
 
 def measure_parallel(zero_stage: int, bf16: bool, blocks: int) -> dict[str, Any]:
-    """Speed and memory of each mesh.
+    """Measure speed and memory of each mesh.
 
     Args:
-        zero_stage: 0 or 1, which a pipeline allows.
-        blocks: that count; one more is run first and left out.
+        zero_stage: 0 or 1; a pipeline allows no other stage.
+        bf16: Use bfloat16.
+        blocks: Number of measured blocks; one more runs first and does not count.
     """
     values = MODEL | {"zero_stage": zero_stage, "bf16": bf16}
-    cells = {
-        name: LocalRanks(1 if name == ONE else 2, serve, values | sizes) for name, sizes in GRIDS.items()
+    meshes = {
+        name: LocalRanks(1 if name == ONE else 2, serve, values | sizes) for name, sizes in MESHES.items()
     }
-    stranger = LocalRanks(1, serve, values)
+    independent = LocalRanks(1, serve, values)
     try:
-        memory = {name: cell.ask("memory") for name, cell in cells.items()}
-        stranger.ask("memory")
+        memory = {name: ranks.ask("memory") for name, ranks in meshes.items()}
+        independent.ask("memory")
         seconds = []
         for _ in range(blocks + 1):
-            block = {name: max(cell.ask("step")) for name, cell in cells.items()}
-            cells[ONE].send("step")
-            stranger.send("step")
-            block["strangers"] = max(*cells[ONE].receive(), *stranger.receive())
+            block = {name: max(ranks.ask("step")) for name, ranks in meshes.items()}
+            meshes[ONE].send("step")
+            independent.send("step")
+            block["independent"] = max(*meshes[ONE].receive(), *independent.receive())
             seconds.append(block)
     finally:
-        for cell in (*cells.values(), stranger):
-            cell.close()
-    tokens = MODEL["global_batch_size"] * MODEL["seq_length"]  # type: ignore[operator]
+        for ranks in (*meshes.values(), independent):
+            ranks.close()
+    tokens = MODEL["global_batch_size"] * MODEL["seq_length"]
     counted = {name: np.array([block[name] for block in seconds[1:]]) for name in seconds[0]}
     results: dict[str, Any] = {"model": values, "threads_of_a_rank": THREADS_PER_RANK, "blocks": blocks}
-    given = 2 * float(np.median(counted[ONE] / counted["strangers"]))
-    results["two_strangers_against_one_rank"] = given
-    for name in cells:
+    given = 2 * float(np.median(counted[ONE] / counted["independent"]))
+    results["two_independent_processes_against_one_rank"] = given
+    for name in meshes:
         results[name] = {"tokens_per_second": tokens / float(np.median(counted[name])), "ranks": memory[name]}
         if name != ONE:
             ratio = float(np.median(counted[ONE] / counted[name]))
-            against_strangers = float(np.median(counted["strangers"] / counted[name])) / 2
+            against_independent = float(np.median(counted["independent"] / counted[name])) / 2
             results[name] |= {
                 "against_one_rank": ratio,
                 "of_ideal": ratio / 2,
-                "of_strangers": against_strangers,
+                "of_independent_processes": against_independent,
             }
     results["pp2"] |= predicted_pipeline(results["pp2"]["against_one_rank"], given, memory["pp2"])
     return results
 
 
 def predicted_pipeline(measured: float, given: float, ranks: list[dict[str, Any]]) -> dict[str, float]:
-    """What the bubble alone allows, and the bubble with stages whose work is not equal.
+    """Return the speed that the pipeline bubble allows, with equal stages and with the actual stages.
 
     Args:
-        measured: speed against one rank.
-        given: speed of two processes that have nothing to do with each other against one.
+        measured: Measured speed, compared with one rank.
+        given: Speed of two independent processes, compared with one.
+        ranks: Figures of the stages.
     """
-    micro_batches = MODEL["global_batch_size"] // MODEL["micro_batch_size"]  # type: ignore[operator]
+    micro_batches = MODEL["global_batch_size"] // MODEL["micro_batch_size"]
     filled = micro_batches / (micro_batches + 1)
     work = [rank["matrix_parameters"] for rank in ranks]
     balance = sum(work) / max(work) / 2
@@ -108,12 +112,12 @@ def predicted_pipeline(measured: float, given: float, ranks: list[dict[str, Any]
         "of_predicted_by_bubble": measured / (2 * filled),
         "predicted_by_bubble_and_stages": 2 * filled * balance,
         "of_predicted_by_bubble_and_stages": measured / (2 * filled * balance),
-        "of_predicted_on_what_strangers_get": measured / (given * filled * balance),
+        "of_predicted_with_independent_processes": measured / (given * filled * balance),
     }
 
 
 def serve(pipe: Connection, values: dict[str, Any]) -> None:
-    """A rank: build, count memory, then take a step whenever asked."""
+    """Run one rank: build the engine, measure memory, then take a step whenever asked."""
     import torch
 
     from megatron_adalrs.cli.arguments import config_from_values
@@ -149,8 +153,8 @@ def serve(pipe: Connection, values: dict[str, Any]) -> None:
     end_distributed()
 
 
-def own_batches(config: Any, mesh: Any) -> list[np.ndarray]:
-    """This rank's micro-batches of one global batch of random tokens, the same on any mesh."""
+def own_batches(config: Config, mesh: ProcessMesh) -> MicroBatches:
+    """Return this rank's micro-batches of a global batch of random tokens that is the same for any mesh."""
     shape = (-1, mesh.data.size, config.training.micro_batch_size, config.model.seq_length + 1)
     samples = np.random.default_rng(0).integers(
         0, VOCABULARY, (config.global_batch_size(mesh.data.size), config.model.seq_length + 1)
@@ -158,14 +162,14 @@ def own_batches(config: Any, mesh: Any) -> list[np.ndarray]:
     return list(samples.reshape(shape)[:, mesh.data.rank])
 
 
-def memory_against_plan(config: Any, mesh: Any, peak: int) -> dict[str, Any]:
+def memory_against_plan(config: Config, mesh: ProcessMesh, peak: int) -> dict[str, Any]:
+    """Compare the peak memory of this rank with the plan."""
     from megatron_adalrs.engine import computes_on_cpu
     from megatron_adalrs.planning import plan_run
 
     planned = plan_run(config, VOCABULARY, mesh.shape, computes_on_cpu()).stages[mesh.pipe.rank]
-    table = (
-        config.model.max_positions * config.model.hidden_size
-    )  # learned positions are looked up, not multiplied
+    # Learned positions and input embeddings are looked up, not multiplied.
+    table = config.model.max_positions * config.model.hidden_size
     looked_up = table if planned.part.has_embedding else 0
     if planned.part.has_embedding and not planned.part.has_output:
         looked_up += config.model.padded_vocab_size(VOCABULARY, mesh.tensor.size) * config.model.hidden_size

@@ -1,15 +1,13 @@
-"""Our preprocessing against a plain loop over the same tokenizer, in one process and in as many as there are
-cores.
+"""Benchmark of preprocessing against a plain loop with the same tokenizer, in one process and on all cores.
 
-The sides take turns, block by block; ratios are taken block by block and their median is quoted. They write
-the same tokens, which is checked. A machine that others use, or whose cores share what makes them fast, gives
-several processes less than one alone: what as many plain loops get that run at the same time, each over a
-part of the corpus, and have nothing to do with each other, is measured beside it and is the honest ceiling.
-Ratios of processor time tell what the work itself costs; they count the start of processes on both sides.
+The sides take turns in every block, and a result is the median of the ratios of all blocks. That all sides
+write the same tokens is checked. Several processes get less out of a machine than one alone, because they
+share caches and clock rates: the upper limit is the speed of as many independent plain loops that run at the
+same time, each over a part of the corpus. Ratios of processor time show the cost of the work itself; they
+include the start of processes on both sides.
 
-Starting workers and ending them takes as long for a large corpus as for a small one: it is stated by itself,
-and the speed of many workers is taken from when each of them has ended its first batch until the dataset is
-there.
+Starting and ending workers takes as long for a large corpus as for a small one, so it is reported separately:
+the speed of many workers is measured from the end of each worker's first batch to the complete data set.
 """
 
 from __future__ import annotations
@@ -28,7 +26,8 @@ from typing import Any
 import numpy as np
 
 from megatron_adalrs.preprocessing.documents import BATCH_BYTES
-from megatron_adalrs.preprocessing.preprocess import Recipe, preprocess
+from megatron_adalrs.preprocessing.encoding import Recipe
+from megatron_adalrs.preprocessing.preprocess import preprocess
 from megatron_adalrs.preprocessing.python_sources import collect
 from megatron_adalrs.preprocessing.tokenizer_training import train_sentencepiece
 
@@ -37,34 +36,38 @@ PIECES = 2048
 
 @dataclass(frozen=True)
 class Spent:
-    """`speed`: tokens a second of the wall time that counts; `cpu`: seconds, of all processes; `start`:
-    seconds to the first batch; `end`: from when the dataset is there to the return.
-    """
+    """Time of one side in one block."""
 
     speed: float
+    """Tokens per second of wall time."""
     cpu: float
+    """Seconds of processor time of all processes."""
     start: float = 0.0
+    """Seconds until the first batch."""
     end: float = 0.0
+    """Seconds from the complete data set to the return."""
 
 
 def measure_preprocessing(corpus_mb: float, blocks: int, workers: int | None, folder: Path) -> dict[str, Any]:
-    """Speed of one worker and of many.
+    """Measure the speed of one worker and of many.
 
     Args:
-        blocks: that count; one more is run first and left out.
-        workers: how many; None: one a core.
+        corpus_mb: Size of the text in 10^6 bytes.
+        blocks: Number of measured blocks; one more runs first and does not count.
+        workers: Number of workers. Default: one per core, but at least two.
+        folder: Folder for all files.
 
     Raises:
-        ValueError: the corpus is too small for the tokenizer or for so many workers, or these are fewer than
-            two.
+        ValueError: The corpus is too small for the tokenizer or for so many workers, or there are fewer than
+            two workers.
     """
     workers = workers if workers is not None else max(2, len(os.sched_getaffinity(0)))
     if workers < 2:
-        raise ValueError(f"workers {workers}: required at least 2, which are set against one")
+        raise ValueError(f"workers {workers}: at least 2 are required, to compare with one")
     if (batches := corpus_mb * 1e6 // BATCH_BYTES) < 2 * workers:
         raise ValueError(
-            f"corpus_mb {corpus_mb:g}: makes {batches:.0f} batches, required two for each of {workers} "
-            f"workers"
+            f"corpus_mb {corpus_mb:g}: has {batches:.0f} batches; two for each of {workers} workers are "
+            "required"
         )
     corpus, model = folder / "code.jsonl", folder / "tokenizer.model"
     documents, _ = collect(Path(sysconfig.get_path("stdlib")), corpus, corpus_mb * 1e6)
@@ -95,8 +98,7 @@ def measure_preprocessing(corpus_mb: float, blocks: int, workers: int | None, fo
 
 
 def compared(blocks: list[dict[str, Spent]]) -> dict[str, Any]:
-    """Medians over blocks; `plain_loop` and `one_worker` are one process each, the others `workers` at
-    once."""
+    """Return the medians over blocks."""
     speed = {name: np.array([block[name].speed for block in blocks]) for name in blocks[0]}
     cpu = {name: np.array([block[name].cpu for block in blocks]) for name in blocks[0]}
 
@@ -119,7 +121,7 @@ def compared(blocks: list[dict[str, Spent]]) -> dict[str, Any]:
 
 
 def plain_loop(corpus: Path, model: Path) -> Spent:
-    """What one would write: read a line, tokenize it, write the tokens."""
+    """Read lines, tokenize them and write the tokens, as a hand-written script would."""
     from sentencepiece import SentencePieceProcessor
 
     started, cpu = time.perf_counter(), time.process_time()
@@ -134,16 +136,15 @@ def plain_loop(corpus: Path, model: Path) -> Spent:
 
 
 def plain_loops(parts: list[Path], model: Path) -> Spent:
-    """A loop over each part, all at the same time, each in a new process."""
+    """Run a plain loop over each part at the same time, each in a new process."""
     cpu = cpu_seconds()
-    with ProcessPoolExecutor(len(parts), mp_context=multiprocessing.get_context("spawn")) as strangers:
-        done = list(strangers.map(plain_loop, parts, [model] * len(parts)))
+    with ProcessPoolExecutor(len(parts), mp_context=multiprocessing.get_context("spawn")) as pool:
+        done = list(pool.map(plain_loop, parts, [model] * len(parts)))
     return Spent(sum(one.speed for one in done), cpu_seconds() - cpu)
 
 
 def our_run(corpus: Path, prefix: Path, recipe: Recipe, workers: int) -> Spent:
-    """All of `preprocess`; of many workers the speed (tokens by bytes of input) once each has ended its first
-    batch."""
+    """Run `preprocess`. The speed of several workers is measured once each has finished its first batch."""
     started, cpu = time.perf_counter(), cpu_seconds()
     batches: list[tuple[float, int]] = []
     result = preprocess(
@@ -162,7 +163,7 @@ def our_run(corpus: Path, prefix: Path, recipe: Recipe, workers: int) -> Spent:
 
 
 def split(corpus: Path, parts: int) -> list[Path]:
-    """So many files beside it with its lines in turn."""
+    """Distribute the lines of a corpus over files beside it and return their paths."""
     paths = [corpus.with_name(f"part{number}.jsonl") for number in range(parts)]
     lines = corpus.read_bytes().splitlines(keepends=True)
     for number, path in enumerate(paths):
@@ -171,10 +172,11 @@ def split(corpus: Path, parts: int) -> list[Path]:
 
 
 def tokens_path(corpus: Path) -> Path:
+    """Return the path of the tokens that a plain loop writes."""
     return corpus.with_suffix(".tokens")
 
 
 def cpu_seconds() -> float:
-    """Of this process and of all that it has started and that have ended."""
+    """Return the processor time of this process and of its children that have ended."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime

@@ -1,7 +1,6 @@
-"""One rank in this process: its steps, snapshots and saves against what one would write by hand.
+"""Benchmark of one rank in this process: steps, snapshots and saves, compared with hand-written code.
 
-Two sides take turns, step by step; the ratio is taken pair by pair and its median is quoted, so that a
-machine whose speed drifts does not favour either side.
+The two sides of a comparison take turns; see `timing.paired`.
 """
 
 from __future__ import annotations
@@ -16,9 +15,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from megatron_adalrs.adalrs.controller import FixedRate
+from megatron_adalrs.adalrs.controller import Controller, FixedRate, build_controller
 from megatron_adalrs.benchmarks.options import SHAPE, Arguments
 from megatron_adalrs.benchmarks.overhead import write_random_tokens
+from megatron_adalrs.benchmarks.timing import paired
 from megatron_adalrs.checkpoint import CheckpointFolder, PendingSave
 from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.engine import end_distributed
@@ -27,13 +27,14 @@ from megatron_adalrs.model.initialization import init_weights
 from megatron_adalrs.optim.optimizer import build_optimizer
 from megatron_adalrs.snapshot.engine_snapshot import EngineSnapshot, estimate_snapshot_bytes
 from megatron_adalrs.training.build import build_trainer
+from megatron_adalrs.training.run_directory import run_dir_of
 from megatron_adalrs.training.trainer import Trainer
 
 VOCABULARY = 8192
 
 
 def measure_steps(arguments: Arguments, folder: Path) -> dict[str, Any]:
-    """What `arguments.what` names, or all of it."""
+    """Run the benchmark that `arguments.what` names, or all."""
     torch.set_num_threads(arguments.threads)
     measures: dict[str, Callable[[Arguments, Trainer], dict[str, Any]]] = {
         "step": measure_step,
@@ -52,7 +53,7 @@ def measure_steps(arguments: Arguments, folder: Path) -> dict[str, Any]:
 
 
 def build(arguments: Arguments, folder: Path) -> Trainer:
-    """A real trainer, on random tokens, whose search watches for the whole run and never starts a trial."""
+    """Build a trainer on random tokens whose search observes the whole run without starting a trial."""
     train_iters = 20 * (arguments.pairs + 100)
     write_random_tokens(folder / "random", VOCABULARY, 4 * arguments.seq_length * arguments.micro_batch_size)
     config = config_from_values(
@@ -78,8 +79,7 @@ def build(arguments: Arguments, folder: Path) -> Trainer:
 
 
 def measure_step(arguments: Arguments, trainer: Trainer) -> dict[str, Any]:
-    """Whole training steps of this framework against a loop that anyone would write, on the same blocks and
-    batches."""
+    """Compare training steps with those of a hand-written PyTorch loop on the same model and batches."""
     config = trainer.config
     model = GPT(config.model, VOCABULARY)
     init_weights(model, config.model, config.training.seed)
@@ -111,10 +111,10 @@ def measure_step(arguments: Arguments, trainer: Trainer) -> dict[str, Any]:
 
 
 def measure_watching(arguments: Arguments, trainer: Trainer) -> dict[str, Any]:
-    """Steps whose losses AdaLRS watches against steps at a fixed rate, through the same engine."""
+    """Compare steps that AdaLRS observes with steps at a fixed rate in the same engine."""
     watching, fixed = trainer.controller, FixedRate()
 
-    def step_with(controller: Any) -> None:
+    def step_with(controller: Controller) -> None:
         trainer.controller = controller
         trainer.step()
 
@@ -124,9 +124,9 @@ def measure_watching(arguments: Arguments, trainer: Trainer) -> dict[str, Any]:
         lambda: step_with(watching), lambda: step_with(fixed), 3 * arguments.pairs
     )
     if watching.phase != "watch":
-        raise RuntimeError("the search left its watch during the measurement: raise --pairs")
+        raise RuntimeError("the search took a decision during the measurement: raise --pairs")
     calls = 10_000
-    watched = type(watching)(trainer.config.adalrs, trainer.config.adalrs.resolve(100 * calls, 0))
+    watched = build_controller(trainer.config.adalrs, 100 * calls)
     started = time.perf_counter()
     for _ in range(calls):
         watched.observe(9.0)
@@ -140,7 +140,7 @@ def measure_watching(arguments: Arguments, trainer: Trainer) -> dict[str, Any]:
 
 
 def measure_snapshot(arguments: Arguments, trainer: Trainer) -> dict[str, Any]:
-    """Capture and restore against one copy of as many bytes between two flat buffers."""
+    """Compare capture and restore with one copy of the same size between two flat buffers."""
     trainer.step()
     snapshot = EngineSnapshot(trainer.engine)
     snapshot.capture()
@@ -163,17 +163,16 @@ def measure_snapshot(arguments: Arguments, trainer: Trainer) -> dict[str, Any]:
 
 
 def measure_saving(arguments: Arguments, trainer: Trainer) -> dict[str, Any]:
-    """What a save beside the training makes it wait for, against one copy of as many bytes between two flat
-    buffers."""
+    """Compare how long --async-save blocks training with one copy of the same size between flat buffers."""
     trainer.step()
-    places = CheckpointFolder(trainer.config.run.run_dir / "saving", keep_last=1)
+    places = CheckpointFolder(run_dir_of(trainer.config) / "saving", keep_last=1)
     files = trainer.engine.files
     steps = count()
 
     def begin() -> PendingSave:
         return PendingSave(trainer.engine, trainer.mesh, places, next(steps), {}, in_background=True)
 
-    begin().publish()  # the first allocates the buffers
+    begin().publish()  # the first save allocates the buffers
     source, target = (torch.ones(files.copied_bytes, dtype=torch.uint8) for _ in range(2))
     seconds = np.empty((max(3, arguments.pairs // 6), 2))
     for pair in seconds:
@@ -191,19 +190,3 @@ def measure_saving(arguments: Arguments, trainer: Trainer) -> dict[str, Any]:
         "copy_seconds": copy,
         "stall_against_copy": float(np.median(seconds[:, 0] / seconds[:, 1])),
     }
-
-
-def paired(first: Callable[[], Any], second: Callable[[], Any], pairs: int) -> tuple[float, float, float]:
-    """Median seconds of each side, and the median of the ratio first / second taken pair by pair.
-
-    Sides swap places in every other pair, so that neither always runs on the other's warm caches.
-    """
-    sides = (first, second)
-    seconds = np.empty((pairs, 2))
-    for pair in range(-(pairs // 10 + 1), pairs):
-        for side in (0, 1) if pair % 2 else (1, 0):
-            started = time.perf_counter()
-            sides[side]()
-            if pair >= 0:
-                seconds[pair, side] = time.perf_counter() - started
-    return *np.median(seconds, axis=0).tolist(), float(np.median(seconds[:, 0] / seconds[:, 1]))

@@ -1,4 +1,4 @@
-"""The benchmark's larger measurements for real, small: that every figure is there, not what it is."""
+"""`megatron-adalrs benchmark` with small models: all figures are there; their values are not checked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     return called("benchmark", monkeypatch, capsys)
 
 
-def test_overhead_compares_a_fixed_rate_with_both_modes_in_every_mesh(benchmark: Callable[..., Done]) -> None:
+def test_overhead_compares_modes_with_a_fixed_rate(benchmark: Callable[..., Done]) -> None:
     code, output, errors = benchmark("--what", "overhead", *TINY.split())
     assert code == 0
     results = json.loads(output)
@@ -39,7 +39,7 @@ def test_overhead_compares_a_fixed_rate_with_both_modes_in_every_mesh(benchmark:
     assert results["dp2_zero1"]["ranks"][0]["bytes"] < 0.6 * results["dp1_zero1"]["ranks"][0]["bytes"]
 
 
-def test_steps_and_snapshots_are_set_against_what_one_would_write(benchmark: Callable[..., Done]) -> None:
+def test_steps_and_snapshots_have_a_baseline(benchmark: Callable[..., Done]) -> None:
     code, output, _ = benchmark(*TINY.split(), "--threads", "1")
     results = json.loads(output)
     assert code == 0
@@ -48,7 +48,7 @@ def test_steps_and_snapshots_are_set_against_what_one_would_write(benchmark: Cal
     assert results["snapshot"]["bytes"] > 0
 
 
-def test_preprocessing_is_set_against_plain_loops_over_the_same_tokenizer(
+def test_preprocessing_is_compared_with_plain_loops(
     benchmark: Callable[..., Done],
 ) -> None:
     code, output, _ = benchmark(
@@ -68,16 +68,16 @@ def test_preprocessing_is_set_against_plain_loops_over_the_same_tokenizer(
     }
 
 
-def test_preprocessing_refuses_what_cannot_be_set_side_by_side(benchmark: Callable[..., Done]) -> None:
+def test_preprocessing_needs_batches_and_workers(benchmark: Callable[..., Done]) -> None:
     small = benchmark("--what", "preprocessing", "--corpus-mb", "1", "--workers", "2")
     assert small.returncode == 2
-    assert small.stderr == "error: corpus_mb 1: makes 3 batches, required two for each of 2 workers\n"
+    assert small.stderr == "error: corpus_mb 1: has 3 batches; two for each of 2 workers are required\n"
     alone = benchmark("--what", "preprocessing", "--workers", "1")
     assert alone.returncode == 2
-    assert alone.stderr == "error: workers 1: required at least 2, which are set against one\n"
+    assert alone.stderr == "error: workers 1: at least 2 are required, to compare with one\n"
 
 
-def test_an_order_is_built_once_and_then_opened(benchmark: Callable[..., Done]) -> None:
+def test_an_order_is_built_and_opened(benchmark: Callable[..., Done]) -> None:
     code, output, _ = benchmark("--what", "index", "--tokens", "100000", "--documents", "100")
     results = json.loads(output)
     assert code == 0
@@ -86,12 +86,12 @@ def test_an_order_is_built_once_and_then_opened(benchmark: Callable[..., Done]) 
         assert results[step]["seconds"] > 0 and results[step]["memory_bytes"] >= 0
 
 
-def test_an_order_of_fewer_tokens_than_documents_is_refused(benchmark: Callable[..., Done]) -> None:
+def test_fewer_tokens_than_documents_are_refused(benchmark: Callable[..., Done]) -> None:
     refused = benchmark("--what", "index", "--tokens", "10", "--documents", "11")
     assert refused == (2, "", "error: documents 11: required 1 to tokens(10)\n")
 
 
-def test_without_room_for_its_files_it_says_so(
+def test_a_missing_temporary_folder_is_reported(
     benchmark: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")

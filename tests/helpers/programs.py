@@ -1,4 +1,4 @@
-"""Commands of the program, called in the process of the test."""
+"""Calls of the program's commands in the process of the test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Done(NamedTuple):
-    """What a call of a program left, as of a process."""
+    """Exit code and output of a call."""
 
     returncode: int
     stdout: str
@@ -24,7 +24,7 @@ class Done(NamedTuple):
 def called(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Done]:
-    """Return `megatron-adalrs NAME` as a function of its arguments, run in this process."""
+    """Return a function that runs `megatron-adalrs NAME` with its arguments in this process."""
     monkeypatch.setattr(sys, "argv", [f"megatron-adalrs {name}"])
     program = importlib.import_module(f"megatron_adalrs.commands.{name}")
 

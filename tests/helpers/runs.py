@@ -1,4 +1,4 @@
-"""Small configurations and batches that distributed tests share."""
+"""Small configurations and batches for distributed tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VOCABULARY = 50
 
 
 def tiny_config(**values: Any) -> Config:
-    """Two layers of width 32, sequences of 16, two micro-batches of two samples on each of two ranks."""
+    """Return the configuration of a tiny model: two micro-batches of two samples on each of two ranks."""
     defaults = {
         "preset": "gpt2-tiny",
         "num_layers": 2,
@@ -34,12 +34,12 @@ def tiny_config(**values: Any) -> Config:
 
 
 def mesh_of(config: Config) -> ProcessMesh:
-    """This rank's place in the mesh that a configuration asks for, with groups, which a rank makes once."""
+    """Return this rank's position in the mesh of a configuration, with process groups."""
     return ProcessMesh.from_environment(**config.parallel.sizes).with_groups()
 
 
 def start(values: dict[str, Any]) -> tuple[Config, ProcessMesh, Engine]:
-    """A run before its first step."""
+    """Build the engine of a run and set its first learning rate."""
     config = tiny_config(**values)
     mesh = mesh_of(config)
     seed_everything(config.training.seed, mesh.tensor_group)
@@ -49,8 +49,10 @@ def start(values: dict[str, Any]) -> tuple[Config, ProcessMesh, Engine]:
 
 
 def micro_batches(config: Config, mesh: ProcessMesh, step: int) -> list[np.ndarray]:
-    """This rank's micro-batches of a step: counting from random starts. The global batch is the same for any
-    mesh."""
+    """Return this rank's micro-batches of a step: sequences that count from random starts.
+
+    The global batch is the same for any mesh.
+    """
     size, micro = config.global_batch_size(mesh.data.size), config.training.micro_batch_size
     starts = np.random.default_rng(step).integers(0, VOCABULARY, (size, 1))
     samples = (starts + np.arange(config.model.seq_length + 1)) % VOCABULARY
@@ -58,7 +60,7 @@ def micro_batches(config: Config, mesh: ProcessMesh, step: int) -> list[np.ndarr
 
 
 def refusal(config: dict[str, Any]) -> str:
-    """Why a run cannot begin, or "accepted"."""
+    """Return the error of a run that cannot start, or "accepted"."""
     try:
         build_trainer(config_from_values(config)).close("end", "")
     except ValueError as error:

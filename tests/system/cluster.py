@@ -1,8 +1,7 @@
-"""Two nodes on one machine: network namespaces joined by a virtual cable, an SSH server in each.
+"""Two nodes on one machine: network namespaces with an SSH server each, connected by a virtual cable.
 
-They share the file system, as nodes of a cluster do. Everything else is each one's own: host name, addresses,
-ports, loopback. `deepspeed` finds them as it finds any: by the names in a hostfile, through `ssh` and its
-configuration.
+The nodes share the file system, like those of a cluster. Each has its own host name, addresses, ports and
+loopback interface. `deepspeed` reaches them as it reaches any node: by their names in a hostfile, with `ssh`.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ PROGRAMS = {"ip": "iproute2", "sshd": "openssh-server", "ssh-keygen": "openssh-c
 SSH_PORT = 2222
 PREFIX = "adalrs-test"
 PATIENCE = 300.0
-"""Seconds to wait for what takes one on a quiet machine."""
+"""Seconds to wait for an event that takes one second on an idle machine."""
 SEARCHED = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 
 class NoNodes(Exception):
-    """Why there can be none on this machine."""
+    """This machine cannot have nodes; the message has the reason."""
 
 
 class Node:
@@ -62,26 +61,28 @@ class Node:
             raise NoNodes(f"sshd does not start: {log.read_text().strip()}")
 
     def processes(self) -> list[int]:
+        """Return the process ids of the node."""
         return [int(pid) for pid in run("ip", "netns", "pids", self.namespace).split()]
 
     def kill(self) -> None:
-        """SIGKILL to every process, the SSH server and its sessions included."""
+        """Send SIGKILL to every process, including the SSH server and its sessions."""
 
-        def none_is_left() -> bool:
+        def all_have_ended() -> bool:
             left = [pid for pid in self.processes() if not is_zombie(pid)]
             for pid in left:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             return not left
 
-        wait_until(none_is_left, f"the end of all processes of {self.name}")
+        wait_until(all_have_ended, f"the end of all processes of {self.name}")
 
     def set_link(self, state: str) -> None:
+        """Set the network link "up" or "down"."""
         run("ip", "-n", self.namespace, "link", "set", "eth0", state)
 
 
 class Cluster:
-    """The nodes, and how to launch a job on them from the first."""
+    """Two nodes, and the launch of a job from the first."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -92,10 +93,10 @@ class Cluster:
         self._write_ssh_files()
 
     def connect(self) -> None:
-        """Make the namespaces and the cable.
+        """Create the namespaces and the cable.
 
         Raises:
-            NoNodes: this machine does not allow it.
+            NoNodes: This machine does not allow it.
         """
         try:
             for node in self.nodes:
@@ -117,14 +118,14 @@ class Cluster:
                 run("ip", "-n", node.namespace, "address", "add", f"{node.address}/24", "dev", "eth0")
                 run("ip", "-n", node.namespace, "link", "set", "lo", "up")
                 node.set_link("up")
-            Path("/run/sshd").mkdir(exist_ok=True)  # sshd insists on it
+            Path("/run/sshd").mkdir(exist_ok=True)  # required by sshd
         except (subprocess.CalledProcessError, OSError) as error:
             raise NoNodes(f"no network namespaces: {getattr(error, 'stderr', None) or error}") from error
         for node in self.nodes:
             node.boot()
 
     def launch(self, root: Path, environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
-        """`deepspeed --hostfile ...` on the first node. `environment` is what all nodes need."""
+        """Run `deepspeed --hostfile` on the first node; all nodes get the environment variables."""
         self._environment_of_nodes.write_text(
             "".join(f"{name}={value}\n" for name, value in environment.items())
         )
@@ -183,10 +184,10 @@ class Cluster:
 
 @contextmanager
 def two_nodes(folder: Path) -> Iterator[Cluster]:
-    """A cluster of two nodes, which is removed with all that runs in it.
+    """Create a cluster of two nodes, and remove it and its processes at the end of the context.
 
     Raises:
-        NoNodes: with the reason.
+        NoNodes: This machine cannot have nodes.
     """
     if os.geteuid() != 0:
         raise NoNodes("network namespaces need root")
@@ -203,7 +204,7 @@ def two_nodes(folder: Path) -> Iterator[Cluster]:
 
 
 def remove_remains() -> None:
-    """Namespaces of earlier test processes that were killed."""
+    """Remove the namespaces of earlier test processes that were killed."""
     for namespace in re.findall(rf"^{PREFIX}-\d+-\S+", run("ip", "netns", "list"), re.MULTILINE):
         if not Path(f"/proc/{namespace.split('-')[2]}").exists():
             for pid in run("ip", "netns", "pids", namespace).split():
@@ -213,13 +214,14 @@ def remove_remains() -> None:
 
 
 def run(*command: str) -> str:
-    """Standard output of a command that must succeed."""
+    """Run a command that must succeed and return its standard output."""
     return subprocess.run(
         command, check=True, capture_output=True, text=True, env=os.environ | {"PATH": SEARCHED}
     ).stdout
 
 
 def is_zombie(pid: int) -> bool:
+    """Return whether a process has ended and was not waited for."""
     try:
         return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -227,10 +229,10 @@ def is_zombie(pid: int) -> bool:
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE) -> float:
-    """Seconds until it held.
+    """Wait until a condition holds and return the seconds that it took.
 
     Raises:
-        TimeoutError: naming `what`.
+        TimeoutError: The condition does not hold in time; the message names `what`.
     """
     started = time.monotonic()
     while not condition():

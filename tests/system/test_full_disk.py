@@ -1,4 +1,4 @@
-"""A disk that is really full: a small tmpfs holds the checkpoints of a run."""
+"""Checkpoints on a full disk, which is a small tmpfs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOM = 4 << 20
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """An empty tmpfs of `ROOM` bytes."""
+    """Mount an empty tmpfs of `ROOM` bytes."""
     if os.geteuid() != 0 or not shutil.which("mount"):
         pytest.skip("a tmpfs can be mounted by root only")
     place = tmp_path / "disk"
@@ -40,13 +40,13 @@ def data(tmp_path: Path) -> Path:
 
 
 def fill(disk: Path, left: int) -> None:
-    """Until so many bytes are left, but for what a page holds."""
+    """Fill the disk until `left` bytes are free, up to the size of a page."""
     with (disk / "filling").open("wb") as file:
         file.write(bytes(shutil.disk_usage(disk).free - left))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5], ids=["nothing left", "half of a checkpoint left"])
-def test_a_full_disk_costs_no_checkpoint_and_is_told(
+def test_a_full_disk_damages_no_checkpoint(
     one_rank: Ranks, data: Path, disk: Path, tmp_path: Path, share: float
 ) -> None:
     run = tmp_path / "run"
@@ -71,17 +71,17 @@ def test_a_full_disk_costs_no_checkpoint_and_is_told(
     assert "resumed" not in str(failed) and read_run(run).events[-1].event == "end"
 
 
-def test_a_disk_that_fills_up_while_a_save_is_under_way_costs_no_checkpoint(
+def test_a_save_that_fills_the_disk_is_not_published(
     one_rank: Ranks, data: Path, disk: Path, tmp_path: Path
 ) -> None:
-    """What the room was measured by is smaller than what comes: the first half of the files fit."""
+    """Only half of the files fit, and without a checkpoint the space that they need is not known."""
     run = tmp_path / "run"
     config = values(data, run, save=str(disk / "checkpoints"), auto_resume=True, save_interval=5)
     assert one_rank.run(trained, config | {"exit_interval": 10}) == [143]
     previous = find_checkpoint(disk / "checkpoints")
     size = sum(path.stat().st_size for path in previous.rglob("*") if path.is_file())
     shutil.copytree(previous, tmp_path / "kept")
-    shutil.rmtree(disk / "checkpoints")  # with none to measure by, a save begins whatever room there is
+    shutil.rmtree(disk / "checkpoints")  # without it a save starts however much space is free
     fill(disk, size // 2)
     assert one_rank.run(trained, config | {"load": str(tmp_path / "kept"), "auto_resume": False}) == [1]
     failed = [event for event in read_run(run).events if event.event == "save_failed"]

@@ -1,4 +1,4 @@
-"""`deepspeed --hostfile` across two nodes: a whole run, a link that is cut, a node that dies."""
+"""`deepspeed --hostfile` on two nodes: a complete run, a broken link, a node that dies."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent.parent
 TIMEOUT = 5
 """Seconds of --heartbeat-timeout."""
 BOUND = 120
-"""Seconds for the ranks to be gone: TIMEOUT, the silence of ssh, and a slow machine."""
+"""Seconds within which the ranks must exit: TIMEOUT, the timeout of ssh, and reserve for a slow machine."""
 STEPS = 120
 
 
@@ -43,7 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def values(data: Path, run_dir: Path) -> dict[str, Any]:
-    """Steps of many micro-batches, so that there is time to strike between the first and the last."""
+    """Return a configuration whose steps have many micro-batches, so that a fault can come between them."""
     return {
         "preset": "llama-tiny",
         "num_layers": 1,
@@ -71,7 +71,7 @@ def trained(config: dict[str, Any]) -> int:
 
 @pytest.fixture(scope="module")
 def expected(two_ranks: Ranks, tmp_path_factory: pytest.TempPathFactory, data: Path) -> dict[int, float]:
-    """Losses of the same two ranks on one host, uninterrupted."""
+    """Return the losses of an uninterrupted run of two ranks on one host."""
     run = tmp_path_factory.mktemp("one_host") / "run"
     assert two_ranks.run(trained, values(data, run)) == [0, 0]
     return losses(run)
@@ -85,7 +85,7 @@ def losses(run: Path) -> dict[int, float]:
     }
 
 
-# What was heard last may be from before the first step: the steps are short.
+# The steps are short, so that the last heartbeat may be from before the first step.
 FAR_IS_LOST = (
     r"error: rank 0 on node-a exits at step \d+: .*rank 1 on node-b \(process \d+, (step \d+|not "
     r"training yet)"
@@ -93,7 +93,7 @@ FAR_IS_LOST = (
 
 
 class Job:
-    """A run on the cluster, each rank's words in a file of its own."""
+    """A run on the cluster; the output of each rank is in a file of its own."""
 
     def __init__(self, cluster: Cluster, data: Path, folder: Path) -> None:
         self.cluster, self.data, self.folder = cluster, data, folder
@@ -118,20 +118,20 @@ class Job:
     def logs(self) -> Path:
         return self.folder / f"logs{self.launches}"
 
-    def words(self, rank: int) -> str:
-        """What a rank of the last launch has printed."""
+    def output(self, rank: int) -> str:
+        """Return the output of a rank of the last launch."""
         return "".join(file.read_text() for file in self.logs().glob(f"*_rank{rank}.log"))
 
     def everything(self) -> str:
-        return "\n".join([self.cluster.output(), self.words(0), self.words(1)])
+        return "\n".join([self.cluster.output(), self.output(0), self.output(1)])
 
     def finish(self, process: subprocess.Popen[str]) -> str:
-        """Wait for the end of a launch that must succeed."""
+        """Wait until a launch has succeeded and return the output of the first rank."""
         assert process.wait(300) == 0, self.everything()
-        return self.words(0)
+        return self.output(0)
 
     def reach(self, steps: int, process: subprocess.Popen[str]) -> None:
-        """Wait until so many lines of steps are in the journal of the run."""
+        """Wait until metrics.jsonl has the records of so many steps."""
         file = self.run_dir / "metrics.jsonl"
 
         def reached() -> bool:
@@ -141,7 +141,7 @@ class Job:
         wait_until(reached, f"{steps} steps")
 
     def wait_for_the_end_of(self, rank: int) -> float:
-        """Seconds until no process of the node runs the program any more."""
+        """Wait until no process of the node runs the program and return the seconds that it took."""
         node = self.cluster.nodes[rank]
         return wait_until(
             lambda: not any(is_training(pid) for pid in node.processes()), f"the end of rank {rank}"
@@ -167,9 +167,7 @@ def test_deepspeed_trains_across_two_nodes(job: Job, expected: dict[int, float])
     assert list(expected) == list(range(1, STEPS + 1))
 
 
-def test_when_the_link_is_cut_both_nodes_leave_and_the_job_resumes(
-    job: Job, expected: dict[int, float]
-) -> None:
+def test_both_nodes_exit_when_the_link_breaks(job: Job, expected: dict[int, float]) -> None:
     process = job.launch()
     job.reach(25, process)
     far = job.cluster.nodes[1]
@@ -179,30 +177,27 @@ def test_when_the_link_is_cut_both_nodes_leave_and_the_job_resumes(
         assert process.wait(BOUND) != 0
     finally:
         far.set_link("up")
-    assert re.search(FAR_IS_LOST, job.words(0)), job.everything()
-    # Where the cut came before its first look at rank 0's beat, it knows the rank but not its host.
-    told = (
+    assert re.search(FAR_IS_LOST, job.output(0)), job.everything()
+    # If the link broke before its first look at rank 0's heartbeat, it does not know the host of rank 0.
+    message = (
         r"error: rank 1 on node-b exits at step \d+: rank 0( on node-a .*)?, its host .* the store at "
         r"10.73.0.1:"
     )
-    assert re.search(told, job.words(1)), job.everything()
-    assert "Traceback" not in job.words(0) + job.words(1)
+    assert re.search(message, job.output(1)), job.everything()
+    assert "Traceback" not in job.output(0) + job.output(1)
     assert "resumed from" in job.finish(job.launch("--auto-resume"))
     assert losses(job.run_dir) == expected
 
 
-def test_when_a_node_is_killed_the_other_leaves_and_the_job_resumes(
-    job: Job, expected: dict[int, float]
-) -> None:
-    """First the far one; then, in the resumed run, the one with the store, from which the job was
-    launched."""
+def test_the_other_node_exits_when_one_is_killed(job: Job, expected: dict[int, float]) -> None:
+    """The second node is killed first; in the resumed run it is the node with the store and the launcher."""
     first, far = job.cluster.nodes
     process = job.launch()
     job.reach(25, process)
     far.kill()
     assert process.wait(BOUND) != 0
     far.boot()
-    assert re.search(FAR_IS_LOST, job.words(0)), job.everything()
+    assert re.search(FAR_IS_LOST, job.output(0)), job.everything()
 
     process = job.launch("--auto-resume")
     job.reach(70, process)
@@ -210,8 +205,8 @@ def test_when_a_node_is_killed_the_other_leaves_and_the_job_resumes(
     process.wait()
     assert job.wait_for_the_end_of(1) < BOUND
     first.boot()
-    assert re.search(r"error: rank 1 on node-b exits at step \d+: .*rank 0", job.words(1)), job.everything()
+    assert re.search(r"error: rank 1 on node-b exits at step \d+: .*rank 0", job.output(1)), job.everything()
 
-    assert "Traceback" not in job.words(0) + job.words(1)
+    assert "Traceback" not in job.output(0) + job.output(1)
     assert "resumed from" in job.finish(job.launch("--auto-resume"))
     assert losses(job.run_dir) == expected
