@@ -91,8 +91,12 @@ class CheckpointFiles(CheckpointEngine):  # type: ignore[misc]  # DeepSpeed is u
     def begin(self, copied: bool) -> None:
         """Prepare for DeepSpeed's `save_checkpoint`. The last checkpoint must be finished."""
         assert self._thread is None, "two saves overlap"
-        self._copied, self._jobs, self._digests, self._error = copied, [], {}, None
-        self.copied_bytes = self._used = 0
+        self._copied = copied
+        self._jobs = []
+        self._digests = {}
+        self._error = None
+        self._used = 0
+        self.copied_bytes = 0
 
     def start(self, secure: Callable[[Path], str]) -> None:
         """Start a thread that writes what was copied.
@@ -123,7 +127,8 @@ class CheckpointFiles(CheckpointEngine):  # type: ignore[misc]  # DeepSpeed is u
             self._thread.join()
             self._thread = None
         if self._error is not None:
-            error, self._error = self._error, None
+            error = self._error
+            self._error = None
             raise error
         return self._digests
 
@@ -163,7 +168,8 @@ class CheckpointFiles(CheckpointEngine):  # type: ignore[misc]  # DeepSpeed is u
         return copy.deepcopy(state)
 
     def _copy_tensor(self, tensor: Tensor) -> Tensor:
-        index, self._used = self._used, self._used + 1
+        index = self._used
+        self._used += 1
         if index == len(self._buffers):
             self._buffers.append(torch.empty(0))
         buffer = self._buffers[index]

@@ -24,24 +24,31 @@ class ModelParallelUnit:
             self._data_group, _ = dist.new_subgroups(group_size=1)  # type: ignore[no-untyped-call]  # torch
 
     def get_data_parallel_rank(self) -> int:
+        """Return this rank's position among the ranks that hold the same parameters."""
         return self._mesh.replica.rank
 
     def get_data_parallel_world_size(self) -> int:
+        """Return the number of ranks that hold the same parameters."""
         return self._mesh.replica.size
 
     def get_data_parallel_group(self) -> Any:
+        """Return the process group of the ranks that hold the same parameters."""
         return self._data_group
 
     def get_data_parallel_group_ranks(self) -> list[int]:
+        """Return the global ranks of that group."""
         return dist.get_process_group_ranks(self._data_group)
 
     def get_model_parallel_rank(self) -> int:
+        """Return this rank's position on the tensor axis."""
         return self._mesh.tensor.rank
 
     def get_model_parallel_world_size(self) -> int:
+        """Return the size of the tensor axis."""
         return self._mesh.tensor.size
 
     def get_model_parallel_group(self) -> Any:
+        """Return the process group of the tensor axis."""
         return self._mesh.tensor.group
 
     get_tensor_model_parallel_rank = get_model_parallel_rank

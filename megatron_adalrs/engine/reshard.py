@@ -36,7 +36,7 @@ class TrainingTensors:
 
 
 class Fragment(NamedTuple):
-    """Where a parameter, or this rank's part of it, lies in a tensor of the optimizer."""
+    """Where a parameter, or this rank's part of it, is stored in a tensor of the optimizer."""
 
     owner: Tensor
     """The tensor that the optimizer updates; its moments have the same shape."""
@@ -103,7 +103,8 @@ def _locate_fragments(optimizer: Any) -> Callable[[nn.Parameter], Fragment | Non
             if mapping is None:
                 return None
             owner = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
-            in_owner, in_parameter = mapping.hp_fragment_address, mapping.lp_fragment_address
+            in_owner = mapping.hp_fragment_address
+            in_parameter = mapping.lp_fragment_address
             return Fragment(owner, in_owner.start, in_parameter.start, in_parameter.numel)
 
         return in_partition

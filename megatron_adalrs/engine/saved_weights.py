@@ -51,7 +51,8 @@ class SavedParameters:
     """
 
     def __init__(self, folder: Path, model: ModelConfig, vocab_size: int, parts: Sequence[Part]) -> None:
-        self._vocab_size, self._parts = vocab_size, parts
+        self._vocab_size = vocab_size
+        self._parts = parts
         with torch.device("meta"):
             gpt = GPT(model, vocab_size, Layout(tensor=MeshAxis(0, len(parts))))
         self._held = {

@@ -28,11 +28,13 @@ class UpdateGate:
 
     def set(self, ask: Callable[[], bool] | None) -> None:
         """Set, before a step, the function that returns whether to make its update; None makes it."""
-        self._ask, self.refused = ask, False
+        self._ask = ask
+        self.refused = False
 
     def _before_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if self._ask is not None:
-            self.refused, self._ask = not self._ask(), None
+            self.refused = not self._ask()
+            self._ask = None
         if self.refused:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:

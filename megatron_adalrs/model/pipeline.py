@@ -40,7 +40,8 @@ class PipelineEmbedding(Embedding):
         super().__init__(config, padded_vocab_size, layout)
         self.documents = documents
 
-    def forward(self, tokens: Tensor) -> Activations:  # type: ignore[override]  # layers of a pipeline take and return one value
+    def forward(self, tokens: Tensor) -> Activations:  # type: ignore[override]  # a pipeline layer's types
+        """Embed tokens [b, s], int64, and compute their document ids if blocks need them."""
         if not self.documents.needs_document_ids:
             return super().forward(tokens)
         document_ids = self.documents.document_ids(tokens)
@@ -66,7 +67,8 @@ class PipelineBlock(Block):
         self.documents = documents
         self.is_last = is_last
 
-    def forward(self, inputs: Activations) -> Activations:  # type: ignore[override]  # as above
+    def forward(self, inputs: Activations) -> Activations:  # type: ignore[override]  # a pipeline layer's types
+        """Apply the block to activations; the last block drops their document ids."""
         if isinstance(inputs, Tensor):
             return super().forward(inputs, self.rotary, NO_ATTENTION_INPUTS)
         x, document_ids = inputs
@@ -86,6 +88,7 @@ class _Output(nn.Module):
     """Factor of the loss, which the engine sets if not every token counts."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x: the output matrix is applied in `loss`."""
         return x
 
     def loss(self, x: Tensor, targets: Tensor) -> Tensor:

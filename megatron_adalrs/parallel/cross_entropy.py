@@ -61,6 +61,8 @@ def linear_cross_entropy(
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
+    """The autograd function of `linear_cross_entropy`."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -82,11 +84,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             axis: the tensor axis.
             counted: see `linear_cross_entropy`.
         """
-        tokens, training = hidden.shape[0], any(ctx.needs_input_grad)
+        tokens = hidden.shape[0]
+        training = any(ctx.needs_input_grad)
         # In float16, before the loss scale is applied, a token's share of the mean may underflow and a sum
         # over tokens overflow. The backward pass divides and rounds instead.
         is_float16 = hidden.dtype == torch.float16
-        ctx.pending, ctx.dtype = tokens if is_float16 else 1, hidden.dtype
+        ctx.pending = tokens if is_float16 else 1
+        ctx.dtype = hidden.dtype
         used = weight[:rows] if rows < weight.shape[0] else weight
         # Every chunk is a collective. Counting padding rows gives each rank the same number of chunks.
         chunk_tokens = max(1, CHUNK_ELEMENTS // weight.shape[0])
@@ -147,7 +151,8 @@ def _cross_entropy(
         denominator = logits.exp_().sum(dim=1, keepdim=True)
     else:
         here = (target >= 0) & (target < logits.shape[1])
-        target, step = target.masked_fill(~here, 0), step.masked_fill(~here, 0.0)
+        target = target.masked_fill(~here, 0)
+        step = step.masked_fill(~here, 0.0)
         # A rank whose rows are all padding has no logits, so `amax` and `gather` would fail.
         is_idle = logits.shape[1] == 0
         largest = torch.full_like(step, -torch.inf) if is_idle else logits.amax(dim=1, keepdim=True)

@@ -89,6 +89,7 @@ class ColumnParallelLinear(nn.Linear):
             mark_shard(parameter, axis, 0, blocks)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map x [..., in] to this rank's features [..., out / axis]."""
         x = gather_sequence(x, self.axis) if self.sequence_parallel else copy(x, self.axis)
         return F.linear(x, self.weight, self.bias)
 
@@ -113,6 +114,7 @@ class RowParallelLinear(nn.Linear):
         mark_shard(self.weight, axis, 1, (in_features,))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map this rank's features x [..., in / axis] to [..., out]."""
         if self.axis.size == 1:
             return F.linear(x, self.weight, self.bias)
         partial = F.linear(x, self.weight)
@@ -140,6 +142,7 @@ class VocabularyParallelEmbedding(nn.Embedding):
         mark_shard(self.weight, axis, 0, (padded_vocab_size,))
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Embed tokens [b, s], int64."""
         if self.axis.size == 1:
             return F.embedding(tokens, self.weight)
         rows = tokens - self.axis.rank * self.num_embeddings
@@ -158,7 +161,9 @@ class SequenceParallelLayerNorm(nn.LayerNorm):
         self.axis = axis
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = copy(self.weight, self.axis), copy(self.bias, self.axis)
+        """Normalise this rank's part of the sequence, [b, s / axis, h]."""
+        weight = copy(self.weight, self.axis)
+        bias = copy(self.bias, self.axis)
         return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
@@ -170,6 +175,7 @@ class SequenceParallelRMSNorm(nn.RMSNorm):
         self.axis = axis
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise this rank's part of the sequence, [b, s / axis, h]."""
         return F.rms_norm(x, self.normalized_shape, copy(self.weight, self.axis), self.eps)
 
 

@@ -88,9 +88,12 @@ def _paired(x: Tensor, axis: MeshAxis, forward: Collective, backward: Collective
 
 
 class _Paired(Function):
+    """An autograd function that applies one collective forward and another one backward."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, axis: MeshAxis, forward: Collective, backward: Collective) -> Tensor:
-        ctx.axis, ctx.pair = axis, backward
+        ctx.axis = axis
+        ctx.pair = backward
         return forward(x, axis)
 
     @staticmethod

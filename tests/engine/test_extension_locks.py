@@ -33,14 +33,15 @@ def held_by_a_process(lock: Path) -> subprocess.Popen[str]:
 
 
 def test_a_killed_process_lock_is_removed_when_old(folder: Path) -> None:
-    lock, told = folder / "py311_cpu" / "operator" / "lock", []
+    lock = folder / "py311_cpu" / "operator" / "lock"
+    messages: list[str] = []
     process = held_by_a_process(lock)
     process.kill()
     process.communicate()
     started = time.monotonic()
-    remove_abandoned_locks(folder, 1.0, told.append)
+    remove_abandoned_locks(folder, 1.0, messages.append)
     assert not lock.exists() and 0.4 < time.monotonic() - started < 10
-    assert told[0].startswith(f"waiting up to 1 s for {lock}") and told[-1].startswith(
+    assert messages[0].startswith(f"waiting up to 1 s for {lock}") and messages[-1].startswith(
         f"removed {lock}: a process"
     )
 
@@ -49,18 +50,19 @@ def test_an_old_lock_is_removed_at_once(folder: Path) -> None:
     lock = folder / "py311_cpu" / "lock"
     lock.touch()
     os.utime(lock, (time.time() - 300, time.time() - 300))
-    told: list[str] = []
-    remove_abandoned_locks(folder, 120.0, told.append)
-    assert not lock.exists() and len(told) == 1 and "300 s ago" in told[0]
+    messages: list[str] = []
+    remove_abandoned_locks(folder, 120.0, messages.append)
+    assert not lock.exists() and len(messages) == 1 and "300 s ago" in messages[0]
 
 
 def test_a_lock_of_a_live_process_is_kept(folder: Path) -> None:
-    lock, told = folder / "py311_cpu" / "operator" / "lock", []
+    lock = folder / "py311_cpu" / "operator" / "lock"
+    messages: list[str] = []
     process = held_by_a_process(lock)
     try:
         os.utime(lock, (1.0, 1.0))
-        remove_abandoned_locks(folder, 1.0, told.append)
-        assert lock.exists() and told == []
+        remove_abandoned_locks(folder, 1.0, messages.append)
+        assert lock.exists() and messages == []
     finally:
         process.kill()
         process.communicate()
@@ -68,11 +70,12 @@ def test_a_lock_of_a_live_process_is_kept(folder: Path) -> None:
 
 def test_waits_for_a_lock_of_another_host(folder: Path) -> None:
     """The processes of another host cannot be inspected, so its lock counts as live until it is old."""
-    lock, told = folder / "py311_cpu" / "operator" / "lock", []
+    lock = folder / "py311_cpu" / "operator" / "lock"
+    messages: list[str] = []
     lock.touch()
     threading.Timer(0.7, lock.unlink).start()
-    remove_abandoned_locks(folder, 60.0, told.append)
-    assert not lock.exists() and len(told) == 1
+    remove_abandoned_locks(folder, 60.0, messages.append)
+    assert not lock.exists() and len(messages) == 1
 
 
 def test_a_missing_folder_is_no_error(tmp_path: Path) -> None:
