@@ -78,7 +78,7 @@ def test_another_tokenizer_is_refused(made: Path) -> None:
     assert told == (
         f"--from: {made}/two/tokenizer.json is not the tokenizer of this run's data, corpus.json ({HF}, "
         f"SHA-256 "
-        f"{digest:.12}): required the same"
+        f"{digest:.12}): they must be the same"
     )
     assert "if it is, give --tokenizer-type and its files" in refused(
         made / "two", of_data(HF, one, known=False)

@@ -257,7 +257,7 @@ def test_export_includes_the_tokenizer(one_rank: Ranks, tmp_path: Path, convert:
     assert f"{model}/tokenizer.json is copied" in done.stdout
     shutil.rmtree(model)
     done = convert("--from", tmp_path / "begun", "--to-hf", tmp_path / "out3")
-    assert f"{source}/tokenizer.json is not what made {data}, no tokenizer is copied" in done.stdout
+    assert f"{source}/tokenizer.json did not make {data}, no tokenizer is copied" in done.stdout
     shutil.rmtree(source)
     done = convert("--from", tmp_path / "begun", "--to-hf", tmp_path / "out4")
     assert f"there is no tokenizer in {source}, none is copied" in done.stdout
