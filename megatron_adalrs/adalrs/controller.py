@@ -44,7 +44,7 @@ class Controller(Protocol):
     has_pending_rollback: bool
     """Whether steps were taken that may be undone, or set aside that may come back."""
     needs_initial: bool
-    """Whether the snapshot `race_state.INITIAL` of the weights before the first step may be asked for."""
+    """Whether the snapshot `robust.INITIAL` of the weights before the first step may be asked for."""
 
     def observe(self, loss: float, applied: bool = True) -> Decision:
         """Count one more kept step with this loss; `applied` is False when the optimizer skipped it."""

@@ -1,62 +1,228 @@
-"""The paired race: two futures of the same weights on the same batches, judged at the same learning rate.
+"""Robust mode: a state machine that races two continuations of the same weights on the same batches.
 
 A pure state machine: a loss in, a decision out. The rule is this project's own. The velocity of a short
-window is mostly noise, it falls by itself as training goes on, and a lower rate looks better at first,
-whatever comes of it. All three vanish where both arms see the same batches and return to the same rate before
-they are judged.
+window is mostly noise, it falls by itself as training proceeds, and a lower rate looks better at first
+whatever it leads to. None of the three matters where both arms see the same batches and return to the same
+rate before they are compared. `TRANSITIONS` has every transition; docs/adalrs_states.md has the diagram.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
+from enum import Enum
+from typing import Any, NamedTuple
 
 from megatron_adalrs.adalrs import race_statistics as paired
 from megatron_adalrs.adalrs.decision import Decision, Event
-from megatron_adalrs.adalrs.race_state import INITIAL, RaceState
 from megatron_adalrs.adalrs.race_statistics import Gain
+from megatron_adalrs.adalrs.search_plan import RacePlan
+from megatron_adalrs.adalrs.settings import AdaLRSSettings, check_same_search
 
+INITIAL = "initial"
+"""Name of the snapshot of the weights before the first step."""
 _LATER_CLIMBS = 0.4
-"""Of `climb_gain`: what a race of the climb must gain above the rate that was given."""
-_LARGEST_LOSS = 1e100  # squares of larger ones overflow
+"""Share of `climb_gain` that a race of the climb must gain above the rate that was given."""
+_LARGEST_LOSS = 1e100  # squares of larger losses overflow
 
 
-class RobustController(RaceState):
-    """Races the current rate s against a higher one and, when the first race is lost, a restart at a lower
-    one.
+class State(str, Enum):
+    """States of the machine; the values are recorded as the phase of a step."""
 
-    A rate that is far too small shows at once, and costs more the longer it stays. So from the end of the
-    warm-up on there is a *climb*: s for `climb_steps` steps against s x alpha on the same batches. The trial
-    is kept, and the next race of the climb begins, if over the last half mean(control - trial) > confidence x
-    SE, and > `climb_gain` of what the loss has fallen by since the first step: over so few steps, so early,
-    more than the best rate may look better. Above the rate that was given, which so was far too small, 0.4 of
-    that gain will do, sure or not: what is gained so soon is a small part of what a higher rate gains in the
-    end. The first race that is lost ends the climb. If it was not the run's very first, and not worse by
-    confidence x SE, s becomes s x sqrt(alpha): two rates about as good as each other lie on either side of
-    the best one.
+    BEFORE = "before"
+    CONTROL = "control"
+    TRIAL = "trial"
+    RESTART_CONTROL = "restart-control"
+    RESTART = "restart"
+    ENDING = "ending"
+    DONE = "done"
 
-    A full race, from snapshot A: the *control* takes `race_steps` steps at s and ends in snapshot B; the
-    *trial*, from A on the same batches, takes `trial_steps` at s x f and the `return_steps` that remain at s.
-    With D = control - trial, step by step over the last of the return steps:
+
+class Condition(str, Enum):
+    """Conditions that cause a transition."""
+
+    RACE_DUE = "the climb or the first full race is due"
+    ARM_ENDED = "the arm has taken its steps"
+    FALLBACK_REPEATED = "the arm has taken its steps again, after an interrupted restart race"
+    RAISED_STEPS_ENDED = "the trial has taken its steps at the raised rate"
+    NOT_FINITE = "a loss is not finite"
+    NEITHER_FINITE = "a loss is not finite, the control has none either, and a lower rate is allowed"
+    BEHIND = "the trial's losses are far above the control's"
+    CAUGHT_UP = "the new run has taken as many steps as the old one"
+    BETTER = "the arm ended and its gain is above the threshold"
+    NOT_BETTER = "the arm ended and its gain is not above the threshold"
+    STEP = "one more step"
+    INTERRUPTED = "the run is interrupted"
+    INTERRUPTED_WITH_FALLBACK = "the run is interrupted and a lost race would be gone back to"
+
+
+class Transition(NamedTuple):
+    """What follows a condition in a state."""
+
+    action: str
+    """Name of the method of `RobustController`, without its underscore."""
+    event: Event | None
+    """Kind of decision; None for an ordinary step."""
+    next: tuple[State, ...]
+    """States that the action can lead to."""
+
+
+_RACE_OR_END = (State.BEFORE, State.CONTROL, State.ENDING)
+_RACE_RESTART_OR_END = (*_RACE_OR_END, State.RESTART_CONTROL)
+TRANSITIONS: dict[tuple[State, Condition], Transition] = {
+    (State.BEFORE, Condition.RACE_DUE): Transition("first_race", Event.CONTROL_STARTED, _RACE_OR_END),
+    (State.CONTROL, Condition.ARM_ENDED): Transition("start_trial", Event.TRIAL_STARTED, (State.TRIAL,)),
+    (State.CONTROL, Condition.FALLBACK_REPEATED): Transition(
+        "start_restart_control", Event.CONTROL_STARTED, (State.RESTART_CONTROL,)
+    ),
+    (State.CONTROL, Condition.INTERRUPTED): Transition("repeat_control", Event.INTERRUPTED, (State.CONTROL,)),
+    (State.TRIAL, Condition.RAISED_STEPS_ENDED): Transition("return_to_rate", None, (State.TRIAL,)),
+    (State.TRIAL, Condition.NOT_FINITE): Transition("lose", Event.ABORTED, _RACE_RESTART_OR_END),
+    (State.TRIAL, Condition.BEHIND): Transition("lose", Event.ABORTED, _RACE_RESTART_OR_END),
+    (State.TRIAL, Condition.NOT_BETTER): Transition("lose", Event.FAILED, _RACE_RESTART_OR_END),
+    (State.TRIAL, Condition.BETTER): Transition("accept", Event.ACCEPTED, _RACE_OR_END),
+    (State.TRIAL, Condition.INTERRUPTED): Transition("repeat_control", Event.INTERRUPTED, (State.CONTROL,)),
+    (State.RESTART_CONTROL, Condition.ARM_ENDED): Transition(
+        "start_restart", Event.TRIAL_STARTED, (State.RESTART,)
+    ),
+    (State.RESTART_CONTROL, Condition.INTERRUPTED): Transition(
+        "repeat_restart_control", Event.INTERRUPTED, (State.RESTART_CONTROL,)
+    ),
+    (State.RESTART_CONTROL, Condition.INTERRUPTED_WITH_FALLBACK): Transition(
+        "repeat_fallback", Event.INTERRUPTED, (State.CONTROL,)
+    ),
+    (State.RESTART, Condition.NEITHER_FINITE): Transition("restart_lower", Event.ABORTED, (State.RESTART,)),
+    (State.RESTART, Condition.NOT_FINITE): Transition("lose_restart", Event.ABORTED, _RACE_OR_END),
+    (State.RESTART, Condition.BEHIND): Transition("lose_restart", Event.ABORTED, _RACE_OR_END),
+    (State.RESTART, Condition.CAUGHT_UP): Transition("catch_up", Event.CAUGHT_UP, (State.RESTART,)),
+    (State.RESTART, Condition.NOT_BETTER): Transition("lose_restart", Event.FAILED, _RACE_OR_END),
+    (State.RESTART, Condition.BETTER): Transition("accept_restart", Event.ACCEPTED, _RACE_RESTART_OR_END),
+    (State.RESTART, Condition.INTERRUPTED): Transition(
+        "repeat_restart_control", Event.INTERRUPTED, (State.RESTART_CONTROL,)
+    ),
+    (State.RESTART, Condition.INTERRUPTED_WITH_FALLBACK): Transition(
+        "repeat_fallback", Event.INTERRUPTED, (State.CONTROL,)
+    ),
+    (State.ENDING, Condition.STEP): Transition("end", Event.SEARCH_ENDED, (State.DONE,)),
+}
+
+
+class Fallback(str, Enum):
+    """Where a lost restart race goes back to."""
+
+    START = "start"
+    """A, where the race began: there is no B."""
+    CONTROL = "control"
+    """B, the end of the control of the race that was lost before."""
+    REPEAT = "repeat"
+    """B, which an interruption has discarded and the control in progress makes again."""
+
+
+class Finding(NamedTuple):
+    """A condition that holds, and what was measured."""
+
+    condition: Condition
+    why: str = ""
+    gain: Gain | None = None
+
+
+_SAVED = (
+    "step",
+    "schedule_offset",
+    "scale",
+    "_spent",
+    "_spent_at_start",
+    "_unaccounted",
+    "_start",
+    "_base",
+    "_factor",
+    "_may_climb",
+    "_restart_may_come",
+    "_slots",
+    "_opening",
+    "_control",
+    "_trial",
+)
+
+
+class RobustController:
+    """Races the current rate against a higher one and, when the first race is lost, a restart at a lower one.
+
+    A rate s that is far too small shows at once, and costs more the longer it stays. So the *climb* begins
+    at the end of the warm-up: s for `climb_steps` steps against s x alpha on the same batches. The trial is
+    kept, and the next race of the climb begins, if over the last half of the steps
+    mean(control - trial) > confidence x SE, and > `climb_gain` of what the loss has fallen by since the first
+    step. Above the rate that was given, 0.4 of that gain is enough, significant or not: a gain this early is
+    a small part of what a higher rate gains in the end. The first lost race ends the climb. If it was not the
+    run's very first and was not worse by confidence x SE, s becomes s x sqrt(alpha): two rates that are about
+    equally good lie on either side of the best one.
+
+    A full race from snapshot A: the *control* takes `race_steps` steps at s and ends in snapshot B. The
+    *trial*, from A on the same batches, takes `trial_steps` at s x f and the remaining `return_steps` at s.
+    With D = control - trial, step by step over the last return steps:
 
     - mean(D) > confidence x SE(D): s becomes s x f, and the trial's steps are kept.
-    - otherwise B is restored, to the bit as if there had been no trial, and f becomes sqrt(f).
-    - a trial that is not finite, or whose last 8 losses lie above the control's by more than the standard
-    deviation of
-      those, ends at once and is lost.
+    - otherwise B is restored, bit for bit as if there had been no trial, and f becomes sqrt(f).
+    - a trial whose loss is not finite, or whose last 8 losses lie above the control's by more than their
+      standard deviation, ends at once and is lost.
 
-    When the climb's first trial was worse by confidence x SE, or else when the very first full race is lost
-    and the climb raised nothing before it, the rate may be far too large, and the weights too damaged for a
-    lower rate to mend them. Then and there the *restart race* compares, at the same low rate s /
-    `restart_factor` and on the same batches, `restart_steps` steps that go on from here, now A, with the end
-    of a new run from the initial weights. Unless the new run is worse by 2.5 SE, it is kept up to A's step, s
-    becomes s / `restart_factor`, and the restart race is repeated; the climb and the races after it go up
-    from there, from f = alpha on. A restart race of the climb that is lost, but not by far, may be run again
-    when the first full race is lost: so early little damage is done yet.
+    When the climb's first trial was worse by confidence x SE, or when the first full race is lost and the
+    climb raised nothing before it, the rate may be far too large, and the weights too damaged for a lower
+    rate to repair. The *restart race* then compares, at the same low rate s / `restart_factor` and on the
+    same batches, `restart_steps` steps from here, now A, with the end of a new run from the initial weights.
+    Unless the new run is worse by 2.5 SE, it is kept up to A's step, s becomes s / `restart_factor`, and the
+    restart race is repeated; the climb and the races after it start again with f = alpha. A restart race of
+    the climb that is lost by little may be repeated when the first full race is lost.
 
     Steps that the optimizer skipped and losses that are not finite take no part in a difference. The state
     can be saved wherever `has_pending_rollback` is False. The snapshots belong to the trainer.
     """
+
+    def __init__(self, settings: AdaLRSSettings, plan: RacePlan) -> None:
+        self.settings = settings
+        self.plan = plan
+        self.step = 0
+        self.schedule_offset = 0
+        self._state = State.BEFORE
+        self._fallback = Fallback.START
+        self._unaccounted = 0  # executed steps, less those that decisions have reported as discarded
+        self._spent = 0  # executed steps, less those that an interruption makes the run repeat
+        self._spent_at_start = 0  # the same at A
+        self._start = 0  # A's step
+        self._base = 1.0  # A's scale
+        self._factor = settings.alpha
+        self._may_climb = True  # no race of the climb was lost at this scale
+        self._restart_may_come = True  # no rate was raised, and no restart race run but one lost by little
+        self._slots = {"start": "first", "control": "second", "winner": "third"}  # names of snapshots
+        self._opening: list[float | None] = []  # losses of the kept steps up to the start of full races
+        self._control: list[float | None] = []
+        self._trial: list[float | None] = []
+        self._spread: float | None = None  # of the control, once a trial needs it
+        self._set_scale(1.0)
+
+    @property
+    def phase(self) -> str:
+        """Value of the current `State`."""
+        return self._state.value
+
+    @property
+    def has_pending_rollback(self) -> bool:
+        """Return whether the race in progress may undo steps, or restore steps that were set aside."""
+        if self._state is State.RESTART_CONTROL:
+            return self._fallback is Fallback.CONTROL or bool(self._control)
+        if self._state is State.CONTROL:
+            return bool(self._control)
+        return self._state in (State.TRIAL, State.RESTART)
+
+    @property
+    def needs_initial(self) -> bool:
+        """Return whether a restart race is in progress or possible; it begins from snapshot `INITIAL`."""
+        # A trial that ends early may leave more of the budget than there seems to be while it lasts.
+        is_affordable = self._state is State.TRIAL or self._may_restart(self._base)
+        may_come = self._restart_may_come and self._state not in (State.ENDING, State.DONE) and is_affordable
+        repeats = self._fallback is Fallback.REPEAT
+        return may_come or repeats or self._state in (State.RESTART_CONTROL, State.RESTART)
 
     def observe(self, loss: float, applied: bool = True) -> Decision:
         """Count one more step and decide what comes next.
@@ -66,121 +232,116 @@ class RobustController(RaceState):
             applied: False when the optimizer skipped the step.
         """
         self.step += 1
-        self._executed += 1
+        self._unaccounted += 1
         self._spent += 1
-        if self.phase == "done":
-            return self._keep
-        if self.phase == "ending":
-            return self._end()
         finite = abs(loss) < _LARGEST_LOSS
-        usable = loss if applied and finite else None
-        if self.phase == "before":
-            self._opening.append(usable)
+        losses = {State.BEFORE: self._opening, State.CONTROL: self._control, State.TRIAL: self._trial}
+        losses |= {State.RESTART_CONTROL: self._control, State.RESTART: self._trial}
+        if self._state in losses:
+            losses[self._state].append(loss if applied and finite else None)
+        found = self._check(finite)
+        return self._keep if found is None else self._follow(found)
+
+    def interrupt(self) -> Decision:
+        """Go back to where the race in progress began, so that the run can be saved; `resume` repeats it."""
+        if not self.has_pending_rollback:
+            return self._keep
+        in_restart = self._state in (State.RESTART_CONTROL, State.RESTART)
+        if in_restart and self._fallback is Fallback.CONTROL:
+            return self._follow(Finding(Condition.INTERRUPTED_WITH_FALLBACK))
+        return self._follow(Finding(Condition.INTERRUPTED))
+
+    def resume(self) -> Decision:
+        """Return what to do before a process's first step: keep the initial weights, or begin the race.
+
+        Raises:
+            RuntimeError: The state was saved within a race, whose snapshots ended with its process.
+        """
+        if self.has_pending_rollback:
+            raise RuntimeError(
+                "the state was saved within a race, whose snapshots are gone: call interrupt() first"
+            )
+        if self.step == 0 and self.needs_initial:
+            return self._decide(
+                Event.INITIAL_KEPT, "the initial weights are kept, for a restart", capture=INITIAL
+            )
+        if self._state in (State.CONTROL, State.RESTART_CONTROL):
+            return self._decide(Event.CONTROL_STARTED, self._what_follows(), capture=self._slots["start"])
+        return self._keep
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state and the settings it belongs to, in types that json writes and reads exactly."""
+        state = {name.lstrip("_"): copy.copy(getattr(self, name)) for name in _SAVED}
+        state |= {"phase": self._state.value, "fallback": self._fallback.value}
+        return {"mode": "robust", "settings": asdict(self.settings), "plan": asdict(self.plan)} | state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state that `state_dict` returned.
+
+        Raises:
+            ValueError: The state is from a run with other settings, or lacks an entry; nothing has changed.
+        """
+        check_same_search(state, self.settings, self.plan, entries=self.state_dict())
+        for name in _SAVED:
+            setattr(self, name, copy.copy(state[name.lstrip("_")]))
+        self._state, self._fallback = State(state["phase"]), Fallback(state["fallback"])
+        self._spread = None
+        self._set_scale(self.scale)
+
+    # Conditions
+
+    def _check(self, finite: bool) -> Finding | None:
+        """Return the condition that holds after a step in the current state; None if there is none."""
+        if self._state is State.BEFORE:
             is_due = self.step in (self.plan.climb_start, self.plan.search_start)
-            return self._first_race() if is_due else self._keep
-        self._index += 1
-        if self.phase in ("control", "restart-control"):
-            self._control.append(usable)
-            return self._in_control()
-        self._trial.append(usable)
-        return self._in_restart(finite) if self.phase == "restart" else self._in_trial(finite)
+            return Finding(Condition.RACE_DUE) if is_due else None
+        if self._state is State.CONTROL and len(self._control) == self._arm_steps:
+            repeats = self._fallback is Fallback.REPEAT
+            return Finding(Condition.FALLBACK_REPEATED if repeats else Condition.ARM_ENDED)
+        if self._state is State.RESTART_CONTROL and len(self._control) == self.plan.restart_steps:
+            return Finding(Condition.ARM_ENDED)
+        if self._state is State.TRIAL:
+            return self._check_trial(finite)
+        if self._state is State.RESTART:
+            return self._check_restart(finite)
+        return Finding(Condition.STEP) if self._state is State.ENDING else None
 
-    # The race
-
-    def _first_race(self) -> Decision:
-        self._begin_race()
-        if self.phase in ("before", "ending"):
-            return self._keep
-        return self._tell(Event.CONTROL_STARTED, self._what_follows(), capture=self._slots["start"])
-
-    def _begin_race(self, restart_is_due: bool = False) -> None:
-        """A race from here and the current scale, if one fits in; otherwise the climb or the search is
-        over."""
-        self.schedule_offset = self._spent - self.step if self.settings.budget == "total" else 0
-        if restart_is_due and self._may_restart(self.scale):
-            self._mark_start()
-            self._begin_restart()
-            return
-        if self.step < self.plan.search_start:
-            self.phase = "before"
-            if self._may_climb:
-                self._begin_climb()
-            return
-        while (
-            self.scale * self._factor > self.settings.max_scale
-            and self._factor >= self.settings.finest_factor
-        ):
-            self._factor = math.sqrt(self._factor)
-        cost = (2 if self.settings.budget == "total" else 1) * self.plan.race_steps
-        fits = self.step + self.schedule_offset + cost <= self.plan.search_end
-        if fits and self._factor >= self.settings.finest_factor and self._affords(self.plan.race_steps):
-            self._begin()
-        else:
-            self.phase = "ending"
-
-    def _begin_climb(self) -> None:
-        fits = self.step + self.plan.climb_steps <= self.plan.search_start
-        may_rise = self.scale * self.settings.alpha <= self.settings.max_scale
-        if fits and may_rise and self._affords(self.plan.climb_steps):
-            self._begin()
-
-    def _begin(self) -> None:
-        self._mark_start()
-        self._enter("control", self.step, self.scale)
-
-    def _mark_start(self) -> None:
-        """Here is A; its snapshot is the trainer's to capture."""
-        self._start, self._base, self._spent_at_start, self._has_fallback = (
-            self.step,
-            self.scale,
-            self._spent,
-            False,
-        )
-
-    def _begin_restart(self) -> None:
-        self._restart_may_come = False
-        self._enter_restart_control()
-
-    def _in_control(self) -> Decision:
-        if self.phase == "restart-control":
-            return self._start_restart() if self._index == self.plan.restart_steps else self._keep
-        if self._index < self._arm_steps:
-            return self._keep
-        snapshots = {"capture": self._slots["control"], "restore": self._slots["start"]}
-        if self._only_fallback:
-            self._only_fallback, self._has_fallback = False, True
-            self._enter_restart_control()
-            return self._tell(Event.CONTROL_STARTED, self._what_follows(), self._base, **snapshots)
-        self._enter("trial", self._start, self._base * self._tried_factor)
-        reason = f"the same {self._arm_steps} batches again, from step {self.step}, at scale {self.scale:.4g}"
-        if not self._in_climb:
-            reason += f" for {self.plan.trial_steps} steps, then at {self._base:.4g}"
-        return self._tell(Event.TRIAL_STARTED, reason, self._base, **snapshots)
-
-    def _in_trial(self, finite: bool) -> Decision:
-        behind = paired.left_behind(self._control, self._trial, self._spread_of_control())
+    def _check_trial(self, finite: bool) -> Finding | None:
         if not finite:
-            return self._lost(Event.ABORTED, "a loss of the trial is not finite")
-        if behind:
-            return self._lost(Event.ABORTED, f"the trial stays behind, by {behind}", behind)
-        if self._index == self.plan.trial_steps and not self._in_climb:
-            self._set_scale(self._base)
-        undone = self._arm_steps
-        if self._index < undone:
-            return self._keep
+            return Finding(Condition.NOT_FINITE, "a loss of the trial is not finite")
+        if self._spread is None:
+            self._spread = paired.spread(self._control)
+        if behind := paired.left_behind(self._control, self._trial, self._spread):
+            return Finding(Condition.BEHIND, f"the trial stays behind, by {behind}", behind)
+        if len(self._trial) == self.plan.trial_steps and not self._in_climb:
+            return Finding(Condition.RAISED_STEPS_ENDED)
+        if len(self._trial) < self._arm_steps:
+            return None
         gain = self._gain_of_trial()
-        against = f"the trial gained {gain} in loss, needed {gain.threshold:.4g}"
-        if not gain.mean > gain.threshold:
-            return self._lost(Event.FAILED, against, gain)
-        if self._in_climb:
-            self._opening += self._trial
-        self._restart_may_come = False  # a rate that was raised is not too large
-        before = self._base
-        self._set_scale(before * self._tried_factor)
-        reason = f"{against}: scale {before:.4g} -> {self.scale:.4g}"
-        self._begin_race()
-        capture = None if self.phase in ("before", "ending") else self._slots["start"]
-        return self._verdict(Event.ACCEPTED, before, reason + self._then(), gain, undone, capture=capture)
+        why = f"the trial gained {gain} in loss, needed {gain.threshold:.4g}"
+        is_better = gain.mean > gain.threshold
+        return Finding(Condition.BETTER if is_better else Condition.NOT_BETTER, why, gain)
+
+    def _check_restart(self, finite: bool) -> Finding | None:
+        lead = self._start
+        if not finite:
+            if not paired.any_usable(self._control) and self._may_restart(self.scale):
+                return Finding(Condition.NEITHER_FINITE)
+            return Finding(Condition.NOT_FINITE, "a loss of the new run is not finite")
+        if behind := paired.hopeless(self._opening, self._trial, self.plan.warmup_iters):
+            return Finding(Condition.BEHIND, f"the new run stays behind, by {behind}", behind)
+        if len(self._trial) == lead:
+            return Finding(Condition.CAUGHT_UP)
+        if len(self._trial) < lead + self.plan.restart_steps:
+            return None
+        judged = self.plan.restart_steps - self.plan.restart_skipped_steps
+        gain = paired.gain(self._control, self._trial, judged)
+        gain = replace(gain, threshold=self.settings.restart_confidence * gain.error)
+        why = f"the new run gained {gain} in loss, needed {gain.threshold:.4g}"
+        # A control without one usable loss is not worth keeping, whatever the new run is like.
+        unknown = math.isnan(gain.mean)
+        is_lost = gain.mean <= gain.threshold or (unknown and paired.any_usable(self._control))
+        return Finding(Condition.NOT_BETTER if is_lost else Condition.BETTER, why, gain)
 
     def _gain_of_trial(self) -> Gain:
         if self._in_climb:
@@ -193,50 +354,197 @@ class RobustController(RaceState):
             least = 0.0
         return replace(gain, threshold=max(self.settings.confidence * gain.error, least))
 
-    def _lost(self, event: Event, why: str, gain: Gain | None = None) -> Decision:
-        undone, tried = self._index, self._base * self._tried_factor
-        self._has_fallback = True
+    # Actions of the transitions
+
+    def _follow(self, found: Finding) -> Decision:
+        transition = TRANSITIONS[self._state, found.condition]
+        decision: Decision = getattr(self, f"_{transition.action}")(transition.event, found)
+        assert self._state in transition.next
+        return decision
+
+    def _first_race(self, event: Event, found: Finding) -> Decision:
+        self._begin_race()
+        if self._state in (State.BEFORE, State.ENDING):
+            return self._keep
+        return self._decide(event, self._what_follows(), capture=self._slots["start"])
+
+    def _start_trial(self, event: Event, found: Finding) -> Decision:
+        self._enter(State.TRIAL, self._start, self._base * self._tried_factor)
+        reason = f"the same {self._arm_steps} batches again, from step {self.step}, at scale {self.scale:.4g}"
+        if not self._in_climb:
+            reason += f" for {self.plan.trial_steps} steps, then at {self._base:.4g}"
+        return self._decide(event, reason, self._base, **self._keep_control())
+
+    def _start_restart_control(self, event: Event, found: Finding) -> Decision:
+        self._fallback = Fallback.CONTROL
+        self._enter_restart_control()
+        return self._decide(event, self._what_follows(), self._base, **self._keep_control())
+
+    def _return_to_rate(self, event: None, found: Finding) -> Decision:
+        self._set_scale(self._base)
+        return self._keep
+
+    def _accept(self, event: Event, found: Finding) -> Decision:
+        undone = self._arm_steps
         if self._in_climb:
-            return self._lost_climb(event, tried, why, gain, undone)
+            self._opening += self._trial
+        self._restart_may_come = False  # a rate that was raised is not too large
+        before = self._base
+        self._set_scale(before * self._tried_factor)
+        reason = f"{found.why}: scale {before:.4g} -> {self.scale:.4g}"
+        self._begin_race()
+        capture = None if self._state in (State.BEFORE, State.ENDING) else self._slots["start"]
+        return self._verdict(event, before, reason + self._then(), found.gain, undone, capture=capture)
+
+    def _lose(self, event: Event, found: Finding) -> Decision:
+        undone, tried = len(self._trial), self._base * self._tried_factor
+        self._fallback = Fallback.CONTROL
+        if self._in_climb:
+            return self._lose_climb(event, found, tried, undone)
         self._factor = math.sqrt(self._factor)
         self._set_scale(self._base)
         if self._restart_may_come and self._may_restart(self._base):
-            # Where an interruption goes back to, the control is run once more but the trial is not.
+            # After an interruption the control is repeated, but not the trial.
             self._spent_at_start = self._spent - self.plan.race_steps
-            self._begin_restart()
-            reason = f"{why}; the rate may be too large: {self._what_follows()}"
-            return self._verdict(event, tried, reason, gain, undone, restore=self._slots["start"])
+            self._restart_may_come = False
+            self._enter_restart_control()
+            reason = f"{found.why}; the rate may be too large: {self._what_follows()}"
+            return self._verdict(event, tried, reason, found.gain, undone, restore=self._slots["start"])
         self._restart_may_come = False
-        return self._go_back(event, tried, why, gain, undone)
+        return self._go_back(event, found.why, tried, found.gain, undone)
 
-    def _lost_climb(self, event: Event, tried: float, why: str, gain: Gain | None, undone: int) -> Decision:
+    def _lose_climb(self, event: Event, found: Finding, tried: float, undone: int) -> Decision:
         self._may_climb = False
         self._opening += self._control
-        # There is to be a full race, but the first need not try what has just been lost (from half way it
-        # does).
+        why, gain = found.why, found.gain
+        # The first full race need not try the factor that was just lost, unless no race would be left.
         if math.sqrt(self._factor) >= self.settings.finest_factor:
             self._factor = math.sqrt(self._factor)
         at_best = gain.mean + self.settings.confidence * gain.error if gain else math.nan
         if self._start == self.plan.climb_start:
             is_worse = event is Event.ABORTED or at_best < 0
-            return self._go_back(event, tried, why, gain, undone, restart_is_due=is_worse)
+            return self._go_back(event, why, tried, gain, undone, restart_is_due=is_worse)
         if event is Event.FAILED and at_best >= 0:
             why += f", no worse for sure than {self._base:.4g}: half way between"
             self._base *= math.sqrt(self.settings.alpha)
             self._restart_may_come = False
-        return self._go_back(event, tried, why, gain, undone)
+        return self._go_back(event, why, tried, gain, undone)
+
+    def _start_restart(self, event: Event, found: Finding) -> Decision:
+        self._enter(State.RESTART, 0, self.scale)
+        reason = (
+            f"a new run from the initial weights at scale {self.scale:.4g}, on the batches since the "
+            f"first step"
+        )
+        return self._decide(event, reason, self._base, restore=INITIAL)
+
+    def _restart_lower(self, event: Event, found: Finding) -> Decision:
+        tried, undone = self.scale, len(self._trial)
+        self._enter(State.RESTART, 0, tried / self.settings.restart_factor)
+        reason = f"no more finite than the old run: a new one at scale {self.scale:.4g}"
+        return self._verdict(event, tried, reason, undone=undone, restore=INITIAL)
+
+    def _catch_up(self, event: Event, found: Finding) -> Decision:
+        return self._decide(event, "the new run is as far as the old one", capture=self._slots["winner"])
+
+    def _lose_restart(self, event: Event, found: Finding) -> Decision:
+        if found.condition is Condition.BEHIND and found.gain:
+            self._restart_may_come = self._in_climb and not paired.is_far(found.gain, self._opening)
+        elif found.condition is Condition.NOT_BETTER:
+            self._restart_may_come = self._in_climb
+        return self._go_back(event, found.why, self.scale, found.gain)
+
+    def _accept_restart(self, event: Event, found: Finding) -> Decision:
+        before, lead = self._base, self._start
+        self._opening = self._trial[:lead]
+        self._swap("start", "winner")
+        self.step, self._fallback = lead, Fallback.START
+        self._spent_at_start = self._spent
+        self._base = self.scale
+        # The steps down are coarse, and the last may be one too many.
+        self._factor, self._may_climb = self.settings.alpha, True
+        reason = f"{found.why}: scale {before:.4g} -> {self.scale:.4g} from the first step on"
+        if self._may_restart(self.scale):
+            self._enter_restart_control()
+        else:
+            self._begin_race()
+        return self._verdict(event, before, reason + self._then(), found.gain, restore=self._slots["start"])
+
+    def _repeat_restart_control(self, event: Event, found: Finding) -> Decision:
+        self._enter_restart_control()
+        return self._rewind(event)
+
+    def _repeat_fallback(self, event: Event, found: Finding) -> Decision:
+        self._fallback = Fallback.REPEAT
+        return self._repeat_control(event, found)
+
+    def _repeat_control(self, event: Event, found: Finding) -> Decision:
+        self._enter(State.CONTROL, self._start, self._base)
+        return self._rewind(event)
+
+    def _end(self, event: Event, found: Finding) -> Decision:
+        self._state = State.DONE
+        self._opening, self._control, self._trial = [], [], []
+        return self._decide(event, f"the search ended with scale {self.scale:.4g}")
+
+    # Parts of actions
+
+    def _begin_race(self, restart_is_due: bool = False) -> None:
+        """Begin a race from here at the current scale, if one fits; otherwise end the climb or the search."""
+        self.schedule_offset = self._spent - self.step if self.settings.budget == "total" else 0
+        if restart_is_due and self._may_restart(self.scale):
+            self._mark_start()
+            self._restart_may_come = False
+            self._enter_restart_control()
+            return
+        if self.step < self.plan.search_start:
+            self._state = State.BEFORE
+            may_rise = self.scale * self.settings.alpha <= self.settings.max_scale
+            fits = self.step + self.plan.climb_steps <= self.plan.search_start
+            if self._may_climb and fits and may_rise and self._affords(self.plan.climb_steps):
+                self._begin_control()
+            return
+        finest, highest = self.settings.finest_factor, self.settings.max_scale
+        while self.scale * self._factor > highest and self._factor >= finest:
+            self._factor = math.sqrt(self._factor)
+        cost = (2 if self.settings.budget == "total" else 1) * self.plan.race_steps
+        fits = self.step + self.schedule_offset + cost <= self.plan.search_end
+        if fits and self._factor >= finest and self._affords(self.plan.race_steps):
+            self._begin_control()
+        else:
+            self._state = State.ENDING
+
+    def _begin_control(self) -> None:
+        self._mark_start()
+        self._enter(State.CONTROL, self.step, self.scale)
+
+    def _mark_start(self) -> None:
+        """Make the current step A; the trainer captures its snapshot."""
+        self._start, self._base, self._spent_at_start = self.step, self.scale, self._spent
+        self._fallback = Fallback.START
+
+    def _enter(self, state: State, step: int, scale: float) -> None:
+        """Begin an arm at this kept step and scale."""
+        self._state, self.step, self._trial = state, step, []
+        if state in (State.CONTROL, State.RESTART_CONTROL):
+            self._control, self._spread = [], None
+        self._set_scale(scale)
+
+    def _enter_restart_control(self) -> None:
+        """Begin the steps from A at the lower scale, with which a new run will be compared."""
+        self._enter(State.RESTART_CONTROL, self._start, self._base / self.settings.restart_factor)
 
     def _go_back(
         self,
         event: Event,
-        tried: float,
         why: str,
+        tried: float,
         gain: Gain | None = None,
         undone: int | None = None,
         restart_is_due: bool = False,
     ) -> Decision:
-        """To B, which is the next race's A; or to A, where there is no B."""
-        if self._has_fallback:
+        """Go back to B, which becomes the next race's A, or to A where there is no B."""
+        if self._fallback is Fallback.CONTROL:
             self._swap("start", "control")
             self.step = self._start + self._arm_steps
         else:
@@ -244,66 +552,80 @@ class RobustController(RaceState):
         self._set_scale(self._base)
         reason = f"{why}: back to step {self.step}"
         self._begin_race(restart_is_due)
-        if self.phase != "restart-control":
+        if self._state is not State.RESTART_CONTROL:
             reason += f", on at scale {self.scale:.4g}"
         return self._verdict(event, tried, reason + self._then(), gain, undone, restore=self._slots["start"])
 
-    # The restart race
+    def _rewind(self, event: Event) -> Decision:
+        self._spent = self._spent_at_start
+        reason = f"interrupted within a race: back to its start at step {self.step}"
+        return self._verdict(event, self.scale, reason, restore=self._slots["start"])
 
-    def _start_restart(self) -> Decision:
-        self._enter("restart", 0, self.scale)
-        reason = (
-            f"a new run from the initial weights at scale {self.scale:.4g}, on the batches since the "
-            f"first step"
+    def _keep_control(self) -> dict[str, str]:
+        return {"capture": self._slots["control"], "restore": self._slots["start"]}
+
+    def _swap(self, one: str, other: str) -> None:
+        self._slots[one], self._slots[other] = self._slots[other], self._slots[one]
+
+    def _set_scale(self, scale: float) -> None:
+        self.scale = scale
+        self._keep = Decision(scale_before=scale, scale_after=scale)
+
+    # Derived quantities
+
+    @property
+    def _in_climb(self) -> bool:
+        return self._start < self.plan.search_start
+
+    @property
+    def _arm_steps(self) -> int:
+        return self.plan.climb_steps if self._in_climb else self.plan.race_steps
+
+    @property
+    def _tried_factor(self) -> float:
+        return self.settings.alpha if self._in_climb else self._factor
+
+    def _affords(self, steps: int) -> bool:
+        return self.settings.affords(self._spent - self.step + steps, self.plan.train_iters)
+
+    def _may_restart(self, scale: float) -> bool:
+        """Return whether a restart at the next scale below this one is allowed."""
+        cost, length = self.plan.restart_cost, self.plan.train_iters
+        in_budget = self.settings.budget == "kept" or self._spent + cost <= length
+        in_range = self.settings.min_scale <= scale / self.settings.restart_factor
+        return in_range and in_budget and self._affords(cost)
+
+    # Decisions and their reasons
+
+    def _what_follows(self) -> str:
+        if self._state is State.RESTART_CONTROL:
+            return f"{self.plan.restart_steps} steps at scale {self.scale:.4g}, to compare a new run with"
+        if self._fallback is Fallback.REPEAT:
+            return f"{self.plan.race_steps} steps at scale {self.scale:.4g}, to go back to"
+        higher = self.scale * self._tried_factor
+        return f"{self._arm_steps} steps at scale {self.scale:.4g}, to race {higher:.4g} against"
+
+    def _then(self) -> str:
+        return "" if self._state in (State.BEFORE, State.ENDING) else f"; next {self._what_follows()}"
+
+    def _decide(self, event: Event, reason: str, scale_before: float | None = None, **rest: Any) -> Decision:
+        before = self.scale if scale_before is None else scale_before
+        return Decision(
+            event=event, step=self.step, scale_before=before, scale_after=self.scale, reason=reason, **rest
         )
-        return self._tell(Event.TRIAL_STARTED, reason, self._base, restore=INITIAL)
 
-    def _in_restart(self, finite: bool) -> Decision:
-        lead, tried = self._start, self.scale
-        if not finite and not paired.any_usable(self._control) and self._may_restart(tried):
-            undone = self._index
-            self._enter("restart", 0, tried / self.settings.restart_factor)
-            reason = f"no more finite than the old run: a new one at scale {self.scale:.4g}"
-            return self._verdict(Event.ABORTED, tried, reason, undone=undone, restore=INITIAL)
-        behind = paired.hopeless(self._opening, self._trial, self.plan.warmup_iters)
-        if not finite:
-            return self._go_back(Event.ABORTED, tried, "a loss of the new run is not finite")
-        if behind:
-            self._restart_may_come = self._in_climb and not paired.is_far(behind, self._opening)
-            return self._go_back(Event.ABORTED, tried, f"the new run stays behind, by {behind}", behind)
-        if self._index == lead:
-            return self._tell(
-                Event.CAUGHT_UP, "the new run is as far as the old one", capture=self._slots["winner"]
-            )
-        if self._index < lead + self.plan.restart_steps:
-            return self._keep
-        judged = self.plan.restart_steps - self.plan.restart_skipped_steps
-        gain = paired.gain(self._control, self._trial, judged)
-        gain = replace(gain, threshold=self.settings.restart_confidence * gain.error)
-        against = f"the new run gained {gain} in loss, needed {gain.threshold:.4g}"
-        # A control without one usable loss is not worth keeping, whatever the new run is like.
-        if gain.mean <= gain.threshold or (math.isnan(gain.mean) and paired.any_usable(self._control)):
-            self._restart_may_come = self._in_climb
-            return self._go_back(Event.FAILED, tried, against, gain)
-        before = self._base
-        self._opening = self._trial[:lead]
-        self._swap("start", "winner")
-        self.step, self._has_fallback = lead, False
-        self._spent_at_start = self._spent
-        self._set_scale(tried)
-        self._base = tried
-        # The steps down are coarse, and the last may be one too many.
-        self._factor, self._may_climb = self.settings.alpha, True
-        reason = f"{against}: scale {before:.4g} -> {self.scale:.4g} from the first step on"
-        if self._may_restart(tried):
-            self._enter_restart_control()
-        else:
-            self._begin_race()
-        return self._verdict(
-            Event.ACCEPTED, before, reason + self._then(), gain, restore=self._slots["start"]
-        )
-
-    def _end(self) -> Decision:
-        self.phase = "done"
-        self._opening, self._control, self._trial = [], [], []
-        return self._tell(Event.SEARCH_ENDED, f"the search ended with scale {self.scale:.4g}")
+    def _verdict(
+        self,
+        event: Event,
+        before: float,
+        reason: str,
+        gain: Gain | None = None,
+        undone: int | None = None,
+        **snapshots: str | None,
+    ) -> Decision:
+        """Return a decision that discards `undone` steps; default: all that are neither kept nor reported."""
+        if undone is None:
+            undone = self._unaccounted - self.step
+        self._unaccounted -= undone
+        numbers = {"gain": gain.mean, "gain_error": gain.error, "threshold": gain.threshold} if gain else {}
+        return self._decide(event, reason, before, discarded_steps=undone, **numbers, **snapshots)

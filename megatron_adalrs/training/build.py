@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from megatron_adalrs import checkpoint, engine
 from megatron_adalrs.adalrs.controller import Controller, build_controller
-from megatron_adalrs.adalrs.race_state import INITIAL
+from megatron_adalrs.adalrs.robust import INITIAL
 from megatron_adalrs.checkpoint.train_state import TrainState
 from megatron_adalrs.config import Config
 from megatron_adalrs.distributed.collectives import on_every_rank, on_first_rank

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from megatron_adalrs.adalrs.controller import Controller, schedule_step
 from megatron_adalrs.adalrs.decision import Decision, Event, apply_decision
-from megatron_adalrs.adalrs.race_state import INITIAL
+from megatron_adalrs.adalrs.robust import INITIAL
 from megatron_adalrs.checkpoint.train_state import TrainState, is_due
 from megatron_adalrs.checkpoint.writer import CheckpointWriteError, CheckpointWriter
 from megatron_adalrs.engine import Engine, StepResult
