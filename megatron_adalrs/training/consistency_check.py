@@ -1,4 +1,4 @@
-"""`--check-ranks-every`: what all ranks must agree on is compared, and the run stops where they do not."""
+"""Comparison of the state that all ranks must share, for `--check-ranks-every`."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ from megatron_adalrs.engine import Engine
 from megatron_adalrs.parallel.layers import shard_of
 
 MOST_NAMES = 8
-"""Differences that an error tells in full."""
+"""Number of differences that the error message lists."""
 
 
 class RanksDiffer(RuntimeError):
-    """Ranks that must agree do not. The message names what differs, and each side's ranks: the majority
-    first."""
+    """Error raised when ranks differ. Its message lists the values and their ranks, the majority first."""
 
 
 def check_ranks(engine: Engine, mesh: ProcessMesh, agreed: Mapping[str, Any]) -> None:
-    """Compare `agreed` on all ranks, and parameters on all ranks that hold the same, bit for bit. Collective.
+    """Compare values and parameters of all ranks bit for bit. Collective.
 
-    Parameters that a tensor rank holds whole are compared across the tensor axis too, tied embeddings across
-    the ends of the pipe. Under ZeRO-3 only the small parameters that DeepSpeed keeps whole are there to
-    compare.
+    A parameter is compared across all ranks that hold it: also across the tensor-parallel axis if it is not
+    sharded, and between the first and last pipeline stage for tied embeddings. With ZeRO-3, only the small
+    parameters that DeepSpeed does not partition are compared.
 
     Args:
-        agreed: plain JSON values that are the same on every rank.
+        engine: Engine whose parameters are compared.
+        mesh: Place of this process.
+        agreed: Values of JSON types that must be equal on all ranks.
 
     Raises:
-        RanksDiffer: on every rank, with the same message.
+        RanksDiffer: Ranks differ; raised on every rank with the same message.
     """
     mine = {name: json.dumps(value, sort_keys=True) for name, value in agreed.items()} | _digests(
         engine, mesh
@@ -44,16 +45,16 @@ def check_ranks(engine: Engine, mesh: ProcessMesh, agreed: Mapping[str, Any]) ->
     everyone: list[dict[str, str]] = [{}] * mesh.world_size
     dist.all_gather_object(everyone, mine)
     if differences := _differences(everyone):
-        told = "; ".join(differences[:MOST_NAMES])
+        listed = "; ".join(differences[:MOST_NAMES])
         more = f"; and {len(differences) - MOST_NAMES} more" if len(differences) > MOST_NAMES else ""
-        raise RanksDiffer(f"ranks differ in {told}{more}")
+        raise RanksDiffer(f"ranks differ in {listed}{more}")
 
 
 def _digests(engine: Engine, mesh: ProcessMesh) -> dict[str, str]:
-    """A digest of every parameter, by a name that the ranks have in common which must hold the same."""
+    """Return a digest of every parameter by a name that ranks with the same shard share."""
     found = {}
     for name, parameter in engine.named_weights().items():
-        if parameter.numel():  # ZeRO-3 leaves nothing of a parameter that it has sharded
+        if parameter.numel():  # empty if ZeRO-3 has partitioned it
             part = f" (shard {mesh.tensor.rank})" if shard_of(parameter) else ""
             found[f"parameter {name}{part}"] = _digest(parameter)
     return found
@@ -66,7 +67,7 @@ def _digest(tensor: Tensor) -> str:
 
 
 def _differences(everyone: Sequence[Mapping[str, str]]) -> list[str]:
-    """What each rank says of each name, where not all that know the name say the same."""
+    """Return a description of every name whose values differ between the ranks that have it."""
     found = []
     names = dict.fromkeys(name for facts in everyone for name in facts)
     for name in names:

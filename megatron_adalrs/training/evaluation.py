@@ -1,35 +1,39 @@
-"""The loss on held-out data: of each corpus, and their mean."""
+"""Loss on held-out data: of each corpus, and their weighted mean."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from megatron_adalrs.data.loader import BatchLoader
+from megatron_adalrs.data.loader import BatchLoader, MicroBatches
 from megatron_adalrs.engine import Engine
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Part of a corpus that the loss is measured on: its first `batches` global batches."""
+    """Evaluation of one corpus on its first `batches` global batches."""
 
     split: str
     loader: BatchLoader
     batches: int
     name: str = ""
     share: float = 1.0
-    """Of the corpus in the mean over all that are evaluated with it."""
+    """Weight of the corpus in the mean over all corpora of the split; the weights add up to 1."""
 
-    def steps(self) -> Iterator[list[Any]]:
+    def steps(self) -> Iterator[MicroBatches]:
+        """Return an iterator over this rank's micro-batches of every global batch."""
         return (
             self.loader.micro_batches(index * self.loader.global_batch_size) for index in range(self.batches)
         )
 
 
 def evaluated(engine: Engine, corpora: Sequence[Evaluation]) -> Iterator[tuple[str, float]]:
-    """Names of curves and mean losses, in nats per token: SPLIT/NAME of each where there are several corpora,
-    and last SPLIT, their mean by their shares. Collective."""
+    """Evaluate all corpora of a split. Collective.
+
+    Yields:
+        Name and mean loss in nats per token: `SPLIT/NAME` of each corpus if there are several, and at the end
+        `SPLIT` with their weighted mean.
+    """
     mean = 0.0
     for corpus in corpora:
         loss = engine.evaluate(corpus.steps())

@@ -1,4 +1,4 @@
-"""The points of a run that it can go back to."""
+"""Snapshots that a run can go back to, each with the progress of the run."""
 
 from __future__ import annotations
 
@@ -14,50 +14,62 @@ from megatron_adalrs.training.loss_guard import LossStatistics
 
 @dataclass(frozen=True)
 class RollbackPoint:
-    """Everything that a run needs to go on from a step as it did the first time, but for its search."""
+    """State of a run at a step, from which it continues as it did the first time."""
 
     snapshot: EngineSnapshot
     state: TrainState
     statistics: LossStatistics
     search: dict[str, Any] | None = None
-    """The state of the search, where it goes back too; a search that goes back to a point knows it by
-    itself."""
+    """State of the search, if a rollback to this point restores it. A search that rolls back to a snapshot of
+    its own keeps its state."""
 
 
 class RollbackStore:
-    """Points by name. A point that is captured anew reuses its buffers: allocating them takes long.
+    """Rollback points by name.
+
+    Capturing a name again reuses its buffers, since their allocation is slow.
 
     Args:
-        directory: of a local disk to keep snapshots on, instead of in host memory.
+        engine: Engine whose state is captured and restored.
+        directory: Directory on a local disk for the snapshots; None for host memory.
     """
 
     def __init__(self, engine: Engine, directory: str | None = None) -> None:
-        self._engine, self._directory = engine, directory
+        self._engine = engine
+        self._directory = directory
         self._points: dict[str, RollbackPoint] = {}
 
     def __len__(self) -> int:
+        """Return the number of points."""
         return len(self._points)
 
     def state_at(self, name: str) -> TrainState | None:
-        """How far the run was at a point; None if there is no such point."""
+        """Return the progress of the run at a point; None if there is no such point."""
         return self._points[name].state if name in self._points else None
 
     def capture(
         self, name: str, state: TrainState, statistics: LossStatistics, search: dict[str, Any] | None = None
     ) -> None:
-        """Keep the engine as it is now. Collective."""
+        """Capture the current state of the engine. Collective.
+
+        Args:
+            name: Name of the point; an existing point is replaced.
+            state: Progress of the run, which is copied.
+            statistics: Statistics of the loss guard.
+            search: State of the search, if a rollback to this point restores it.
+        """
         point = self._points.get(name)
         snapshot = point.snapshot if point else EngineSnapshot(self._engine, self._directory)
         snapshot.capture()
         self._points[name] = RollbackPoint(snapshot, replace(state), statistics, search)
 
     def restore(self, name: str) -> RollbackPoint:
-        """Take the engine back; the rest of the point is for the caller to go to. Collective."""
+        """Restore the engine and return the point, whose other parts the caller restores. Collective."""
         point = self._points[name]
         point.snapshot.restore()
         return point
 
     def free(self, is_over: Callable[[str], bool]) -> None:
-        """Give back the memory of the points that no one will go back to."""
+        """Free the points whose names meet a condition."""
         for name in [name for name in self._points if is_over(name)]:
             self._points.pop(name).snapshot.free()

@@ -1,4 +1,4 @@
-"""Being asked to stop: signals, and the disappearance of the command that started the run."""
+"""Requests to stop: signals, and the exit of the `deepspeed` command that started the run."""
 
 from __future__ import annotations
 
@@ -9,27 +9,26 @@ from types import FrameType
 
 import psutil
 
-SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_BETWEEN_CHECKS = 1.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopSignal:
-    """Remembers SIGTERM, SIGINT and SIGUSR1 until the step is over, so that the run can save before it ends.
+    """Records SIGTERM, SIGINT and SIGUSR1, so that the run can save a checkpoint after the current step.
 
-    SIGUSR1 is what Slurm's `--signal` sends ahead of the end of a job's time.
+    SIGUSR1 is the signal that Slurm can send before the time limit of a job (`--signal`).
 
-    A second SIGINT ends the process at once. A second SIGTERM does not: when a signal goes to the whole
-    process group, as Ctrl-C and schedulers send it, DeepSpeed's launcher passes it on to ranks that have had
-    it already.
+    A second SIGINT ends the process immediately. A second SIGTERM does not: schedulers send a signal to the
+    whole process group, and DeepSpeed's launcher forwards it to ranks that have already received it.
 
-    The `deepspeed` command of one node passes no SIGTERM on. It just ends, and its ranks would train on
-    unattended: they stop when they see that it is gone.
+    On a single node the `deepspeed` command does not forward SIGTERM. It exits, and its ranks would continue
+    unattended. They therefore check that it still exists.
     """
 
     def __init__(self) -> None:
         self._signalled = False
         self._runner = _runner_pid()
-        self._looked_at = 0.0
+        self._checked_at = 0.0
 
     @property
     def received(self) -> bool:
@@ -37,9 +36,9 @@ class StopSignal:
         if (
             not self._signalled
             and self._runner
-            and time.monotonic() - self._looked_at > SECONDS_BETWEEN_LOOKS
+            and time.monotonic() - self._checked_at > SECONDS_BETWEEN_CHECKS
         ):
-            self._looked_at = time.monotonic()
+            self._checked_at = time.monotonic()
             self._signalled = _runner_pid() != self._runner
         return self._signalled
 
@@ -58,8 +57,10 @@ class StopSignal:
 
 
 def _runner_pid() -> int | None:
-    """The `deepspeed` command, if it is what started this rank: the parent of the launcher that is our
-    parent."""
+    """Return the process id of the `deepspeed` command that started this rank; None if there is none.
+
+    The command is the parent of the launcher, which is the parent of this process.
+    """
     try:
         launcher = psutil.Process(os.getppid())
         if "deepspeed.launcher.launch" not in launcher.cmdline():
