@@ -1,7 +1,7 @@
-"""From the command line to a Config: defaults, then `--preset`, then the YAML file of `--config`, then flags.
+"""Parser of the command line: flags win over the file of `--config`, the file over `--preset`, then defaults.
 
-Where none of them gives a shape, that of the Hugging Face folder or the run directory in `--finetune-from` is
-taken.
+If none of them gives the shape of the model, it is read from the Hugging Face folder or the run directory of
+`--finetune-from`.
 
 Nothing here imports torch, so that `--help` answers at once.
 """
@@ -39,7 +39,7 @@ GROUPS: dict[str, type[BaseModel]] = {
 
 
 def _adalrs_fields() -> dict[str, FieldInfo]:
-    """The settings of AdaLRS, a plain dataclass, described like the fields of the groups."""
+    """Return the fields of AdaLRSSettings, a plain dataclass, in the form of pydantic's fields."""
     kinds = typing.get_type_hints(AdaLRSSettings)
     helps = {p.arg_name: p.description for p in docstring_parser.parse_from_object(AdaLRSSettings).params}
     return {
@@ -64,11 +64,11 @@ NESTED_FIELDS: dict[str, dict[str, FieldInfo]] = {
 
 
 def parse_arguments(arguments: Sequence[str], print_errors: bool = True) -> Config:
-    """Configuration of a command line.
+    """Parse a command line into a configuration.
 
     Args:
-        arguments: the command line without the program's name.
-        print_errors: False on all ranks but one, so that a mistake is told once.
+        arguments: Command line without the program's name.
+        print_errors: False on all ranks but one, so that a mistake is reported once.
 
     Raises:
         ValueError: one sentence naming the field, its value and what is required.
@@ -90,8 +90,9 @@ def parse_arguments(arguments: Sequence[str], print_errors: bool = True) -> Conf
 
 
 def config_from_values(values: Mapping[str, Any]) -> Config:
-    """Configuration from a flat mapping, as a YAML file holds it (groups in NESTED nested); None counts as
-    not given.
+    """Return the configuration of a flat mapping, in the form of the YAML file; None counts as not given.
+
+    The groups in NESTED are mappings of their own.
 
     Raises:
         ValueError: one sentence naming the field, its value and what is required.
@@ -110,10 +111,10 @@ def config_from_values(values: Mapping[str, Any]) -> Config:
 
 
 def _with_shape_of_source(values: dict[str, Any], source: Path | str | None) -> dict[str, Any]:
-    """The same, with the shape of the model that a run begins with, where nothing else gives one.
+    """Add the shape of the model in `source` to the values, unless they give a shape themselves.
 
     Raises:
-        ValueError: there is no such folder; our model cannot have that shape.
+        ValueError: There is no such folder, or the model does not support that shape.
     """
     if source is None or values.keys() >= {"num_layers", "hidden_size", "num_attention_heads"}:
         return values
@@ -133,8 +134,7 @@ def _with_shape_of_source(values: dict[str, Any], source: Path | str | None) -> 
 
 
 def _shape_of_run(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What the configuration of a run says of its model; the length of samples and dropout are each run's
-    own."""
+    """Return the shape of the model in the configuration of a run, without sequence length and dropout."""
     own = {"preset", "seq_length", "attention_dropout", "hidden_dropout"}
     shape = {
         name: values[name] for name in GROUPS["model"].model_fields if name in values and name not in own
@@ -145,10 +145,11 @@ def _shape_of_run(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """The checked values of a configuration file.
+    """Read and check the values of a configuration file.
 
     Raises:
-        ValueError: unreadable file, unknown key (the nearest one is suggested) or a value of the wrong kind.
+        ValueError: The file cannot be read, has an unknown key (the closest one is suggested) or a value of
+            the wrong type.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -162,10 +163,10 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def _flags(values: Mapping[str, Any]) -> type:
-    """A dataclass for tyro with every field as a flag, `values` as defaults and no checks but those of types.
+    """Return a dataclass for tyro with a flag for every field and with `values` as defaults.
 
-    Config itself cannot stand in: its checks between fields would already judge the defaults, which flags may
-    still change, and their messages would come in tyro's form instead of ours.
+    tyro does not parse into Config itself, because the checks between fields would apply to defaults that
+    flags still change, and their messages would have tyro's format.
     """
     fields: list[tuple[str, Any]] = [
         (name, Annotated[_flag_group(name, group.model_fields, values, group.__doc__), OmitArgPrefixes])
@@ -180,8 +181,7 @@ def _flags(values: Mapping[str, Any]) -> type:
 
 
 def adalrs_flags(defaults: Mapping[str, Any], **others: FieldInfo) -> type:
-    """A dataclass for tyro of the settings of AdaLRS with these defaults; `others` replace those of their
-    names."""
+    """Return a dataclass for tyro of the AdaLRS settings; `others` replace the fields of the same names."""
     return _flag_group("adalrs", NESTED_FIELDS["adalrs"] | others, defaults, "AdaLRS learning-rate search.")
 
 
@@ -200,7 +200,7 @@ def _flag_group(
 
 
 def _peek(arguments: Sequence[str], names: Sequence[str]) -> dict[str, str]:
-    """Values of a few flags, before the real parser runs; the last one wins, as there."""
+    """Return the values of some flags before the parser runs; the last occurrence wins."""
     found = {}
     for index, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
@@ -213,7 +213,7 @@ def _peek(arguments: Sequence[str], names: Sequence[str]) -> dict[str, str]:
 
 
 def _checked(content: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The values that are given, with hyphens in keys folded, every one of its field's type."""
+    """Return the values with underscores in their keys, each converted to the type of its field."""
     values: dict[str, Any] = {}
     for raw_key, value in content.items():
         key = str(raw_key).replace("-", "_")
