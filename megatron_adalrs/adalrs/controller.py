@@ -1,4 +1,4 @@
-"""The controller's contract with a trainer, and the choice of one."""
+"""The interface of a controller to a trainer, and the function that builds one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from megatron_adalrs.adalrs.decision import Decision, Event
 from megatron_adalrs.adalrs.paper import PaperController
 from megatron_adalrs.adalrs.robust import RobustController
+from megatron_adalrs.adalrs.search_plan import SearchPlan
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
 
 __all__ = [
@@ -22,29 +23,45 @@ __all__ = [
 
 
 class Controller(Protocol):
-    """Decides after every step about the factor on the learning rate and about snapshots of the run.
+    """Decides after every step on the factor on the learning rate and on snapshots of the run.
 
-    The trainer calls `resume` once before a process's first step and `observe` after every step, and carries
-    out each decision before the next step. It saves a checkpoint after `interrupt`, or where
+    The trainer calls `resume` once before a process's first step and `observe` after every step, and applies
+    each decision before the next step. It saves a checkpoint after `interrupt`, or where
     `has_pending_rollback` is False.
     """
 
-    scale: float
-    """Factor on the learning rate of the next step."""
-    step: int
-    """Kept steps completed."""
-    schedule_offset: int
-    """Steps that the schedule and the end of the run count on top of `step`: with budget `total` those that
-    verdicts have discarded, otherwise 0. Both arms of a comparison have the same, so that they are at one
-    point of the schedule. See `schedule_step`.
-    Steps that an interruption makes a run repeat are not counted."""
-    phase: str
-    """"before", "watch", "trial", "done"; robust mode has "control", "restart-control" and "restart" too;
-    "fixed" when there is no search."""
-    has_pending_rollback: bool
-    """Whether steps were taken that may be undone, or set aside that may come back."""
-    needs_initial: bool
-    """Whether the snapshot `robust.INITIAL` of the weights before the first step may be asked for."""
+    @property
+    def scale(self) -> float:
+        """Factor on the learning rate of the next step."""
+
+    @property
+    def step(self) -> int:
+        """Number of kept steps."""
+
+    @property
+    def schedule_offset(self) -> int:
+        """Steps that the schedule and the end of the run count in addition to `step`; see `schedule_step`.
+
+        With budget `total` these are the steps that verdicts have discarded, otherwise 0. Both arms of a
+        comparison have the same offset, so that they are at the same point of the schedule. Steps that an
+        interruption makes a run repeat are not counted.
+        """
+
+    @property
+    def phase(self) -> str:
+        """State of the search, as it is recorded with each step.
+
+        "before", "watch", "trial" or "done" in paper mode, a value of `robust.State` in robust mode, "fixed"
+        without a search.
+        """
+
+    @property
+    def has_pending_rollback(self) -> bool:
+        """Return whether steps were taken that may be undone, or set aside that may be restored."""
+
+    @property
+    def needs_initial(self) -> bool:
+        """Return whether the snapshot `robust.INITIAL` of the initial weights may be asked for."""
 
     def observe(self, loss: float, applied: bool = True) -> Decision:
         """Count one more kept step with this loss; `applied` is False when the optimizer skipped it."""
@@ -53,18 +70,24 @@ class Controller(Protocol):
         """Go back to the start of the trial under way, if any, so that the run can be saved."""
 
     def resume(self) -> Decision:
-        """What to do before the first step of a process."""
+        """Return what to do before the first step of a process."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The whole state, in types that json writes and reads back exactly."""
+        """Return the whole state, in types that json writes and reads exactly."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state; ValueError when it is of a run with other settings."""
+        """Continue from a saved state.
+
+        Raises:
+            ValueError: The state is from a run with other settings.
+        """
 
 
 def schedule_step(controller: Controller, step: int, warmup_iters: int) -> int:
-    """Where the schedule is after so many kept steps. A new run from the initial weights has a warm-up of its
-    own, whatever was discarded before it."""
+    """Return the step of the schedule after `step` kept steps.
+
+    A restart from the initial weights has its own warm-up, whatever was discarded before it.
+    """
     return step if step < warmup_iters else step + controller.schedule_offset
 
 
@@ -86,22 +109,22 @@ class FixedRate:
         return self._keep
 
     def interrupt(self) -> Decision:
-        """Nothing to go back to."""
+        """Return an ordinary decision: there is nothing to go back to."""
         return self._keep
 
     def resume(self) -> Decision:
-        """Nothing to take up again."""
+        """Return an ordinary decision: there is nothing to repeat."""
         return self._keep
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of steps."""
+        """Return the number of steps."""
         return {"mode": "fixed", "step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved number of steps.
+        """Continue from a saved number of steps.
 
         Raises:
-            ValueError: the state is of a run with a search, whose scale would be lost.
+            ValueError: The state is from a run with a search, whose scale would be lost.
         """
         if state.get("mode") != "fixed":
             raise ValueError(
@@ -112,12 +135,14 @@ class FixedRate:
 
 
 def build_controller(settings: AdaLRSSettings, train_iters: int, warmup_iters: int = 0) -> Controller:
-    """The controller that the settings ask for, in a run of `train_iters` steps that begins with a warm-up.
+    """Return the controller for these settings and a run of `train_iters` steps that begins with a warm-up.
 
     Raises:
-        ValueError: the search does not fit in the run; see `AdaLRSSettings.resolve`.
+        ValueError: The search does not fit in the run; see `AdaLRSSettings.resolve`.
     """
     if not settings.enabled:
         return FixedRate()
-    kind = PaperController if settings.mode == "paper" else RobustController
-    return kind(settings, settings.resolve(train_iters, warmup_iters))
+    plan = settings.resolve(train_iters, warmup_iters)
+    if isinstance(plan, SearchPlan):
+        return PaperController(settings, plan)
+    return RobustController(settings, plan)

@@ -176,10 +176,10 @@ class PaperController:
     def _end_window(self) -> Decision:
         measured, previous = self._measure(), self._previous
         self._count_rising(measured)
-        if self._rising_windows >= 2:
+        if measured and self._rising_windows >= 2:
             return self._cut(measured)
-        threshold = previous and self.settings.decay_threshold * previous.value
-        if measured and previous and measured.value < threshold and self._may_try():
+        threshold = self.settings.decay_threshold * previous.value if previous else None
+        if measured and threshold is not None and measured.value < threshold and self._may_try():
             return self._start_trial(measured)
         self._previous = measured
         if self._room_for_a_window():
@@ -212,6 +212,7 @@ class PaperController:
 
     def _trial_started(self) -> Decision:
         before, reference, previous = self._scale_before_trial, self._reference, self._previous
+        assert previous is not None  # a trial begins after two windows
         threshold = self.settings.decay_threshold * previous.value
         reason = (
             f"velocity {reference} is below {threshold:.4g}: "
@@ -231,6 +232,7 @@ class PaperController:
         measured, reference = self._measure(), self._reference
         if measured is None:
             return self._undo(Event.NEUTRAL, "the trial's velocity is unknown")
+        assert reference is not None  # set where the trial began
         margin = 2 * max(measured.error, reference.error)
         against = f"trial velocity {measured} against {reference.value:.4g}, margin {margin:.4g}"
         if measured.value < reference.value - margin:

@@ -154,16 +154,19 @@ def _columns(
     lower = {name.lower(): name for name in reversed(names)}
     counted = next((lower[name] for name in _STEPS if name in lower), None)
     column = _chosen(path, [name for name in names if name != counted], column, "column")
-    steps, losses = [], []
+    steps: list[int] = []
+    losses: list[float] = []
     for place, row in rows:
         if column not in row or row[column] == "":
             continue
         loss = _number(row[column])
         if loss is None:
             raise ValueError(f"{place}: {column}: {row[column]!r} must be a number")
-        step = _number(row.get(counted)) if counted is not None else float(len(steps) + 1)
+        step = float(len(steps) + 1) if counted is None else _number(row.get(counted))
         if step is None or not step.is_integer() or step < 0:
-            raise ValueError(f"{place}: {counted}: {row.get(counted)!r} must be a whole number of steps")
+            raise ValueError(
+                f"{place}: {counted}: {row.get(counted or '')!r} must be a whole number of steps"
+            )
         steps.append(int(step))
         losses.append(loss)
     return f"{path}, {column}", steps, losses
@@ -193,7 +196,7 @@ def _number(value: object) -> float | None:
     if value is None:
         return math.nan
     try:
-        return None if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+        return None if isinstance(value, bool) else float(value)  # type: ignore[arg-type]  # TypeError is handled
     except (TypeError, ValueError):
         return None
 

@@ -122,7 +122,7 @@ def report(
     on_points = _on_points(settings, plan, log.interval)
     shared: dict[str, Any] = {"warmup_iters": warmup_iters // log.interval, "unpaired": share}
     points = train_iters // log.interval
-    followed = {"executed": executed, "interruptions": interruptions}
+    followed: dict[str, Any] = {"executed": executed, "interruptions": interruptions}
     runs = {
         arms: replay(on_points, points, log.losses, arms=arms, **shared, **followed)
         for arms in ARMS[settings.mode]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from typing import Any
 
 from megatron_adalrs.adalrs.search_plan import RacePlan, SearchPlan
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
@@ -25,4 +26,5 @@ def with_lengths(settings: AdaLRSSettings, plan: SearchPlan | RacePlan, factor: 
         ValueError: If a length becomes too short; the message names it.
     """
     lengths = lengths_in_steps(settings, plan)
-    return replace(settings, **{name: max(1, round(factor * steps)) for name, steps in lengths.items()})
+    changes: dict[str, Any] = {name: max(1, round(factor * steps)) for name, steps in lengths.items()}
+    return replace(settings, **changes)

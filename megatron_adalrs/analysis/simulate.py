@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -38,6 +38,8 @@ from megatron_adalrs.analysis.loss_curve import deviation, fit_descent
 
 _RATIOS = np.geomspace(1e-3, 1e3, 241)  # 5.9 % apart
 _CLIFF = 0.03
+Ratio = TypeVar("Ratio", float, NDArray[np.float64])
+"""Ratios of learning rates: a number or an array."""
 
 
 class State(NamedTuple):
@@ -69,17 +71,17 @@ class Surface:
     unpaired: float = 0.12
     """Part of it that does not belong to the batch."""
 
-    def descent(self, ratio: float) -> float:
-        """g(q), for a number or an array."""
+    def descent(self, ratio: Ratio) -> Ratio:
+        """Return g(q), for a number or an array."""
         return 2 * ratio / (1 + ratio * ratio)
 
-    def harmed(self, ratio: float) -> float:
-        """What a step adds to d, for a number or an array."""
+    def harmed(self, ratio: Ratio) -> Ratio:
+        """Return what a step adds to d, for a number or an array."""
         return self.harm * (ratio > self.critical) * (ratio / self.critical - 1)
 
     def level(self, progress: float, heat: float, harm: float) -> float:
         """The loss without noise, for numbers."""
-        left = self.drop * (1 + progress / self.pace) ** -self.exponent
+        left: float = self.drop * (1 + progress / self.pace) ** -self.exponent
         return self.floor + left + self.heat * heat + (self.damage * (1 - math.exp(-harm)) if harm else 0.0)
 
     def stepped(self, state: State, ratio: float) -> State:

@@ -13,7 +13,7 @@ from megatron_adalrs.adalrs.settings import AdaLRSSettings
 from megatron_adalrs.analysis.loss_log import read_loss_log
 from megatron_adalrs.analysis.search_lengths import lengths_in_steps, with_lengths
 from megatron_adalrs.analysis.simulate import Outcome, Simulation, Surface, surface_like
-from megatron_adalrs.optim.lr_schedule import decayed
+from megatron_adalrs.optim.lr_schedule import decay_factor
 
 _WARMUP, _WSD_DECAY, _FLOOR = 0.03, 0.2, 0.1
 
@@ -50,9 +50,9 @@ def schedule(name: str, train_iters: int) -> list[float]:
         if step < warmup:
             factors.append((step + 1) / warmup)
         elif name == "cosine":
-            factors.append(decayed("cosine", (step - warmup) / (train_iters - warmup), _FLOOR))
+            factors.append(decay_factor("cosine", (step - warmup) / (train_iters - warmup), _FLOOR))
         else:
-            factors.append(decayed("linear", max(0, step - train_iters + decay) / decay, _FLOOR))
+            factors.append(decay_factor("linear", max(0, step - train_iters + decay) / decay, _FLOOR))
     return factors
 
 
