@@ -1,5 +1,4 @@
-"""Checkpoints that appear whole, are told sound from damaged, are removed in time, and resume jobs by
-themselves."""
+"""Publishing, verifying, retaining and resuming checkpoints."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ from tests.helpers.ranks import Ranks
 
 
 def fake(save: Path, step: int, of: str = "a run") -> Path:
-    """A published checkpoint of three small files."""
+    """Write a published checkpoint of three small files."""
     checkpoint = save / f"iter_{step:07d}"
     (checkpoint / "engine").mkdir(parents=True)
     for name in ("state.json", "random_00000.json", "engine/weights.pt"):
@@ -185,8 +184,7 @@ def values(data: Path, run: Path, **changes: Any) -> dict[str, Any]:
 
 
 def trained(config: dict[str, Any], largest_file: int | None = None) -> int:
-    """Exit code of a run, in which no file can grow beyond a size where one is given: as on a disk that is
-    full."""
+    """Train and return the exit code; `largest_file` limits the size of files, like a full disk."""
     trainer = build_trainer(config_from_values(config))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     if largest_file:

@@ -1,4 +1,4 @@
-"""What a checkpoint must share with the run that resumes it, on its own mesh and on another."""
+"""Requirements for resuming a checkpoint, on the same mesh and on another."""
 
 from __future__ import annotations
 

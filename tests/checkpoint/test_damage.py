@@ -1,5 +1,4 @@
-"""Checkpoints that are damaged, forged or of other versions: sound, or refused by one sentence; before any
-pickle."""
+"""Damaged, forged and foreign checkpoints are refused with one sentence before a pickle is opened."""
 
 from __future__ import annotations
 
@@ -232,7 +231,7 @@ def test_kill_during_replacement_loses_no_checkpoint(tmp_path: Path, renames: in
 
 
 def _die_after(renames: int) -> None:
-    """This process ends instead of the next rename after so many."""
+    """End this process instead of the next rename after `renames` of them."""
     left, rename = [renames], os.replace
 
     def replace(*paths: Any) -> None:

@@ -1,4 +1,4 @@
-"""--finetune-from: a new run from the weights of a checkpoint, its resumption, and what is refused."""
+"""`--finetune-from` a checkpoint: the new run, its resumption, and refusals."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def source(one_rank: Ranks, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 60 steps, with checkpoints at 30 and 60."""
+    """Return a run of 60 steps, with checkpoints at steps 30 and 60."""
     run = tmp_path_factory.mktemp("source") / "run"
     config = values(data, run, train_iters=60, lr=1e-2, save_interval=30, hidden_dropout=0.0)
     assert one_rank.run(trained, config) == [0]

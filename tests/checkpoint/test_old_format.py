@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def old_run(tmp_path: Path) -> Path:
-    """A run directory as version 0.1 left it: a journal and one checkpoint of step 10."""
+    """Write a run directory like version 0.1: a journal and one checkpoint of step 10."""
     run = tmp_path / "old"
     checkpoint = run / "checkpoints" / "iter_0000010"
     checkpoint.mkdir(parents=True)

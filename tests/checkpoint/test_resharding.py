@@ -1,4 +1,4 @@
-"""A run that goes on on another mesh or ZeRO stage: its losses are those of the run that never stopped."""
+"""A run resumed on another mesh or ZeRO stage has the losses of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ TO_TWO = [
 
 
 def save(values: dict[str, Any], folder: Path) -> tuple[str, list[float]]:
-    """A checkpoint, and the losses of the steps that follow it."""
+    """Save a checkpoint, and return it with the losses of the steps that follow."""
     config, mesh, engine = runs.start(MODEL | values)
     for step in range(BEFORE):
         engine.train_batch(runs.micro_batches(config, mesh, step))
@@ -83,8 +83,8 @@ def save(values: dict[str, Any], folder: Path) -> tuple[str, list[float]]:
     ]
 
 
-def go_on(values: dict[str, Any], checkpoint: str) -> tuple[list[float], int]:
-    """Losses of the steps that follow a checkpoint, and DeepSpeed's own count of steps then."""
+def resume_and_train(values: dict[str, Any], checkpoint: str) -> tuple[list[float], int]:
+    """Resume, and return the losses of the following steps and DeepSpeed's count of steps."""
     config, mesh, engine = runs.start(MODEL | values | {"seed": 7})
     state = read_state(Path(checkpoint))
     require_compatible(Path(checkpoint), state, config, mesh)
@@ -97,38 +97,38 @@ def go_on(values: dict[str, Any], checkpoint: str) -> tuple[list[float], int]:
 
 @pytest.fixture(scope="module")
 def saved(two_ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, list[float]]]:
-    """Checkpoint and following losses by name."""
+    """Return a checkpoint and the losses that follow it for each source."""
     folder = tmp_path_factory.mktemp("saved")
     return {name: two_ranks.run(save, values, folder / name)[0] for name, values in SOURCES.items()}
 
 
-def assert_goes_on(ranks: Ranks, saved: tuple[str, list[float]], values: dict[str, Any]) -> None:
+def assert_resumes(ranks: Ranks, saved: tuple[str, list[float]], values: dict[str, Any]) -> None:
     checkpoint, expected = saved
     # bf16 rounds activations to 1 in 256: sums in another order end elsewhere.
     tolerance = 5e-3 if values.get("bf16") else 1e-5
-    for losses, steps in ranks.run(go_on, values, checkpoint):
+    for losses, steps in ranks.run(resume_and_train, values, checkpoint):
         assert losses == pytest.approx(expected, rel=tolerance)
         assert steps == BEFORE + AFTER
 
 
 @pytest.mark.parametrize(("name", "values"), TO_ONE, ids=str)
 def test_one_rank_resumes(one_rank: Ranks, saved: dict[str, Any], name: str, values: dict[str, Any]) -> None:
-    assert_goes_on(one_rank, saved[name], values)
+    assert_resumes(one_rank, saved[name], values)
 
 
 @pytest.mark.parametrize(("name", "values"), TO_TWO, ids=str)
 def test_two_ranks_resume(two_ranks: Ranks, saved: dict[str, Any], name: str, values: dict[str, Any]) -> None:
-    assert_goes_on(two_ranks, saved[name], values)
+    assert_resumes(two_ranks, saved[name], values)
 
 
 def test_checkpoint_of_one_rank_resumes_on_two(one_rank: Ranks, two_ranks: Ranks, tmp_path: Path) -> None:
     (saved,) = one_rank.run(save, {}, tmp_path)
-    assert_goes_on(two_ranks, saved, {"zero_stage": 3})
+    assert_resumes(two_ranks, saved, {"zero_stage": 3})
 
 
 def refusal(values: dict[str, Any], checkpoint: str) -> str:
     try:
-        go_on(values, checkpoint)
+        resume_and_train(values, checkpoint)
     except ValueError as error:
         return str(error)
     return "accepted"
@@ -153,4 +153,4 @@ def test_unsupported_zero_settings_are_refused(
 
 def test_elastic_checkpoint_partitions_are_read(one_rank: Ranks, two_ranks: Ranks, tmp_path: Path) -> None:
     saved = two_ranks.run(save, {"zero_stage": 2} | overlay(tmp_path, elastic_checkpoint=True), tmp_path)[0]
-    assert_goes_on(one_rank, saved, {})
+    assert_resumes(one_rank, saved, {})

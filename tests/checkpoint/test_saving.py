@@ -1,4 +1,4 @@
-"""Saving beside the training, and saves that fail on one rank alone."""
+"""Saving in the background, and saves that fail on one rank only."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ CELLS: dict[str, dict[str, Any]] = {
 
 
 def saved_while_training(values: dict[str, Any], folder: str) -> tuple[list[float], list[float], int]:
-    """Losses after a save beside which the weights moved on, and those of an engine that loads what was
-    saved."""
+    """Return the losses after an asynchronous save, those after loading it, and the copied bytes."""
     config, mesh, engine = runs.start(values)
 
     def losses(engine: Any, steps: range) -> list[float]:
@@ -66,8 +65,7 @@ def test_async_save_holds_state_at_the_save(two_ranks: Ranks, tmp_path: Path, ce
 
 
 def failed_on_the_second_rank(folder: str, in_background: bool) -> tuple[str, str]:
-    """What a save says of which one rank cannot write its part, and the name of the checkpoint after the next
-    one."""
+    """Return the error of a save that rank 1 cannot write, and the name of the next checkpoint."""
     config, mesh, engine = runs.start({"zero_stage": 1, "hidden_size": 64})
     places, state = CheckpointFolder(Path(folder)), {"config": config.to_flat()}
     engine.train_batch(runs.micro_batches(config, mesh, 0))

@@ -1,5 +1,4 @@
-"""A model's tokenizer and that of a run's data: another one is refused, the same one in another form is
-not."""
+"""The tokenizer of a model must be that of a run's data, in any file format."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ HF, SP, GPT2, BYTES = "HuggingFaceTokenizer", "SentencePieceTokenizer", "GPT2BPE
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """tokenizer.json of two tokenizers, a .model, vocab.json and merges.txt."""
+    """Write two tokenizer.json, a SentencePiece model, and vocab.json with merges.txt."""
     folder = tmp_path_factory.mktemp("tokenizers")
     for name, text in (("one", TEXTS["code"]), ("two", TEXTS["scripts"] * 3)):
         trainer = ByteLevelBPETokenizer()
@@ -43,7 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def of_data(kind: str, *files: Path | None, known: bool = True) -> DataTokenizer:
-    """`known`: whether the run names its files, or only the note beside the data its digest."""
+    """Return the tokenizer of a data set; `known` says if its files are known, or only its digest."""
     sha256 = build_tokenizer(kind, *files).sha256
     return DataTokenizer(kind, sha256, "corpus.json", files if known or not files else None)
 

@@ -1,4 +1,4 @@
-"""Hugging Face's folders to checkpoints and back: nothing changes on the way, nothing is overwritten."""
+"""Conversion to and from Hugging Face folders is exact and overwrites nothing."""
 
 from __future__ import annotations
 

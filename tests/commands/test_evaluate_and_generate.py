@@ -1,4 +1,4 @@
-"""What a trained model is worth and what it says, from a run and from what it was exported to."""
+"""Evaluation and generation with a run and with its export."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GPT-2's vocab.json and merges.txt, from the texts to the export, and of a model that has nothing else."""
+"""GPT-2's vocab.json and merges.txt, from text to export, and for a model with only these files."""
 
 from __future__ import annotations
 

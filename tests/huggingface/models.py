@@ -74,8 +74,7 @@ KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 
 
 def made(kind: str, **changes: Any) -> PreTrainedModel:
-    """A model of a kind, its weights far enough from 0 for every one of them to count, norms and biases
-    too."""
+    """Return a model of a kind with random weights that all affect the output."""
     config, model, values = KINDS[kind]
     torch.manual_seed(0)
     made = (
@@ -102,7 +101,7 @@ def change_config(folder: Path, **changes: Any) -> None:
 
 
 def contents(folder: Path) -> dict[str, tuple[str, list[int], bytes]]:
-    """Dtype, shape and bytes of every tensor in a folder."""
+    """Return dtype, shape and bytes of every tensor in a folder."""
     found = {}
     for path in folder.glob("*.safetensors"):
         with safe_open(str(path), framework="pt") as file:

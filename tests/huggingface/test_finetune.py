@@ -1,5 +1,4 @@
-"""--finetune-from a Hugging Face folder on any mesh, training, export, and transformers' loss of what was
-exported."""
+"""`--finetune-from` a Hugging Face folder on any mesh, training, export, and the loss in transformers."""
 
 from __future__ import annotations
 
@@ -42,7 +41,7 @@ def convert(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 
 def values(data: Path, run: Path, source: Path, **changes: Any) -> dict[str, Any]:
-    """No shape but the sequence's: Hugging Face's folder has it."""
+    """Return values without a model shape, which the Hugging Face folder has."""
     return {
         "finetune_from": str(source),
         "seq_length": 16,
@@ -59,7 +58,7 @@ def values(data: Path, run: Path, source: Path, **changes: Any) -> dict[str, Any
 
 @torch.no_grad()
 def loss_in_transformers(folder: Path, config: dict[str, Any]) -> float:
-    """Of the samples that a run ends with evaluating."""
+    """Return the loss on the samples of the final evaluation."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     valid = build_datasets(config_from_values(config), BATCH).valid[0].dataset
     samples = range(batches_in_one_pass(valid, config["eval_iters"], BATCH) * BATCH)
@@ -123,7 +122,7 @@ def test_finetuned_run_resumes_without_the_folder(
 
 
 def resumed_values(run: Path) -> dict[str, Any]:
-    """As `--config RUN/config.yaml` has them."""
+    """Return the values of the config.yaml of a run."""
     config = parse_arguments(["--config", str(run / "config.yaml")])
     return {name: value for name, value in config.to_flat().items() if name != "exit_interval"}
 

@@ -1,4 +1,4 @@
-"""Logits and gradients are those of transformers, whichever way the weights went."""
+"""Logits and gradients equal those of transformers after import and export."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_export_computes_the_same_function(tmp_path: Path, kind: str) -> None:
 
 
 def test_rope_scaling_changes_the_output(tmp_path: Path) -> None:
-    """So that what the tests above find the same for "llama scaled" is its scaling."""
+    """The scaling has an effect, so that the parity tests of "llama scaled" cover it."""
     found = HuggingFaceModel(saved(tmp_path, "llama scaled"))
     assert found.model.rope_scaling == RopeScaling(4.0, 1.0, 4.0, 32)
     unscaled = found.model.model_copy(update={"use_rope_scaling": False})
@@ -106,7 +106,7 @@ def test_distant_positions_have_the_same_angles(factor: float | None) -> None:
 
 
 def test_published_gpt2_names_and_buffers_are_read(tmp_path: Path) -> None:
-    """openai-community/gpt2 has no prefix and holds the causal mask."""
+    """openai-community/gpt2 has no prefix and contains the causal mask."""
     folder = saved(tmp_path / "theirs", "gpt2 tied")
     expected = HuggingFaceModel(folder)
     old = {

@@ -1,5 +1,4 @@
-"""The published config.json files are our presets, field by field, and have the published numbers of
-parameters."""
+"""Published config.json files equal our presets and have the published numbers of parameters."""
 
 from __future__ import annotations
 

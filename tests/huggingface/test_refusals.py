@@ -1,5 +1,4 @@
-"""A model that ours cannot be, and damaged folders, are told in one sentence that names the field or the
-file."""
+"""Unsupported models and damaged folders are refused with the name of the field or file."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Tokenizers of ours as AutoTokenizer of transformers reads them: the same ids for any text, and the text
-back."""
+"""AutoTokenizer of transformers gives the ids of our tokenizers for any text."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path | None]:
 
 
 def made(model: Path | None, model_type: str = "gpt2") -> tuple[Tokenizer, Mapping[str, bytes], str]:
-    """A tokenizer of ours, the files that are made of it, and what is told."""
+    """Return a tokenizer of ours, its exported files, and the note."""
     kind = "SentencePieceTokenizer" if model else "ByteTokenizer"
     files, told = export_tokenizer(kind, {"tokenizer.model": model} if model else {}, model_type)
     return build_tokenizer(kind, model), files, told

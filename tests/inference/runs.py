@@ -1,4 +1,4 @@
-"""A small run on bytes that tools for trained models are tried on."""
+"""A small run on bytes for tests of evaluation and generation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SENTENCE = "abcdefghijklmnopqrstuvwxyz\n"
 
 
 def run_on_bytes(one_rank: Ranks, folder: Path) -> Path:
-    """Trained until it knows the one line that its corpus says again and again."""
+    """Train until the model has memorized the only line of its corpus."""
     texts = folder / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": SENTENCE * 8}) + "\n" for _ in range(40)))
     preprocess(texts, folder / "corpus", Recipe("ByteTokenizer"))

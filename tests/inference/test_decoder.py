@@ -1,4 +1,4 @@
-"""Logits with kept keys and values are those of the whole sequence."""
+"""Logits with cached keys and values equal those of the full sequence."""
 
 from __future__ import annotations
 

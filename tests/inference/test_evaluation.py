@@ -1,4 +1,4 @@
-"""Every token is predicted once, whatever the batches, and the bytes of its text are counted."""
+"""Every token is predicted once for any batch size, and the bytes of its text are counted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.inference.test_decoder import VOCABULARY, model_of
 
 @pytest.fixture
 def indexed(tmp_path: Path) -> IndexedDataset:
-    """Documents of 30, 1, 40 and 25 tokens."""
+    """Write documents of 30, 1, 40 and 25 tokens."""
     chance = np.random.default_rng(0)
     with IndexedDatasetBuilder(tmp_path / "data", np.uint16) as builder:
         for length in (30, 1, 40, 25):
@@ -117,7 +117,7 @@ def test_text_without_eod_is_decoded_in_pieces() -> None:
 
 def test_spelled_out_eod_counts_as_text() -> None:
     class Spelled(ByteTokenizer):
-        """Reads its end in texts, as Hugging Face's tokenizers do."""
+        """A tokenizer that encodes a spelled-out end-of-document token, like those of Hugging Face."""
 
         def decode(self, ids: list[int]) -> str:
             return "".join("<end>" if token == self.eod else chr(token) for token in ids)

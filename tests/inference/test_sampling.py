@@ -1,4 +1,4 @@
-"""Which tokens are chosen, and when a completion ends."""
+"""Choice of tokens, and the end of completions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LOGITS = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
 
 
 def chosen(sampling: Sampling, draws: int = 4000) -> torch.Tensor:
-    """Shares of the four tokens."""
+    """Return the frequencies of the four tokens."""
     tokens = sampling.choose(LOGITS.expand(draws, -1), torch.Generator().manual_seed(0))
     return torch.bincount(tokens, minlength=4) / draws
 

@@ -1,4 +1,4 @@
-"""`--dry-run` as a user types it: a plan, exit code 0, and nothing touched."""
+"""`--dry-run` on the command line prints a plan, exits with 0 and writes nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FLAGS = "--preset gpt2-tiny --seq-length 32 --train-iters 100 --lr 1e-3 --data-p
 
 
 def run(monkeypatch: pytest.MonkeyPatch, folder: Path, flags: str, rank: str = "0") -> int:
-    """Exit code of the program in an empty folder, as this rank."""
+    """Return the exit code of the program in an empty folder, as this rank."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setattr(sys, "argv", ["pretrain_gpt.py", *FLAGS.split(), *flags.split()])

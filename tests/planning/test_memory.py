@@ -1,4 +1,4 @@
-"""The plan of meshes that need not exist, and how it is told."""
+"""Plans of meshes that need not exist, and their text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the plan says before a run is what the ranks then hold."""
+"""The planned memory equals that of real ranks."""
 
 from __future__ import annotations
 
@@ -48,8 +48,7 @@ FOUR_RANKS = [GPT2 | {PIPE: 4, "num_layers": 4}, UNTIED | {TENSOR: 2, CONTEXT: 2
 
 
 def measured(values: dict[str, Any]) -> dict[str, int]:
-    """Parameters and the most bytes of tensors at once, over a step that has optimizer state; and the plan of
-    both."""
+    """Return parameters and peak memory of a step with optimizer state, and the plan of both."""
     with LiveMemory() as memory:
         config, mesh, engine = start(values)
         for step in range(2):
