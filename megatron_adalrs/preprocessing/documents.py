@@ -1,5 +1,4 @@
-"""Reading a corpus: JSON lines, Parquet, or a folder of such files or of texts, in batches that workers
-decode."""
+"""Reader of a corpus: JSON lines, Parquet, or a folder of such files or texts, in batches for workers."""
 
 from __future__ import annotations
 
@@ -18,16 +17,20 @@ from megatron_adalrs.preprocessing.parquet import package, read_rows
 _JSON_SUFFIXES = tuple(f".{kind}{archive}" for archive in ("", ".gz", ".zst") for kind in ("jsonl", "json"))
 _PARQUET = ".parquet"
 _SUFFIXES = (*_JSON_SUFFIXES, _PARQUET)
-BATCH_BYTES = 1 << 18  # some 0.1 s of tokenizing: what is lost or waited for when a worker is stopped
+BATCH_BYTES = 1 << 18  # about 0.1 s of tokenizing, which is lost when a worker is stopped
 
 
 @dataclass(frozen=True)
 class Position:
-    """A place between two batches of a corpus.
+    """A position between two batches of a corpus.
 
-    `file`: number of the file in `find_files`. In it, `lines` and `content_bytes` (uncompressed) of a
-    JSON-lines file or whole `row_groups` and `lines` (rows) of a Parquet file lie before; `stored_bytes` of
-    it, as they are on disk. `checksum`: CRC-32 of that content of a JSON-lines file.
+    Attributes:
+        file: Number of the file in `find_files`.
+        content_bytes: Uncompressed bytes of a JSON-lines file before the position.
+        row_groups: Complete row groups of a Parquet file before the position.
+        lines: Lines or rows of the file before the position.
+        stored_bytes: Bytes of the file on disk before the position.
+        checksum: CRC-32 of the content of a JSON-lines file before the position.
     """
 
     file: int = 0
@@ -40,10 +43,17 @@ class Position:
 
 @dataclass(frozen=True)
 class Batch:
-    """Neighbouring documents, not yet decoded: lines of a JSON-lines file, rows of a Parquet file, or texts.
+    """Consecutive documents, not yet decoded: lines of a JSON-lines file, rows of a Parquet file, or text
+    files.
 
-    `first_line`: number of the first line or row. `end`: the position after it. `input_bytes`: how far this
-    batch advances in the input, whose size is `documents_size`.
+    Attributes:
+        source: File of the documents.
+        end: Position after the batch.
+        input_bytes: Bytes on disk that the batch covers; their sum over a corpus is `documents_size`.
+        lines: Lines of a JSON-lines file.
+        first_line: Number of the first line or row.
+        files: Text files.
+        rows: Rows of a Parquet file.
     """
 
     source: Path
@@ -55,10 +65,11 @@ class Batch:
     rows: tuple[bytes | None, ...] = ()
 
     def read(self, json_key: str) -> Iterator[str]:
-        """The text of each document; blank lines are none.
+        """Yield the text of each document. Blank lines are skipped.
 
-        Raises ValueError naming FILE:LINE, FILE:ROW or FILE, for text that is not UTF-8, malformed JSON, a
-        line that is not an object, a key that is missing or not a string, and a row that is null.
+        Raises:
+            ValueError: If text is not UTF-8, JSON is malformed, a line is not an object, a key is missing or
+                not a string, or a row is null. The message names FILE:LINE, FILE:ROW or FILE.
         """
         for number, line in enumerate(self.lines.split(b"\n"), start=self.first_line):
             if line.strip():
@@ -72,9 +83,11 @@ class Batch:
 
 
 def find_files(source: Path, file_glob: str) -> list[Path]:
-    """The file itself, or the files of a folder that match, in the order of reading: by relative POSIX path.
+    """Return the file itself, or the matching files of a folder, sorted by relative POSIX path.
 
-    Raises FileNotFoundError if the source is missing or nothing matches, ValueError if it is of another kind.
+    Raises:
+        FileNotFoundError: If the source is missing or nothing matches.
+        ValueError: If the source is a file of another kind.
     """
     if source.is_dir():
         return _matching_files(source, file_glob)
@@ -86,21 +99,27 @@ def find_files(source: Path, file_glob: str) -> list[Path]:
 
 
 def documents_size(files: Sequence[Path]) -> int:
-    """Bytes of the files as stored (compressed, if they are)."""
+    """Return the total size of the files on disk in bytes."""
     return sum(path.stat().st_size for path in files)
 
 
 def read_batches(
     source: Path, files: Sequence[Path], json_key: str, start: Position | None = None
 ) -> Iterator[Batch]:
-    """The batches of a corpus from `start` on, in a fixed order; where it starts changes none of those that
-    follow.
+    """Yield the batches of a corpus from `start` on, in a fixed order that does not depend on `start`.
 
-    `files` are those that `find_files` finds. Each is read by its name: as .jsonl or .json (one object a
-    line; .gz and .zst too), as .parquet (its column `json_key`), or else as a text that is one document.
+    The name of a file selects how it is read: .jsonl and .json as one object per line, optionally compressed
+    as .gz or .zst; .parquet by its column `json_key`; any other file as the text of one document.
 
-    Raises ValueError if there are no bytes in them, one is a damaged archive, lacks the column, or has no
-    strings in it, or needs a package that is not there.
+    Args:
+        source: Corpus.
+        files: Files of the corpus, as `find_files` returns them.
+        json_key: JSON key or Parquet column of the text.
+        start: Position of the first batch. Default: the beginning.
+
+    Raises:
+        ValueError: If the corpus is empty, an archive is damaged, a column is missing or has no strings, or a
+            required package is not installed.
     """
     if documents_size(files) == 0:
         raise ValueError(f"input {source} is empty: required at least one document")
@@ -108,10 +127,13 @@ def read_batches(
 
 
 def still_begins_with(source: Path, position: Position) -> bool:
-    """Whether what lies before `position` in a file is still there; not so of a Parquet file, which has no
-    checksum.
+    """Return whether the content of a file before `position` is unchanged.
 
-    Raises ValueError for a damaged archive, OSError for what cannot be read.
+    The result is False for a Parquet file, which has no checksum.
+
+    Raises:
+        ValueError: If an archive is damaged.
+        OSError: If the file cannot be read.
     """
     if source.name.endswith(_PARQUET):
         return False
@@ -120,12 +142,13 @@ def still_begins_with(source: Path, position: Position) -> bool:
         while left and (block := stream.read(min(left, BATCH_BYTES))):
             left -= len(block)
             checksum = zlib.crc32(block, checksum)
-        # A last line without an end may have grown.
+        # A last line without a newline may have been extended.
         return not left and checksum == position.checksum and (block.endswith(b"\n") or not stream.read(1))
 
 
 def read_documents(source: Path, json_key: str, file_glob: str) -> Iterator[str]:
-    """The text of every document of a source; errors as in `find_files`, `read_batches` and `Batch.read`."""
+    """Yield the text of every document of a source. Raises as `find_files`, `read_batches` and `Batch.read`
+    do."""
     for batch in read_batches(source, find_files(source, file_glob), json_key):
         yield from batch.read(json_key)
 
@@ -170,7 +193,7 @@ def _line_batches(source: Path, start: Position) -> Iterator[Batch]:
                 position,
                 content_bytes=position.content_bytes + len(content),
                 lines=position.lines + content.count(b"\n") + (not content.endswith(b"\n")),
-                # Decompression reads ahead, by how much may depend on where it started.
+                # Decompression reads ahead by an amount that may depend on where it started.
                 stored_bytes=max(position.stored_bytes, raw.tell()),
                 checksum=zlib.crc32(content, position.checksum),
             )
@@ -180,20 +203,24 @@ def _line_batches(source: Path, start: Position) -> Iterator[Batch]:
 
 @contextmanager
 def _content(source: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """A JSON-lines file as it is stored, and as it reads. Raises ValueError for a damaged archive."""
+    """Open a JSON-lines file and return its raw and its decompressed stream.
+
+    Raises:
+        ValueError: If an archive is damaged.
+    """
     with source.open("rb") as raw:
         try:
             yield raw, _decompressed(source, raw)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(f"input {source} is not a whole gzip file: {error}") from error
         except OSError as error:
-            if source.suffix != ".zst" or error.errno:  # pyarrow's own have no number
+            if source.suffix != ".zst" or error.errno:  # errors of pyarrow have no number
                 raise
             raise ValueError(f"input {source} is not a whole zstd file: {error}") from error
 
 
 def _skip(stream: BinaryIO, content_bytes: int) -> None:
-    """Archives have to be read up to there."""
+    """Skip to a position; a compressed stream has to be read up to it."""
     if stream.seekable():
         stream.seek(content_bytes)
         return
@@ -246,7 +273,7 @@ def _decode(origin: str, data: bytes) -> str:
 
 
 def _require_encodable(origin: str, text: str) -> str:
-    """JSON can spell half a surrogate pair, which is no character and no tokenizer takes."""
+    """Raise ValueError for an unpaired surrogate, which JSON can express but no tokenizer accepts."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""Batches of documents as tokens, by one process or by many, always in the order of the batches."""
+"""Encoding of batches of documents into tokens, in one or several processes, in the order of the batches."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _BATCHES_AHEAD = 4  # per worker: enough to keep it busy, few enough to bound me
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a text becomes tokens; sent to every worker, which builds its tokenizer from it once."""
+    """Tokenizer and settings of the encoding. Every worker builds its tokenizer from it once."""
 
     tokenizer_type: str
     tokenizer_model: Path | None = None
@@ -40,7 +40,15 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A batch as tokens: all in a row [n], and how many each document has [d]; empty ones are gone."""
+    """An encoded batch.
+
+    Attributes:
+        tokens: Tokens of all documents, concatenated, [n].
+        lengths: Number of tokens of each document that is not empty, [d].
+        skipped: Number of empty documents.
+        end: Position after the batch.
+        input_bytes: Bytes of the input that the batch covers.
+    """
 
     tokens: npt.NDArray[Any]
     lengths: npt.NDArray[np.int32]
@@ -50,7 +58,7 @@ class Encoded:
 
 
 class Encoder:
-    """The recipe at work. Raises ValueError for a bad tokenizer, OSError for one that cannot be read."""
+    """Encodes batches. Raises ValueError if the tokenizer is not valid, OSError if it cannot be read."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -58,13 +66,13 @@ class Encoder:
         self.dtype = best_dtype(self.tokenizer.vocab_size)
 
     def __call__(self, batch: Batch) -> Encoded:
-        """Errors as in `Batch.read`."""
+        """Encode a batch. Raises as `Batch.read` does."""
         encode, end = self.tokenizer.encode, [self.tokenizer.eod] if self.recipe.append_eod else []
         documents: list[npt.NDArray[Any]] = []
         skipped = 0
         for text in batch.read(self.recipe.json_key):
             if ids := encode(text):
-                # At once, while its numbers are in the processor's cache.
+                # Convert at once, while the ids are in the cache of the processor.
                 documents.append(np.fromiter(ids + end, self.dtype))
             else:
                 skipped += 1
@@ -74,9 +82,10 @@ class Encoder:
 
 
 class Encoders:
-    """So many workers, as a context manager; one is this process itself.
+    """Context manager of worker processes; a single worker is this process itself.
 
-    Raises ChildProcessError where a worker dies.
+    Raises:
+        ChildProcessError: If a worker dies.
     """
 
     def __init__(self, encoder: Encoder, workers: int) -> None:
@@ -86,7 +95,7 @@ class Encoders:
 
     def __enter__(self) -> Encoders:
         if self._workers > 1:
-            # A forked child would inherit the locks of this process' threads in whatever state they are.
+            # A forked child would inherit the locks of this process' threads in an arbitrary state.
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(self._workers, mp_context=context, initializer=_follow_parent)
         return self
@@ -96,7 +105,7 @@ class Encoders:
             self._pool.shutdown(cancel_futures=True)
 
     def encode(self, batches: Iterable[Batch]) -> Iterator[Encoded]:
-        """Encoded batches in the order of `batches`, whichever worker finishes first."""
+        """Yield encoded batches in the order of `batches`."""
         if self._pool is None:
             yield from map(self._encoder, batches)
             return
@@ -113,9 +122,7 @@ class Encoders:
 
 
 def _follow_parent() -> None:
-    """A worker leaves when its parent does, however that ends. Ctrl-C, which a terminal sends to all of them,
-    is the parent's to answer.
-    """
+    """Make this worker exit when its parent exits for any reason, and leave Ctrl-C to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 

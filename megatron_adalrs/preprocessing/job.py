@@ -1,4 +1,4 @@
-"""What a dataset is made of, and how: all that its bytes depend on."""
+"""Identity of a preprocessing job: everything that the bytes of the dataset depend on."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ _VERSION = (
 
 @dataclass(frozen=True)
 class Job:
-    """`files`: those of the input, by their paths in it, in that order, with size and time of change in
-    nanoseconds."""
+    """Identity of a preprocessing job.
+
+    Attributes:
+        files: Size and modification time in nanoseconds of each input file, by relative path, in order.
+    """
 
     version: int
     tokenizer_type: str
@@ -36,16 +39,22 @@ class Job:
 
     @staticmethod
     def from_json(content: bytes) -> Job:
-        """Raises ValueError, TypeError or KeyError for what `to_json` never gives."""
+        """Parse the output of `to_json`. Raises ValueError, TypeError or KeyError for other content."""
         values = json.loads(content)
         files = {name: (int(size), int(changed)) for name, (size, changed) in dict(values["files"]).items()}
         return Job(**values | {"files": files})
 
     def differences(self, begun: Job, done: Position | None) -> str:
-        """What forbids to go on with another job, in words; nothing where it may.
+        """Return the differences that prevent resuming the job `begun`, or an empty string.
 
-        What lies behind `done` in the input may have changed, may be new or gone. None: all of it is done.
-        Raises ValueError, OSError where a file that is partly done has changed and cannot be read.
+        Input after the position `done` may have changed.
+
+        Args:
+            begun: The unfinished job.
+            done: Position of the last commit; None if all of the input is done.
+
+        Raises:
+            ValueError, OSError: If a partly read file has changed and cannot be read.
         """
         ours, theirs = asdict(self), asdict(begun)
         changed = [
@@ -82,7 +91,7 @@ class Job:
 
 
 def describe_job(tokenizer: Tokenizer, recipe: Recipe, source: Path, files: Sequence[Path]) -> Job:
-    """Raises OSError for a file that is not there."""
+    """Return the identity of a job. Raises OSError if an input file does not exist."""
     folder = _folder(source)
     states = {path.relative_to(folder).as_posix(): path.stat() for path in files}
     return Job(

@@ -1,4 +1,4 @@
-"""Several indexed datasets as one: their documents one after the other."""
+"""Concatenation of indexed datasets."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from megatron_adalrs.preprocessing.preprocess import require_new
 
 
 def merge(prefixes: Sequence[Path], output_prefix: Path, overwrite: bool = False) -> Description | None:
-    """Write a pair with the documents of all, in order. Nothing that was there before is touched until all
-    are read.
+    """Write a dataset with the documents of all inputs, in order.
+
+    Existing files are not changed until all inputs are read.
 
     Returns:
-        What is known of its making; None where one of them has no note of it, and then neither has the
-        result.
+        Description of the result, or None if an input has no description.
 
     Raises:
-        ValueError: there are fewer than two, they differ in token type or tokenizer, one is damaged, or the
-            output is one of them.
-        FileExistsError: an output exists and `overwrite` is not set.
-        OSError: a file cannot be read or written.
+        ValueError: If there are fewer than two inputs, they differ in token type or tokenizer, one is
+        damaged,
+            or the output is one of them.
+        FileExistsError: If an output exists and `overwrite` is not set.
+        OSError: If a file cannot be read or written.
     """
     if len(prefixes) < 2:
         raise ValueError(f"input: {len(prefixes)} datasets: required at least two to merge")
@@ -60,8 +61,7 @@ def _common_description(prefixes: Sequence[Path]) -> Description | None:
             if theirs != ours:
                 raise ValueError(
                     f"{description_path(prefix)} has {name} {theirs}, {description_path(first)} has {ours}: "
-                    f"required "
-                    "the same"
+                    "required the same"
                 )
     if len(notes) < len(prefixes):
         return None

@@ -1,4 +1,4 @@
-"""What the package pyarrow reads, which is imported when it is needed: Parquet, and archives of zstd."""
+"""Reader of Parquet files. The package pyarrow, which also reads zstd archives, is imported when needed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-_ROWS = 1 << 12  # at most in a batch, however small they are as they are stored
+_ROWS = 1 << 12  # most rows in a batch, however small they are
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Neighbouring rows of one column: UTF-8, None for null.
+    """Consecutive rows of a column.
 
-    Up to their end: `row_groups` that are whole, `end` rows, `stored_bytes` of the file.
+    Attributes:
+        values: UTF-8 text of each row, None for null.
+        row_groups: Complete row groups up to the end of these rows.
+        end: Rows up to the end of these rows.
+        stored_bytes: Bytes of the file up to the end of these rows.
     """
 
     values: tuple[bytes | None, ...]
@@ -25,11 +29,19 @@ class Rows:
 
 
 def read_rows(source: Path, column: str, size: int, row_groups: int, row: int) -> Iterator[Rows]:
-    """A column of strings of a Parquet file, behind so many whole row groups and rows, some `size` bytes at a
-    time.
+    """Yield the rows of a string column of a Parquet file, about `size` bytes at a time.
 
-    What the file has beside row groups counts to the last one. Raises ValueError for a damaged file, and a
-    column that is missing or holds anything else.
+    Bytes of the file outside row groups are counted with the last one.
+
+    Args:
+        source: Parquet file.
+        column: Name of the column.
+        size: Bytes per batch.
+        row_groups: Complete row groups to skip.
+        row: Rows to skip, those of the skipped row groups included.
+
+    Raises:
+        ValueError: If the file is damaged, or the column is missing or has no strings.
     """
     pyarrow = package(source)
     try:
@@ -53,7 +65,7 @@ def read_rows(source: Path, column: str, size: int, row_groups: int, row: int) -
 
 
 def package(source: Path) -> ModuleType:
-    """Raises ValueError where it is not installed, naming the input that needs it."""
+    """Import pyarrow. Raises ValueError, which names the input that needs it, if it is not installed."""
     try:
         import pyarrow.parquet
     except ImportError as error:
@@ -77,14 +89,14 @@ def _require_strings(pyarrow: ModuleType, source: Path, schema: Any, column: str
 def _batches(
     pyarrow: ModuleType, file: Any, number: int, column: str, size: int, skip: int
 ) -> Iterator[tuple[bytes | None, ...]]:
-    """Of a row group; where it starts changes none of those that follow."""
+    """Yield the batches of a row group, which do not depend on how many rows are skipped."""
     group = file.metadata.row_group(number)
     columns = [group.column(index) for index in range(group.num_columns)]
     content = sum(one.total_uncompressed_size for one in columns if one.path_in_schema == column)
     rows = min(_ROWS, max(1, group.num_rows * size // max(1, content)))
     for batch in file.iter_batches(rows, row_groups=[number], columns=[column], use_threads=False):
         if skip < len(batch):
-            # As bytes: that they are UTF-8 is for the reader of each row to see.
+            # Bytes: each row is checked for UTF-8 when it is decoded.
             yield tuple(batch.column(0)[skip:].cast(pyarrow.large_binary()).to_pylist())
         skip = max(0, skip - len(batch))
 

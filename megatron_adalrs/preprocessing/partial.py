@@ -1,15 +1,14 @@
-"""Unfinished work on an indexed dataset, in a folder `PREFIX.partial` that outlives the process that began
-it.
+"""Unfinished work on an indexed dataset, in a folder `PREFIX.partial` that survives the process.
 
-    lock         held by the process that works on it, whose number is in it
-    job.json     what is made of what: the same job goes on, another one is refused; input to come may have
-    changed tokens       grows: tokens back to back
-    lengths      grows: tokens in each document, int32
-    state.json   how far all of it has come, replaced as a whole at every commit
-    index, description   the rest of the dataset, once everything is tokenized
+    lock         locked by the process that works on it; contains its process id
+    job.json     identity of the job: the same job is resumed, another one is refused
+    tokens       tokens of all documents, appended
+    lengths      tokens in each document, int32, appended
+    state.json   progress, replaced atomically at every commit
+    index, description   the other files of the dataset, once everything is tokenized
 
-Bytes beyond what state.json says are of no account: whoever goes on cuts them off. So a process may be killed
-at any instant, also while it commits or publishes.
+Bytes beyond the progress in state.json are ignored and truncated on resuming. Therefore a process may be
+killed at any time, also during a commit or while publishing.
 """
 
 from __future__ import annotations
@@ -42,10 +41,15 @@ _FILES = ("lock", "job.json", "tokens", "lengths", "state.json", "index", "descr
 
 @dataclass(frozen=True)
 class Progress:
-    """What is done: all before `position` in the input, `input_bytes` of it. `skipped`: documents without any
-    text.
+    """Progress of a job.
 
-    `complete`: nothing but the publishing is left.
+    Attributes:
+        position: Position in the input up to which it is encoded.
+        input_bytes: Bytes of the input up to there.
+        documents: Documents encoded.
+        skipped: Documents without text.
+        tokens: Tokens encoded.
+        complete: Whether only publishing remains.
     """
 
     position: Position = field(default_factory=Position)
@@ -57,14 +61,18 @@ class Progress:
 
 
 class Partial:
-    """The folder, locked. As a context manager it commits when an exception leaves the block, if there are
-    documents.
+    """The locked folder of unfinished work.
 
-    `progress`: what is done, at first what an earlier process left. A folder without any commit is removed on
-    leaving.
+    As a context manager it commits when an exception leaves the block, if there are documents. A folder
+    without any commit is removed at the end.
 
-    Raises ValueError where another process works on it, the job that was begun is another (it names what),
-    the folder is damaged, or it holds something else; OSError where it cannot be written.
+    Attributes:
+        progress: Progress of the job, including that of earlier processes.
+
+    Raises:
+        ValueError: If another process works on the folder, it belongs to another job, it is damaged, or it
+            contains other files.
+        OSError: If it cannot be written.
     """
 
     def __init__(self, prefix: Path | str, dtype: np.dtype[Any], job: Job, *, restart: bool = False) -> None:
@@ -90,12 +98,12 @@ class Partial:
         self._commit_time = time.monotonic()
 
     def append(self, encoded: Encoded) -> None:
-        """The batch that follows."""
+        """Append the next batch."""
         with self._writing():
             _write(self._streams["tokens"], encoded.tokens)
             _write(self._streams["lengths"], encoded.lengths)
         done = self.progress
-        self.progress = Progress(  # from this one assignment on the batch counts
+        self.progress = Progress(  # this single assignment makes the batch part of the work
             position=encoded.end,
             input_bytes=done.input_bytes + encoded.input_bytes,
             documents=done.documents + len(encoded.lengths),
@@ -104,13 +112,12 @@ class Partial:
         )
 
     def commit_if_due(self, seconds: float) -> None:
-        """Commit if the last commit was at least so long ago."""
+        """Commit if the last commit is at least this many seconds ago."""
         if time.monotonic() - self._commit_time >= seconds:
             self.commit()
 
     def commit(self) -> None:
-        """Whatever happens afterwards, the work goes on from here. Raises OSError where it cannot be
-        written."""
+        """Commit the progress, from which the work can be resumed. Raises OSError if it cannot be written."""
         if self.progress == self._committed:
             return
         with self._writing():
@@ -123,7 +130,8 @@ class Partial:
         self._commit_time = time.monotonic()
 
     def complete(self, description: bytes) -> None:
-        """All is tokenized: add the index, in which each document is a sequence, and the description."""
+        """Write the index, with one sequence per document, and the description, after everything is
+        tokenized."""
         self.commit()
         lengths = np.fromfile(self.folder / "lengths", "<i4")
         with self._writing():
@@ -134,10 +142,10 @@ class Partial:
         self.commit()
 
     def publish(self, tokens: Path, index: Path, description: Path) -> None:
-        """Give the files of a complete dataset, as far as they do not have them yet, their final names.
+        """Rename the files of a complete dataset that are not renamed yet to their final names.
 
-        An old index goes before the new tokens come, and the new one comes after them: no reader ever meets a
-            half.
+        An old index is removed before the new tokens appear, and the new index appears after them, so that no
+        reader sees an inconsistent pair.
         """
         paths = {"tokens": tokens, "index": index, "description": description}
         left = {name: path for name, path in paths.items() if (self.folder / name).exists()}
@@ -150,7 +158,7 @@ class Partial:
 
     @property
     def has_tokens(self) -> bool:
-        """Whether they do not have their final name yet."""
+        """Whether the tokens are not published yet."""
         return (self.folder / "tokens").exists()
 
     @contextmanager
@@ -160,15 +168,15 @@ class Partial:
         except OSError as error:
             reason = error.strerror or error
             raise OSError(
-                f"{self.folder} cannot be written: {reason}; once it can, the same command goes on"
+                f"{self.folder} cannot be written: {reason}; once it can, run the same command again"
             ) from error
 
     def _sizes(self) -> dict[str, int]:
-        """Bytes that count of each file that grows."""
+        """Return the valid size in bytes of each file that is appended to."""
         return {"tokens": self.progress.tokens * self.dtype.itemsize, "lengths": self.progress.documents * 4}
 
     def _read(self, job: Job) -> Progress:
-        """What an earlier process has done of this job."""
+        """Return the progress of earlier processes with this job."""
         if not (self.folder / "state.json").exists():
             return Progress()
         begun, progress = self._parsed("job.json", Job.from_json), self._parsed("state.json", _progress)
@@ -183,8 +191,7 @@ class Partial:
             raise self._damaged(f"{name}: {type(error).__name__}: {error}") from error
 
     def _grown(self, name: str, size: int) -> BinaryIO:
-        """A file that grows, cut to what counts; unbuffered, so that an interrupted write leaves nothing but
-        bytes."""
+        """Open a file to append to, truncated to its valid size, without a buffer."""
         path = self.folder / name
         path.touch()
         stream = path.open("r+b", buffering=0)
@@ -205,7 +212,7 @@ class Partial:
         return ValueError(f"{self.folder} is damaged: {reason}; {_RESTART}")
 
     def _clear(self) -> None:
-        (self.folder / "state.json").unlink(missing_ok=True)  # first: without it the rest is of no account
+        (self.folder / "state.json").unlink(missing_ok=True)  # first: without it the other files are ignored
         for path in self.folder.iterdir():
             if path.name != "lock" and _is_ours(path.name):
                 path.unlink()
@@ -215,7 +222,7 @@ class Partial:
             stream.close()
         if self._published or not (self.folder / "state.json").exists():
             self._clear()
-            (self.folder / "lock").unlink()  # last: whoever locks a new one has the folder to itself
+            (self.folder / "lock").unlink()  # last: the process that locks a new one has the folder to itself
             with suppress(OSError):
                 self.folder.rmdir()
         self._lock.close()
@@ -226,8 +233,8 @@ class Partial:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None and self.progress.documents:  # else it would only be in the way of another recipe
-            with suppress(OSError):  # the disk may be full: the last commit stands
+        if kind is not None and self.progress.documents:  # without documents it would only block another job
+            with suppress(OSError):  # the disk may be full: the last commit remains valid
                 self.commit()
         self._leave()
 
@@ -237,7 +244,7 @@ def partial_path(prefix: Path | str) -> Path:
 
 
 def _locked(folder: Path) -> TextIO:
-    """The folder's lock file, held until it is closed, also by a kill."""
+    """Lock the folder and return its lock file; closing it, also by a kill, releases the lock."""
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -245,7 +252,7 @@ def _locked(folder: Path) -> TextIO:
             with suppress(FileNotFoundError):
                 if not stat.S_ISDIR(folder.lstat().st_mode):
                     raise
-            continue  # its last owner removed it while mkdir looked at it
+            continue  # its last owner removed it during mkdir
         try:
             _require_ours(folder)
             lock = (folder / "lock").open("a+")
@@ -267,13 +274,13 @@ def _locked(folder: Path) -> TextIO:
 
 
 def _require_ours(folder: Path) -> None:
-    """Somebody may have a folder of that name; what begins with a dot is the system's."""
+    """Raise ValueError if the folder contains other files, except hidden ones."""
     others = sorted(
         path.name for path in folder.iterdir() if not (path.name.startswith(".") or _is_ours(path.name))
     )
     if others:
         raise ValueError(
-            f"{folder} holds {others[0]}, which is no unfinished work: required another output prefix"
+            f"{folder} contains {others[0]}, which is not unfinished work: required another output prefix"
         )
 
 
@@ -297,7 +304,7 @@ def _sum(stream: BinaryIO) -> int:
 
 
 def _progress(state: bytes) -> Progress:
-    """Raises ValueError, TypeError or KeyError for what a commit never writes."""
+    """Parse state.json. Raises ValueError, TypeError or KeyError for content that a commit never writes."""
     content = json.loads(state)
     progress = Progress(**content | {"position": Position(**content["position"])})
     counts = asdict(progress) | asdict(progress.position)

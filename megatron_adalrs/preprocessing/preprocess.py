@@ -1,5 +1,7 @@
-"""Text in, an indexed dataset out: `PREFIX.bin`, `PREFIX.idx`, and `PREFIX.json` that says how they were
-made. Until then its unfinished parts lie in `PREFIX.partial`, from where a later process goes on.
+"""Preprocessing of a corpus into an indexed dataset: `PREFIX.bin`, `PREFIX.idx` and its description
+`PREFIX.json`.
+
+Unfinished work is in `PREFIX.partial`, from which a later process resumes.
 """
 
 from __future__ import annotations
@@ -22,8 +24,13 @@ COMMIT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Result:
-    """`skipped`: documents without any text; `seconds`: of wall time until the dataset was there, for
-    `new_tokens` of the tokens, the others having been there.
+    """Result of preprocessing a corpus.
+
+    Attributes:
+        description: Content of `PREFIX.json`.
+        skipped: Number of documents without text.
+        new_tokens: Number of tokens that this process encoded; the others were already in `PREFIX.partial`.
+        seconds: Wall time of this process.
     """
 
     description: Description
@@ -33,8 +40,8 @@ class Result:
 
 
 def require_new(prefix: Path | str, overwrite: bool) -> None:
-    """Raise FileExistsError where a file of a dataset is there already, unless it may be replaced; no folder
-    may."""
+    """Raise FileExistsError if a file of the dataset exists, unless `overwrite` is set; folders are never
+    replaced."""
     outputs = (bin_path(prefix), idx_path(prefix), description_path(prefix))
     if folders := [str(path) for path in outputs if path.is_dir()]:
         raise FileExistsError(f"output {', '.join(folders)} is a folder: required a new prefix")
@@ -55,19 +62,30 @@ def preprocess(
     on_resume: Callable[[Progress], None] = lambda progress: None,
     on_progress: Callable[[int], None] = lambda input_bytes: None,
 ) -> Result:
-    """Tokenize a corpus (see `documents.read_batches`) into an indexed dataset, one document a sequence.
+    """Tokenize a corpus into an indexed dataset with one sequence per document.
 
-    The result does not depend on `workers`, nor on how often the work was interrupted: every
-    `commit_seconds`, and when an exception ends it, what is done is committed to `PREFIX.partial`, and a
-    later call with the same job goes on from the last commit (`on_resume` is told where that was); input
-    behind it may have changed by then, as where a bad line has been mended. `restart` throws such work away.
-    Nothing that was there before under the final names is touched until everything is tokenized.
-    `on_progress` is called with the number of input bytes that each finished batch, and at first the earlier
-    work, covers.
+    The result does not depend on `workers`, nor on interruptions: progress is committed to `PREFIX.partial`
+    every `commit_seconds` and when an exception ends the work, and a later call with the same job resumes
+    from the last commit. Input after that position may have changed in the meantime, for example to fix an
+    invalid line. Existing files with the final names are not changed until everything is tokenized.
 
-    Raises FileExistsError if an output exists and `overwrite` is not set; ValueError for broken input
-    (FILE:LINE), a corpus without any text, a bad tokenizer, and unfinished work on another job, in use, or
-    damaged; OSError for files that cannot be read or written.
+    Args:
+        source: Corpus, see `documents.find_files`.
+        output_prefix: Prefix of the dataset.
+        recipe: Tokenizer and its settings.
+        file_glob: Pattern of the files to read if `source` is a folder.
+        workers: Number of processes.
+        overwrite: Replace an existing dataset.
+        restart: Discard unfinished work instead of resuming it.
+        commit_seconds: Seconds between commits.
+        on_resume: Called with the progress from which the work resumes.
+        on_progress: Called with the number of input bytes of the earlier work and of every finished batch.
+
+    Raises:
+        FileExistsError: If an output exists and `overwrite` is not set.
+        ValueError: If the input is malformed (FILE:LINE) or has no text, the tokenizer is not valid, or
+            unfinished work belongs to another job, is in use or is damaged.
+        OSError: If a file cannot be read or written.
     """
     if workers < 1:
         raise ValueError(f"workers {workers}: required at least 1")
@@ -77,9 +95,9 @@ def preprocess(
     source, encoder = Path(source), Encoder(recipe)
     files = _input_files(source, file_glob, partial_path(output_prefix))
     job = describe_job(encoder.tokenizer, recipe, source, files)
-    if restart:  # before the work is thrown away
+    if restart:  # before unfinished work is discarded
         require_new(output_prefix, overwrite)
-    # The work is left first, and so committed, then the workers, for whom that waits.
+    # Partial is the inner context, so that it commits before the workers are shut down, which may take long.
     with (
         Encoders(encoder, workers) as encoders,
         Partial(output_prefix, encoder.dtype, job, restart=restart) as work,
@@ -102,8 +120,8 @@ def preprocess(
         description = _describe(encoder, done)
         if not done.complete:
             work.complete(description.to_json())
-        # Publishing takes an old index away first: one beside the tokens has come since the outputs were
-        # looked for.
+        # Publishing removes an old index first. An index next to unpublished tokens was created after the
+        # outputs were checked.
         if work.has_tokens and idx_path(output_prefix).exists():
             require_new(output_prefix, overwrite)
         work.publish(bin_path(output_prefix), idx_path(output_prefix), description_path(output_prefix))
@@ -112,7 +130,7 @@ def preprocess(
 
 
 def _input_files(source: Path, file_glob: str, unfinished: Path) -> list[Path]:
-    """What there is to read, without the unfinished work itself where a folder is read that holds it."""
+    """Return the input files, without those of the unfinished work if it is inside the input folder."""
     found = find_files(source, file_glob)
     return [
         path

@@ -1,4 +1,4 @@
-"""A corpus that every machine has: the sources of the running Python's standard library."""
+"""Corpus of the sources of the running Python's standard library, which every machine has."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ _LOCAL_PREFIXES = ("config-", "_sysconfig", "sitecustomize", "usercustomize")
 
 
 def source_files(root: Path) -> list[Path]:
-    """The library's own .py files under `root`, sorted by relative POSIX path; links are not followed."""
+    """Return the library's own .py files under `root`, sorted by relative POSIX path, without symbolic
+    links."""
     found = []
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if name not in _FOREIGN_FOLDERS and not _is_local(name)]
@@ -25,7 +26,7 @@ def source_files(root: Path) -> list[Path]:
 
 
 def records(root: Path, limit_bytes: float) -> Iterator[tuple[dict[str, str], int]]:
-    """(record, bytes of its source) of each document, as long as all together stay within the limit."""
+    """Yield the record and the size in bytes of each document, up to a total size."""
     total = 0
     for path in source_files(root):
         data = path.read_bytes()
@@ -42,7 +43,7 @@ def records(root: Path, limit_bytes: float) -> Iterator[tuple[dict[str, str], in
 
 
 def collect(root: Path, output: Path, limit_bytes: float) -> tuple[int, int]:
-    """Write the corpus; number of files and bytes. Raises ValueError if there is none."""
+    """Write the corpus and return its numbers of files and bytes. Raises ValueError if it is empty."""
     files = size = 0
     with atomic_write(output) as stream:
         for record, bytes_read in records(root, limit_bytes):

@@ -1,4 +1,4 @@
-"""Training of SentencePiece models that keep source code intact."""
+"""Training of lossless SentencePiece models."""
 
 from __future__ import annotations
 
@@ -24,16 +24,18 @@ def train_sentencepiece(
     file_glob: str = "**/*.txt",
     num_threads: int = 2,
 ) -> None:
-    """Train a SentencePiece model that gives back any text it encodes, and write it to a file.
+    """Train a SentencePiece model whose decoding returns the encoded text, and write it to a file.
 
-    Every byte survives: no normalisation, no added or removed blanks, newline and tab are pieces of their
-    own, runs of blanks may become pieces, and what is not in the vocabulary falls back to bytes. The one
-    exception is U+2581, which SentencePiece itself uses for the blank. Ids: 0 unknown, 1 beginning, 2 end of
+    Text is not normalized and no spaces are added or removed; newline and tab are pieces of their own,
+    several spaces may form a piece, and unknown characters are encoded as bytes. The only exception is
+    U+2581, which SentencePiece uses for the space. Ids: 0 unknown, 1 beginning of sentence, 2 end of
     sentence.
 
-    The same inputs (what `read_documents` reads) give the same file: it is trained on at most `sample_bytes`
-    of lines, spread evenly over all. 10 MB take a few seconds with bpe, half a minute with unigram. Raises
-    ValueError if the vocabulary is too small for the pieces that are required or too large for the text.
+    The model is trained on at most `sample_bytes` of lines, spread evenly over the inputs, and is
+    deterministic.
+
+    Raises:
+        ValueError: If the vocabulary is too small for the required pieces or too large for the text.
     """
     from sentencepiece import SentencePieceTrainer
 
@@ -68,9 +70,9 @@ def train_sentencepiece(
 
 
 def _evenly_chosen_lines(texts: Iterable[str], limit: int) -> list[str]:
-    """Every n-th non-empty line, n a power of two such that all together stay within `limit` bytes.
+    """Return every n-th non-empty line, where n is a power of two that keeps the total within `limit` bytes.
 
-    Long lines are cut. One pass, no randomness, and no need to know how much text there is.
+    Long lines are divided. The selection needs one pass and no random numbers.
     """
     lines = (line for text in texts for line in text.split("\n") if line)
     pieces = (line[i : i + _LINE_CHARACTERS] for line in lines for i in range(0, len(line), _LINE_CHARACTERS))

@@ -119,9 +119,8 @@ def test_a_full_disk_is_reported_and_resumed_later(whole: Path, tmp_path: Path) 
     _, told = process.communicate()
     assert process.returncode == 2
     assert (
-        told
-        == f"error: {tmp_path}/out.partial cannot be written: File too large; once it can, the same command "
-        f"goes on\n"
+        told == f"error: {tmp_path}/out.partial cannot be written: File too large; once it can, run the same "
+        "command again\n"
     )
     process = begin(whole, tmp_path / "out")
     _, told = process.communicate()

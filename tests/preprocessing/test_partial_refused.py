@@ -211,7 +211,7 @@ def test_a_foreign_folder_of_that_name_is_left_alone(tmp_path: Path, name: str) 
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
     for restart in (False, True):
-        with pytest.raises(ValueError, match=r"out\.partial holds (mine\.txt|folder), which is no"):
+        with pytest.raises(ValueError, match=r"out\.partial contains (mine\.txt|folder), which is not"):
             preprocess(corpus(tmp_path, "x.jsonl"), tmp_path / "out", BYTES, restart=restart)
     assert mine.read_text() == "mine" and len(list((tmp_path / "out.partial").iterdir())) == 1
 
