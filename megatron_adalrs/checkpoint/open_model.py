@@ -18,7 +18,7 @@ from megatron_adalrs.checkpoint.tokenizer_files import Tokenizer, tokenizer_of_r
 from megatron_adalrs.config import DataConfig, ModelConfig
 from megatron_adalrs.config.base import describe_validation_error
 from megatron_adalrs.engine import SavedWeights
-from megatron_adalrs.huggingface.companion_files import companions_in
+from megatron_adalrs.huggingface.companion_files import find_companion_files
 from megatron_adalrs.huggingface.config_json import is_model
 from megatron_adalrs.huggingface.reader import HuggingFaceModel, parameter_shapes
 from megatron_adalrs.huggingface.tensor_files import TensorFiles
@@ -88,7 +88,7 @@ def open_model(path: Path, flag: str) -> OpenedModel:
 
 def _open_hugging_face(path: Path) -> OpenedModel:
     found = HuggingFaceModel(path)
-    tokenizer = Tokenizer(companions_in(path), found.shape.token_ids)
+    tokenizer = Tokenizer(find_companion_files(path), found.shape.token_ids)
     return OpenedModel(
         path,
         found.model,
@@ -112,7 +112,7 @@ def _open_weights_only(
             raise ValueError(
                 f"{path / WEIGHTS}: {name} has shape {list(files.entry(name).shape)}, not {list(shape)}"
             )
-    tokenizer = Tokenizer(companions_in(path / TOKENIZER), state.get("token_ids", {}))
+    tokenizer = Tokenizer(find_companion_files(path / TOKENIZER), state.get("token_ids", {}))
     return OpenedModel(
         path,
         model,

@@ -18,9 +18,9 @@ from megatron_adalrs.huggingface.companion_files import (
     SENTENCEPIECE_MODEL,
     TOKENIZER_JSON,
     VOCAB,
-    companions_in,
-    digests_of,
+    find_companion_files,
     made_from,
+    tokenizer_digests,
     tokenizer_in,
 )
 from megatron_adalrs.huggingface.config_json import Shape, is_model
@@ -59,7 +59,7 @@ def tokenizer_of_run(saved: dict[str, Any], data: DataConfig, vocab_size: int) -
         return Tokenizer({}, ids, kind=kind)
     notes = []
     for place, found, before in _candidates(data, kind, first_description, saved.get("finetune_from")):
-        digests = digests_of(found)
+        digests = tokenizer_digests(found)
         if not digests:
             notes.append(f"there is no tokenizer in {place}, none is copied")
         elif first_description is not None and first_description.tokenizer_sha256 not in digests.values():
@@ -101,7 +101,7 @@ def require_matching_tokenizer(
         ValueError: They are those of another tokenizer; the message names both files.
         OSError: A file cannot be read.
     """
-    digests = digests_of(files)
+    digests = tokenizer_digests(files)
     if not digests or tokenizer.sha256 in digests.values():
         return
     same_ids = _has_same_ids(files, model, tokenizer)
@@ -152,16 +152,16 @@ def _files_named(by: DataConfig | Description, kind: str | None) -> dict[str, Pa
     if kind == "SentencePieceTokenizer":
         return {SENTENCEPIECE_MODEL: named}
     if named.is_dir():
-        return companions_in(named)
+        return find_companion_files(named)
     # Files beside a file of another name may belong to another tokenizer.
-    return companions_in(named.parent) if named.name == TOKENIZER_JSON else {TOKENIZER_JSON: named}
+    return find_companion_files(named.parent) if named.name == TOKENIZER_JSON else {TOKENIZER_JSON: named}
 
 
 def _tokenizer_before(origin: Path) -> tuple[dict[str, Path], dict[str, Any]]:
     """Return tokenizer files and token ids of the model that a run was initialized with."""
     try:
         if is_model(origin):
-            return companions_in(origin), Shape(origin).token_ids
-        return companions_in(origin / TOKENIZER), read_state(origin).get("token_ids", {})
+            return find_companion_files(origin), Shape(origin).token_ids
+        return find_companion_files(origin / TOKENIZER), read_state(origin).get("token_ids", {})
     except ValueError:  # it may have been removed
         return {}, {}

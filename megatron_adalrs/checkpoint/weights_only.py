@@ -22,7 +22,7 @@ from megatron_adalrs.checkpoint.manifest import (
     write_manifest,
 )
 from megatron_adalrs.checkpoint.open_model import OpenedModel
-from megatron_adalrs.huggingface.companion_files import copy_companions
+from megatron_adalrs.huggingface.companion_files import copy_companion_files
 from megatron_adalrs.huggingface.reader import parameter_shapes
 from megatron_adalrs.huggingface.tensor_files import Entry, write_tensors
 from megatron_adalrs.huggingface.writer import MAX_SHARD_SIZE
@@ -51,7 +51,7 @@ def write_weights_only(opened: OpenedModel, folder: Path, max_shard_size: int = 
         write_tensors(
             checkpoint / WEIGHTS, entries, lambda name: opened.weights(name, shapes[name]), max_shard_size
         )
-        copy_companions(tokenizer.files, checkpoint / TOKENIZER)
+        copy_companion_files(tokenizer.files, checkpoint / TOKENIZER)
         state = {
             "world_size": 1,
             "progress": {"step": 0},

@@ -41,12 +41,12 @@ MADE_FROM = "made_from"
 """Key in tokenizer_config.json: kind and digest of the tokenizer that an export was made from."""
 
 
-def companions_in(folder: Path) -> dict[str, Path]:
+def find_companion_files(folder: Path) -> dict[str, Path]:
     """Return the companion files of a folder by name."""
     return {name: folder / name for name in (*TOKENIZER, GENERATION) if (folder / name).is_file()}
 
 
-def copy_companions(files: Mapping[str, Path | bytes], folder: Path) -> None:
+def copy_companion_files(files: Mapping[str, Path | bytes], folder: Path) -> None:
     """Copy files, or write their contents, into a folder under the given names."""
     for name, file in files.items():
         if isinstance(file, bytes):
@@ -55,7 +55,7 @@ def copy_companions(files: Mapping[str, Path | bytes], folder: Path) -> None:
             shutil.copyfile(file, folder / name)
 
 
-def digests_of(files: Mapping[str, Path]) -> dict[str, str]:
+def tokenizer_digests(files: Mapping[str, Path]) -> dict[str, str]:
     """Return the digests of the tokenizers in these files, and of those that they were made from, by kind.
 
     Raises:

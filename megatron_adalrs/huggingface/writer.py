@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from megatron_adalrs.config import ModelConfig
-from megatron_adalrs.huggingface.companion_files import GENERATION, copy_companions
+from megatron_adalrs.huggingface.companion_files import GENERATION, copy_companion_files
 from megatron_adalrs.huggingface.config_json import CONFIG, config_json, family_of
 from megatron_adalrs.huggingface.families import Family
 from megatron_adalrs.huggingface.reader import parameter_shapes, part_shapes
@@ -57,7 +57,7 @@ def write_model(
     with new_folder(folder) as draft:
         _write_json(draft / CONFIG, config_json(family, model, vocab_size, main, token_ids))
         write_tensors(draft, entries, tensors, max_shard_size)
-        copy_companions(companions, draft)
+        copy_companion_files(companions, draft)
         if not (draft / GENERATION).exists():
             known = {name: value for name, value in token_ids.items() if value is not None}
             _write_json(draft / GENERATION, {"_from_model_config": True} | known)

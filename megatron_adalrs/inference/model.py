@@ -13,7 +13,7 @@ from megatron_adalrs.checkpoint.tokenizer_files import require_matching_tokenize
 from megatron_adalrs.data.description import read_description, recorded_tokenizer, require_tokenizer
 from megatron_adalrs.data.gpt_dataset import check_vocabulary
 from megatron_adalrs.data.tokenizer import TOKENIZER_FILES, DataTokenizer, Tokenizer, build_tokenizer
-from megatron_adalrs.huggingface.companion_files import digests_of, tokenizer_in
+from megatron_adalrs.huggingface.companion_files import tokenizer_digests, tokenizer_in
 from megatron_adalrs.model.document_mask import NO_DOCUMENT_MASKING, DocumentMasking
 from megatron_adalrs.model.gpt import GPT
 from megatron_adalrs.model.initialization import write_weights
@@ -113,7 +113,10 @@ def tokenizer_of_corpus(
             raise
         return None, str(error)
     # Tokenizers of two kinds cannot be compared unless one file names the digest of the other.
-    if of_data and of_data.sha256 not in (tokenizer.sha256, *digests_of(opened.tokenizer().files).values()):
+    if of_data and of_data.sha256 not in (
+        tokenizer.sha256,
+        *tokenizer_digests(opened.tokenizer().files).values(),
+    ):
         return None, f"{prefix} was made with a {of_data.kind}; give --tokenizer-type and its files"
     return tokenizer, ""
 

@@ -13,7 +13,7 @@ from tokenizers import ByteLevelBPETokenizer
 from megatron_adalrs.checkpoint.tokenizer_files import require_matching_tokenizer, tokenizer_of_run
 from megatron_adalrs.config import DataConfig, ModelConfig
 from megatron_adalrs.data.tokenizer import DataTokenizer, build_tokenizer
-from megatron_adalrs.huggingface.companion_files import companions_in
+from megatron_adalrs.huggingface.companion_files import find_companion_files
 from megatron_adalrs.huggingface.tokenizer_export import export_tokenizer
 from megatron_adalrs.preprocessing.preprocess import Recipe, preprocess
 from megatron_adalrs.preprocessing.tokenizer_training import train_sentencepiece
@@ -59,7 +59,7 @@ def exported(folder: Path, kind: str, **files: Path) -> Path:
 
 
 def accepted(folder: Path, tokenizer: DataTokenizer) -> bool:
-    require_matching_tokenizer(companions_in(folder), MODEL, tokenizer, "--from")
+    require_matching_tokenizer(find_companion_files(folder), MODEL, tokenizer, "--from")
     return True
 
 

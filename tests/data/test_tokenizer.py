@@ -12,7 +12,7 @@ from megatron_adalrs.data.tokenizer import (
     ByteTokenizer,
     build_tokenizer,
 )
-from megatron_adalrs.huggingface.companion_files import companions_in, digests_of
+from megatron_adalrs.huggingface.companion_files import find_companion_files, tokenizer_digests
 from megatron_adalrs.preprocessing.tokenizer_training import train_sentencepiece
 from tests.preprocessing.texts import TEXTS, require_protocol, write_corpus
 
@@ -119,7 +119,7 @@ def test_digest_covers_split_special_tokens(hugging_face_folder: Path, tmp_path:
     for setting in (False, True):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"split_special_tokens": setting}))
         found.append(build_tokenizer("HuggingFaceTokenizer", tmp_path))
-        assert found[-1].sha256 == digests_of(companions_in(tmp_path))["HuggingFaceTokenizer"]
+        assert found[-1].sha256 == tokenizer_digests(find_companion_files(tmp_path))["HuggingFaceTokenizer"]
     text = "a<|endoftext|>b"
     assert (found[0].encode(text), found[0].sha256) == (plain.encode(text), plain.sha256)
     assert found[1].encode(text) != plain.encode(text) and found[1].sha256 != plain.sha256

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, GPT2Config, LlamaConfig, PretrainedConfig, Qwen2Config
 
 from megatron_adalrs.data.tokenizer import Tokenizer, build_tokenizer
-from megatron_adalrs.huggingface.companion_files import companions_in
+from megatron_adalrs.huggingface.companion_files import find_companion_files
 from megatron_adalrs.huggingface.tokenizer_export import export_tokenizer
 from megatron_adalrs.preprocessing.tokenizer_training import train_sentencepiece
 from tests.preprocessing.texts import TEXTS, require_protocol, write_corpus
@@ -173,7 +173,7 @@ def test_tokenizer_json_gets_missing_settings(
     if named is not None:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
     config(vocab_size=600, bos_token_id=0, eos_token_id=0).save_pretrained(tmp_path)
-    added, told = export_tokenizer("HuggingFaceTokenizer", companions_in(tmp_path), config.model_type)
+    added, told = export_tokenizer("HuggingFaceTokenizer", find_companion_files(tmp_path), config.model_type)
     for name, content in added.items():
         (tmp_path / name).write_bytes(content)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
@@ -199,8 +199,10 @@ def test_renamed_tokenizer_json_splits_special_tokens(
 def test_complete_files_are_unchanged(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
-    assert export_tokenizer("HuggingFaceTokenizer", companions_in(tmp_path), "qwen2") == ({}, ""), (
+    assert export_tokenizer("HuggingFaceTokenizer", find_companion_files(tmp_path), "qwen2") == ({}, ""), (
         "Qwen's own"
     )
     (tmp_path / "tokenizer_config.json").unlink()
-    assert export_tokenizer(None, companions_in(tmp_path), "gpt2") == ({}, ""), "they came with a model"
+    assert export_tokenizer(None, find_companion_files(tmp_path), "gpt2") == ({}, ""), (
+        "they came with a model"
+    )
