@@ -1,4 +1,4 @@
-"""How the ranks of one attempt of a job find each other in a store, and the errors if they do not.
+"""Rendezvous of the ranks of one attempt of a job in a store, and its errors.
 
 With `torchrun --max-restarts` the agents keep one store for all attempts (torch 2.13, either rendezvous), and
 the process group writes the same keys into it in each attempt: a rank that reads the address of a first rank

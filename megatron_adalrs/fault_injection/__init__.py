@@ -1,1 +1,1 @@
-"""Fault-injection campaign: kills small runs and checks that they resume without a loss."""
+"""Fault-injection campaign: kill small runs and check that nothing is lost when they resume."""

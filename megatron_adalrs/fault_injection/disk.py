@@ -1,4 +1,4 @@
-"""What a run has on disk: a quick look while it runs, and a thorough check after a kill."""
+"""Files of a run: a quick look at its checkpoints while it runs, and a complete check after a kill."""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -48,13 +47,13 @@ def test_a_second_call_runs_only_what_is_missing(tmp_path: Path) -> None:
     arguments = ["--scale", "smoke", "--rates", "3e-3", "--initial-rates", "1"]
     arguments += ["--experiments", "search", "continual"]
     arguments += ["--jobs", "2", "--output", str(tmp_path / "out")]
-    with subprocess.Popen([*PROGRAM, *arguments], env=ENVIRONMENT, cwd=ROOT, start_new_session=True) as first:
-        deadline = time.monotonic() + 300
-        while (
-            not (done := list(tmp_path.glob("out/runs/*fixed*/result.json"))) and time.monotonic() < deadline
-        ):
-            time.sleep(0.1)
+    command = [*PROGRAM, *arguments]
+    with subprocess.Popen(
+        command, env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as first:
+        assert any("fixed" in line and "validation loss" in line for line in first.stdout)
         os.killpg(first.pid, signal.SIGKILL)
+    done = list(tmp_path.glob("out/runs/*fixed*/result.json"))
     kept = done[0].stat().st_mtime_ns
 
     again = reproduce(*arguments)
