@@ -23,8 +23,9 @@ from tqdm import tqdm
 from megatron_adalrs.cli.program import TokenizerFiles, parse_flags, reports_errors
 from megatron_adalrs.config.data import TokenizerKind
 from megatron_adalrs.preprocessing.documents import documents_size, find_files
+from megatron_adalrs.preprocessing.encoding import Recipe
 from megatron_adalrs.preprocessing.partial import Progress, partial_path
-from megatron_adalrs.preprocessing.preprocess import COMMIT_SECONDS, Recipe, Result, preprocess
+from megatron_adalrs.preprocessing.preprocess import COMMIT_SECONDS, Result, preprocess
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,9 @@ def run(arguments: Arguments) -> Result:
             file=sys.stderr,
         )
 
+    def advance(input_bytes: int) -> None:
+        bar.update(input_bytes)
+
     # disable=None draws the bar only on a terminal
     with tqdm(total=size, unit="B", unit_scale=True, desc="tokenizing", disable=None) as bar:
         return preprocess(
@@ -85,7 +89,7 @@ def run(arguments: Arguments) -> Result:
             restart=arguments.restart,
             commit_seconds=arguments.commit_seconds,
             on_resume=print_resume,
-            on_progress=bar.update,
+            on_progress=advance,
         )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def replay_modes(flags: Any, log: LossLog, config: dict[str, Any]) -> tuple[dict[str, Report], list[str]]:
+def replay_modes(flags: Any, log: LossLog, config: Mapping[str, Any]) -> tuple[dict[str, Report], list[str]]:
     """Replay the record in each chosen mode.
 
     Args:
@@ -95,7 +95,7 @@ def replay_modes(flags: Any, log: LossLog, config: dict[str, Any]) -> tuple[dict
     return reports, refused
 
 
-def _defaults(config: dict[str, Any]) -> dict[str, Any]:
+def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the search settings of the recorded run, except those that this command chooses itself."""
     return {
         name: value for name, value in config.get("adalrs", {}).items() if name not in ("mode", "enabled")

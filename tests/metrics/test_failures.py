@@ -77,7 +77,7 @@ class Failing:
         raise OSError(5, "Input/output error")
 
 
-def test_one_that_never_recovers_is_told_at_the_end(
+def test_one_that_never_recovers_is_reported_at_the_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     metrics = Metrics([Failing(), JsonLines(tmp_path / "lines", frozenset({"train"}))])
