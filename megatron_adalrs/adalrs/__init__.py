@@ -1,7 +1,7 @@
 """AdaLRS: search the base learning rate inside one training run, with trials that can be undone.
 
-The algorithm itself (`settings`, `slope`, `controller`) runs without torch. `plugin.AdaLRS` attaches it to
-any torch optimizer and a plain loop.
+This package does not need torch. `integrations.torch_loop.AdaLRS` attaches it to any torch optimizer and
+training loop.
 """
 
 from __future__ import annotations

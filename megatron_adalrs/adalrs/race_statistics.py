@@ -1,8 +1,8 @@
-"""What a race measures: differences of two arms' losses, step by step on the same batches.
+"""Statistics of a race: differences of two arms' losses, step by step on the same batches.
 
-None stands for a step without a usable loss: the optimizer skipped it, or the loss was not finite. It takes
-no part. Every threshold is a multiple of the losses' own noise or descent, so that it means the same for any
-corpus and model.
+None stands for a step without a usable loss: the optimizer skipped it, or the loss was not finite. Such
+steps are left out. Every threshold is a multiple of the losses' own noise or descent, so that it means the
+same for any corpus and model.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from dataclasses import dataclass, replace
 Losses = Sequence[float | None]
 
 NOISE_WINDOW = 8
-"""Losses whose mean tells where a run is."""
-# In parts of what the loss has fallen by since the first step, which was 2.5 nats where they were measured.
+"""Number of losses whose mean estimates the current loss."""
+# As fractions of the decrease of the loss since the first step, which was 2.5 nats where they were measured.
 _HOPELESS_EARLY, _HOPELESS_LATE = 0.1, 0.02
 _FAR = 0.2
 
 
 @dataclass(frozen=True)
 class Gain:
-    """Mean of control minus trial over a stretch, in nats, its standard error, and where a verdict falls."""
+    """Mean of control minus trial loss in nats, its standard error, and the threshold of a verdict."""
 
     mean: float
     error: float
@@ -34,19 +34,18 @@ class Gain:
 
 
 def gain(control: Losses, trial: Losses, last: int) -> Gain:
-    """Of the last steps of both arms; nan where there are fewer than two usable pairs."""
+    """Return the gain over the last steps of both arms; nan with fewer than two usable pairs."""
     return _gain(control[-last:], trial[-last:])
 
 
 def spread(control: Losses) -> float:
-    """Standard deviation of an arm's losses; nan where there are fewer than two."""
+    """Return the standard deviation of an arm's losses; nan with fewer than two."""
     losses = [loss for loss in control if loss is not None]
     return statistics.stdev(losses) if len(losses) > 1 else math.nan
 
 
 def left_behind(control: Losses, trial: Losses, spread: float) -> Gain | None:
-    """The gain of a trial whose last losses lie above the control's by more than `spread`, which is the
-    control's."""
+    """Return the gain of a trial that is above the control by more than `spread` at the end, or None."""
     if len(trial) < NOISE_WINDOW:
         return None
     recent = slice(len(trial) - NOISE_WINDOW, len(trial))
@@ -54,11 +53,10 @@ def left_behind(control: Losses, trial: Losses, spread: float) -> Gain | None:
 
 
 def hopeless(opening: Losses, trial: Losses, warmup: int) -> Gain | None:
-    """The gain of a new run so far above the old one, whose opening it goes through, that its end need not be
-    run.
+    """Return the gain of a new run that is too far above the old one to be worth completing; otherwise None.
 
     Judged every `NOISE_WINDOW` steps from 0.4 of the opening on, but not before the end of the warm-up: until
-    then a rate may do good that does damage afterwards.
+    then a rate may help that does damage afterwards.
     """
     step, lead = len(trial), len(opening)
     if not max(0.4 * lead, warmup + NOISE_WINDOW) <= step <= lead or step % NOISE_WINDOW:
@@ -70,12 +68,12 @@ def hopeless(opening: Losses, trial: Losses, warmup: int) -> Gain | None:
 
 
 def is_far(gain: Gain, opening: Losses) -> bool:
-    """Whether a new run is so far above the old one that later it will not be better either."""
+    """Return whether a new run is so far above the old one that a later one will not be better either."""
     return gain.mean < -_FAR * descent(opening)
 
 
 def descent(opening: Losses) -> float:
-    """What the loss fell by from the first steps to the last of these: the scale of what matters, in nats."""
+    """Return the decrease of the loss from the first to the last of these steps, in nats."""
     losses = [loss for loss in opening if loss is not None]
     if len(losses) < 2 * NOISE_WINDOW:
         return 0.0
@@ -83,6 +81,7 @@ def descent(opening: Losses) -> float:
 
 
 def any_usable(losses: Losses) -> bool:
+    """Return whether any step has a usable loss."""
     return any(loss is not None for loss in losses)
 
 

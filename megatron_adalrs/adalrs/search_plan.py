@@ -1,4 +1,4 @@
-"""Where a search takes place in a given run, in steps."""
+"""Plan of a search in a given run, in steps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """Where a search takes place, in kept steps."""
+    """Plan of a paper-mode search, in kept steps."""
 
     window: int
     """Length of a window and of a trial."""
@@ -18,16 +18,16 @@ class SearchPlan:
     train_iters: int
     """Length of the run."""
     backtrack: bool = True
-    """Whether a trial can be undone."""
+    """True if trials can be undone."""
 
     @property
     def live_snapshots(self) -> int:
-        """Snapshots that are held at a time, at most."""
+        """Largest number of snapshots held at a time."""
         return int(self.backtrack)
 
     @property
     def watch_start(self) -> int:
-        """Where the first window begins: any decision needs two, and the second ends at `search_start`."""
+        """Step at which the first window begins: two windows end at `search_start`."""
         return self.search_start - 2 * self.window
 
     def __str__(self) -> str:
@@ -40,7 +40,7 @@ class SearchPlan:
 
 @dataclass(frozen=True)
 class RacePlan:
-    """Where the races of robust mode take place, in kept steps."""
+    """Plan of the races of robust mode, in kept steps."""
 
     climb_start: int
     """Step at which the climb begins; `search_start` where there is none."""
@@ -53,20 +53,20 @@ class RacePlan:
     trial_steps: int
     """Steps of a trial at the raised rate."""
     return_steps: int
-    """Steps after them at the old rate."""
+    """Steps of a trial at the old rate, after those at the raised rate."""
     skipped_steps: int
-    """The first of the return steps, which the verdict leaves out."""
+    """Number of first return steps that the verdict leaves out."""
     restart_steps: int
-    """Steps in which a restart is compared."""
+    """Steps over which a restart is compared."""
     restart_skipped_steps: int
-    """The first of those, which the verdict leaves out."""
+    """Number of first restart steps that the verdict leaves out."""
     train_iters: int
     """Length of the run."""
     warmup_iters: int = 0
     """Length of the warm-up."""
 
     live_snapshots = 4
-    """Snapshots that are held at a time, at most: of the initial weights, a race's start, its control and a
+    """Largest number of snapshots held at a time: the initial weights, a race's start, its control, and a
     restart."""
 
     @property
@@ -76,17 +76,17 @@ class RacePlan:
 
     @property
     def climb_judged(self) -> int:
-        """The last steps of a climb's arms, which its verdict looks at."""
+        """Number of last steps of a climb's arms that its verdict uses."""
         return self.climb_steps // 2
 
     @property
     def most_climbs(self) -> int:
-        """Races of the climb, at most."""
+        """Largest number of races of the climb."""
         return (self.search_start - self.climb_start) // self.climb_steps
 
     @property
     def restart_cost(self) -> int:
-        """Steps that a restart race discards at most, the control of the race before it included."""
+        """Largest number of steps that a restart race discards, with the control of the race before it."""
         return self.search_start + self.race_steps + 2 * self.restart_steps
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""What a user can set about the search, and where those settings put it in a given run."""
+"""Settings of the learning-rate search, and their resolution into steps of a given run."""
 
 from __future__ import annotations
 
@@ -22,75 +22,80 @@ class AdaLRSSettings:
     """Settings of the AdaLRS learning-rate search (arXiv 2506.13274).
 
     Raises:
-        ValueError: a field is out of its range; the message names it as `adalrs.<field>`.
+        ValueError: A field is out of its range; the message names it as `adalrs.<field>`.
     """
 
     enabled: bool = False
     """Search the base learning rate while training."""
     mode: Literal["paper", "robust"] = "paper"
-    """Rule of the search: `paper` compares the loss descent velocity of consecutive windows, `robust` races
-    two futures of the same weights on the same batches."""
+    """Rule of the search: `paper` compares the loss descent velocity of consecutive windows, `robust`
+    compares two continuations of the same weights on the same batches (a race)."""
     alpha: float = 3.0
     """Factor by which a trial raises the learning rate, before decay. Above 1; in paper mode best coprime
     with beta."""
     beta: float = 2.0
-    """Divisor of the learning rate after a failed trial or a rising loss, before decay. Above 1."""
+    """Paper mode: divisor of the learning rate after a failed trial or a rising loss, before decay. Above
+    1."""
     decay: float = 0.99
-    """Factor on alpha and beta after each adjustment (lambda in the paper). In (0, 1]; 1: no decay."""
+    """Paper mode: factor on alpha and beta after each adjustment (lambda in the paper). In (0, 1]; 1: no
+    decay."""
     window: int | None = None
-    """Steps in a window and in a trial, at least 3. Default: 0.025 * train_iters, but no fewer than 20."""
+    """Paper mode: steps in a window and in a trial, at least 3. Default: 0.025 * train_iters, but at least
+    20."""
     search_start: float = 0.1
-    """Progress (kept steps / train_iters) at which the search begins. Two windows are observed before it."""
+    """Progress (kept steps / train_iters) at which the search begins. In paper mode, two windows are observed
+    before it."""
     search_end: float = 0.4
     """Progress (kept steps / train_iters) by which the search has ended."""
     decay_threshold: float = 1.0
-    """A trial starts when the velocity falls below this times the previous window's (theta in the paper)."""
+    """Paper mode: a trial starts when the velocity falls below this factor times the previous window's (theta
+    in the paper)."""
     on_fail: Literal["down", "stay"] = "down"
-    """After a failed trial: `down` divides the learning rate by beta, `stay` leaves it."""
+    """Paper mode: after a failed trial, `down` divides the learning rate by beta and `stay` leaves it."""
     backtrack: bool = True
-    """Paper mode: undo the steps of a trial that fails or is neutral. False, for comparison only: they are
-    kept, and only the learning rate goes back."""
+    """Paper mode: undo the steps of a trial that fails or is neutral. If False, these steps are kept and only
+    the learning rate is restored; for comparison only."""
     min_scale: float = 1e-4
-    """Smallest factor that the search may put on the learning rate. In (0, 1]."""
+    """Smallest factor that the search may apply to the learning rate. In (0, 1]."""
     max_scale: float = 1e4
-    """Largest factor that the search may put on the learning rate, trials included. At least 1."""
+    """Largest factor that the search may apply to the learning rate, including trials. At least 1."""
     max_discarded: float | None = None
-    """Steps that verdicts may discard at most, as a share of train_iters: no trial or race begins that could
-    exceed it. Default: no limit; with budget `total` 0.5."""
+    """Largest number of steps that the search may discard, as a fraction of train_iters. A trial or race that
+    could exceed it does not begin. Default: no limit; 0.5 with budget `total`."""
     budget: Literal["kept", "total"] = "kept"
-    """What train_iters and the schedule count: `kept` steps, so that a run sees the same data as one without
-    a search, or `total`, discarded ones included, so that it takes the same compute."""
+    """Steps that train_iters and the schedule count: `kept` steps, so that a run sees the same data as one
+    without a search, or `total` steps, including discarded ones, so that it takes the same compute."""
     snapshot_dir: str | None = None
-    """Directory on a local disk of every host to keep snapshots in, where host memory is short. They have no
-    names there and are gone when the process ends. Default: host memory."""
+    """Directory on a local disk of each host in which to keep snapshots if host memory is short. The files
+    are unnamed and are deleted when the process ends. Default: keep snapshots in host memory."""
     climb: bool = True
-    """Robust mode: before the first full race, from the end of the warm-up on, raise a rate that is far too
-    small in races without return steps: the first must gain `climb_gain`, those above the rate given 0.4 of
-    that. It ends half way to a rate that did about as well."""
+    """Robust mode: between the end of the warm-up and the first full race, raise a rate that is far too
+    small in short races without return steps. The first trial must gain `climb_gain`, later ones 0.4 of it. The
+    climb ends halfway to a rate that was about equally good."""
     climb_steps: int | None = None
-    """Robust mode: steps of each arm of the climb's races, at least 8. Default: 0.015 * train_iters, but no
-    fewer than 16."""
+    """Robust mode: steps of each arm of the climb's races, at least 8. Default: 0.015 * train_iters, but at
+    least 16."""
     climb_gain: float = 0.01
-    """Robust mode: what the first trial of the climb must gain, as a share of what the loss has fallen by so
-    far."""
+    """Robust mode: smallest gain in loss of the climb's first trial, as a fraction of the decrease of the loss
+    so far."""
     trial_steps: int | None = None
-    """Robust mode: steps of a trial at the raised rate. Default: 0.015 * train_iters, but no fewer than
-    20."""
+    """Robust mode: steps of a trial at the raised rate. Default: 0.015 * train_iters, but at least 20."""
     return_steps: int | None = None
-    """Robust mode: steps after them at the old rate, before the verdict; at least 10. Default: as
-    trial_steps."""
+    """Robust mode: steps of a trial at the old rate, between the raised rate and the verdict; at least 10.
+    Default: 0.015 * train_iters, but at least 20."""
     restart_steps: int | None = None
-    """Robust mode: steps in which a new run is compared with the old one; at least 12. Default: 0.012 *
-    train_iters, but no fewer than 24."""
+    """Robust mode: steps over which a restart is compared with the current run; at least 12. Default: 0.012 *
+    train_iters, but at least 24."""
     confidence: float = 2.5
-    """Robust mode: standard errors by which a trial must be better."""
+    """Robust mode: number of standard errors by which a trial must be better. At least 0."""
     restart_factor: float = 9.0
     """Robust mode: divisor of the learning rate of a restart. Above 1."""
     restart_confidence: float = -2.5
-    """Robust mode: standard errors by which a new run must be better; below 0, by which it may be worse."""
+    """Robust mode: number of standard errors by which a restart must be better; if negative, by which it may
+    be worse."""
     finest_factor: float = 1.6
-    """Robust mode: the factor, whose root is taken after each race that is lost, below which races end. Above
-    1."""
+    """Robust mode: smallest factor of a race. The factor starts at alpha and becomes its square root after
+    each lost race; races end when it falls below this value. Above 1."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -113,13 +118,13 @@ class AdaLRSSettings:
             self.window is None or self.mode == "paper",
             "window",
             self.window,
-            "left out in robust mode: it has trial_steps",
+            "left out in robust mode: use trial_steps",
         )
         _require(
             self.backtrack or self.mode == "paper",
             "backtrack",
             self.backtrack,
-            "left out in robust mode: its races are nothing without going back",
+            "left out in robust mode, which has to undo steps",
         )
         if self.max_discarded is not None:
             is_share = _is_finite_number(self.max_discarded) and self.max_discarded >= 0
@@ -140,10 +145,10 @@ class AdaLRSSettings:
         _require(self.max_scale >= 1, "max_scale", self.max_scale, "at least 1")
 
     def resolve(self, train_iters: int, warmup_iters: int = 0) -> SearchPlan | RacePlan:
-        """The search in steps, for a run of `train_iters` steps, the first `warmup_iters` of them warm-up.
+        """Return the plan in steps for a run of `train_iters` steps, of which `warmup_iters` are warm-up.
 
         Raises:
-            ValueError: the search does not fit into the run; the message shows the arithmetic.
+            ValueError: The search does not fit into the run; the message shows the arithmetic.
         """
         if train_iters < 1:
             raise ValueError(f"train_iters={train_iters} must be at least 1")
@@ -151,12 +156,12 @@ class AdaLRSSettings:
         return resolve(train_iters, warmup_iters)
 
     def affords(self, discarded: int, train_iters: int) -> bool:
-        """Whether so many discarded steps are within `max_discarded`."""
+        """Return whether this number of discarded steps is within `max_discarded`."""
         return discarded <= self.discarded_limit * train_iters
 
     @property
     def discarded_limit(self) -> float:
-        """The share of train_iters that may be discarded; infinite without a limit."""
+        """Fraction of train_iters that may be discarded; infinite without a limit."""
         if self.max_discarded is not None:
             return self.max_discarded
         return _TOTAL_DISCARDED if self.budget == "total" else math.inf
@@ -225,22 +230,21 @@ class AdaLRSSettings:
         return plan
 
     def raise_factor(self, adjustments: int) -> float:
-        """alpha' = max(decay**t * alpha, 1), by which a trial raises the rate after t verdicts and cuts."""
+        """Return alpha' = max(decay**t * alpha, 1), by which a trial raises the rate after t adjustments."""
         return max(self.decay**adjustments * self.alpha, 1.0)
 
     def cut_factor(self, adjustments: int) -> float:
-        """beta' = 1 / max(decay**t * beta, 1), by which the rate is cut after t verdicts and cuts."""
+        """Return beta' = 1 / max(decay**t * beta, 1), by which the rate is cut after t adjustments."""
         return 1 / max(self.decay**adjustments * self.beta, 1.0)
 
 
 def check_same_search(
     saved: dict[str, Any], settings: AdaLRSSettings, plan: SearchPlan | RacePlan, entries: Iterable[str]
 ) -> None:
-    """Reject a saved search (`settings` and `plan` as dicts) that was made under other settings, or lacks an
-    entry.
+    """Reject a saved search that was made under other settings, or lacks an entry.
 
     Raises:
-        ValueError: names the first field that differs, or what is missing. `adalrs.enabled` and
+        ValueError: Names the first field that differs, or what is missing. `adalrs.enabled` and
             `adalrs.snapshot_dir` may differ.
     """
     if saved.get("mode") == "fixed":
@@ -258,7 +262,7 @@ def check_same_search(
         if theirs.get(name) != value:
             raise ValueError(
                 f"{name}={value!r}, but the saved search has {name}={theirs.get(name)!r}: "
-                "a search can only go on with the settings it began with"
+                "a search can only continue with the settings it began with"
             )
     missing = set(entries) - saved.keys()
     if missing:

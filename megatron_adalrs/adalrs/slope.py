@@ -1,4 +1,4 @@
-"""Least-squares slope of a series seen one value at a time, in constant memory."""
+"""Least-squares slope of a series that is given one value at a time, in constant memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class RunningSlope:
         self.reset()
 
     def reset(self) -> None:
-        """Forget every value."""
+        """Remove all values."""
         self.n = 0
         self._first = 0.0
         self._mean = 0.0
@@ -67,10 +67,10 @@ class RunningSlope:
         return math.sqrt(self._residual / (n - 2) / (n * (n * n - 1) / 12))
 
     def state_dict(self) -> dict[str, float]:
-        """The whole state, as numbers that Python's json module writes and reads back exactly."""
+        """Return the whole state, as numbers that json writes and reads exactly."""
         return {name.lstrip("_"): getattr(self, name) for name in self.__slots__}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from a state that `state_dict` returned."""
+        """Continue from a state that `state_dict` returned."""
         for name in self.__slots__:
             setattr(self, name, state[name.lstrip("_")])
