@@ -70,14 +70,14 @@ class AdaLRSSettings:
     are unnamed and are deleted when the process ends. Default: keep snapshots in host memory."""
     climb: bool = True
     """Robust mode: between the end of the warm-up and the first full race, raise a rate that is far too
-    small in short races without return steps. The first trial must gain `climb_gain`, later ones 0.4 of it. The
-    climb ends halfway to a rate that was about equally good."""
+    small in short races without return steps. The first trial must gain `climb_gain`, later ones 0.4 of it.
+    The climb ends halfway to a rate that was about equally good."""
     climb_steps: int | None = None
     """Robust mode: steps of each arm of the climb's races, at least 8. Default: 0.015 * train_iters, but at
     least 16."""
     climb_gain: float = 0.01
-    """Robust mode: smallest gain in loss of the climb's first trial, as a fraction of the decrease of the loss
-    so far."""
+    """Robust mode: smallest gain in loss of the climb's first trial, as a fraction of the decrease of the
+    loss so far."""
     trial_steps: int | None = None
     """Robust mode: steps of a trial at the raised rate. Default: 0.015 * train_iters, but at least 20."""
     return_steps: int | None = None
