@@ -83,12 +83,12 @@ class PaperController:
 
     @property
     def has_pending_rollback(self) -> bool:
-        """Whether a trial is under way, whose steps may be undone."""
+        """Return whether a trial is in progress, whose steps may be undone."""
         return self.phase == "trial" and self.plan.backtrack
 
     @property
     def needs_initial(self) -> bool:
-        """Never: no trial begins from the initial weights."""
+        """Return False: no trial begins from the initial weights."""
         return False
 
     def observe(self, loss: float, applied: bool = True) -> Decision:
@@ -120,9 +120,9 @@ class PaperController:
         return self._keep
 
     def interrupt(self) -> Decision:
-        """Go back to the start of the trial under way, if any, so that the run can be saved and end here.
+        """Go back to the start of the trial in progress, if any, so that the run can be saved.
 
-        The snapshot is kept and the trial is still to be done: `resume` starts it anew in the next process.
+        The trial is still to be done: `resume` starts it again in the next process.
         """
         if not self.has_pending_rollback:
             return self._keep
@@ -134,10 +134,10 @@ class PaperController:
         )
 
     def resume(self) -> Decision:
-        """What to do before a process's first step: take the snapshot of a trial that is still to be done.
+        """Return what to do before a process's first step: start a trial that is still to be done.
 
         Raises:
-            RuntimeError: the state is from the middle of a trial, whose snapshot ended with its process.
+            RuntimeError: The state is from the middle of a trial, whose snapshot ended with its process.
         """
         if not self.has_pending_rollback:
             return self._keep
@@ -149,7 +149,7 @@ class PaperController:
         return self._trial_started()
 
     def state_dict(self) -> dict[str, Any]:
-        """The whole state and the settings it belongs to; Python's json writes and reads it back exactly."""
+        """Return the state and the settings it belongs to, in types that json writes and reads exactly."""
         return {
             "mode": "paper",
             "settings": asdict(self.settings),
@@ -160,10 +160,10 @@ class PaperController:
         } | {name.lstrip("_"): getattr(self, name) for name in _PLAIN_STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state that `state_dict` returned.
+        """Continue from a state that `state_dict` returned.
 
         Raises:
-            ValueError: the state is from a run with other settings, or lacks an entry; nothing has changed.
+            ValueError: The state is from a run with other settings, or lacks an entry; nothing has changed.
         """
         check_same_search(state, self.settings, self.plan, entries=self.state_dict())
         for name in _PLAIN_STATE:
@@ -287,7 +287,7 @@ class PaperController:
         return _SNAPSHOT if self.plan.backtrack else None
 
     def _rewind(self) -> int:
-        """Back to the trial's start, where that is possible; the number of steps undone."""
+        """Go back to the trial's start if snapshots are taken. Return the number of steps undone."""
         if not self.plan.backtrack:
             return 0
         discarded = self.step - self._trial_start

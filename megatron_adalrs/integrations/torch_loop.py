@@ -27,9 +27,9 @@ class AdaLRS:
             ...                       # forward, loss.backward(), optimizer.step(), optimizer.zero_grad()
             adalrs.step(loss)
 
-    A trial that does not pay is undone: `step` puts model, optimizer, scheduler, random streams and data back
-    to where the trial began. Therefore the loop runs until `finished` and not over a range; `steps` counts
-    the steps that were kept.
+    A trial that is not better is undone: `step` restores the model, optimizer, scheduler, random generators
+    and data to the start of the trial. Therefore the loop runs until `finished` and not over a range; `steps`
+    counts the steps that were kept.
 
     Args:
         model: its parameters and buffers are what a failed trial restores.
@@ -117,14 +117,14 @@ class AdaLRS:
         return self._controller.phase
 
     def step(self, loss: float | Tensor, applied: bool = True) -> Decision:
-        """Decide on what follows and carry it out. Call it last in every step.
+        """Decide what follows and apply the decision. Call it last in every step.
 
         Args:
-            loss: the step's loss; a tensor with one element is waited for.
-            applied: False when the optimizer skipped the step, as a GradScaler makes it do.
+            loss: the step's loss, a number or a tensor with one element.
+            applied: False when the optimizer skipped the step, for example because of a GradScaler.
 
         Raises:
-            RuntimeError: after `interrupt`, without `resume`.
+            RuntimeError: `interrupt` was called, but not `resume`.
         """
         if self._interrupted:
             raise RuntimeError("a trial was interrupted: call resume() before the next step")
@@ -134,10 +134,10 @@ class AdaLRS:
         return decision
 
     def batches(self) -> Iterator[Any]:
-        """Batches of `data`, epoch after epoch until the run is finished; goes back when a trial is undone.
+        """Yield batches of `data` until the run is finished; go back in the data when a trial is undone.
 
         Raises:
-            ValueError: there is no `data`, or it has no batches.
+            ValueError: There is no `data`, or it has no batches.
         """
         if self._data is None:
             raise ValueError("batches() needs the argument data of AdaLRS, which is None")
@@ -163,24 +163,24 @@ class AdaLRS:
             goes_on = self._loop.rewinds != rewinds
 
     def interrupt(self) -> Decision:
-        """Undo the trial under way, if any, so that a checkpoint can be saved. `resume` begins it anew."""
+        """Undo the trial in progress, if any, so that a checkpoint can be saved. `resume` begins it again."""
         decision = self._controller.interrupt()
         if decision.event is not None:
             self._apply_decision(decision)
         return decision
 
     def resume(self) -> Decision:
-        """Begin anew the trial that `interrupt` has undone, if any. `load_state_dict` does so by itself."""
+        """Begin the trial again that `interrupt` has undone, if any. `load_state_dict` calls this method."""
         decision = self._controller.resume()
         if decision.event is not None:
             self._apply_decision(decision)
         return decision
 
     def state_dict(self) -> dict[str, Any]:
-        """State to save along with that of model, optimizer, scheduler and data.
+        """Return the state to save along with that of the model, optimizer, scheduler and data.
 
         Raises:
-            RuntimeError: a trial is under way; call `interrupt` before saving anything.
+            RuntimeError: A trial is in progress; call `interrupt` before saving anything.
         """
         if self._controller.has_pending_rollback and not self._interrupted:
             raise RuntimeError("a trial is under way: call interrupt() before saving and resume() after it")
@@ -191,10 +191,10 @@ class AdaLRS:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state. Load model, optimizer, scheduler and data first.
+        """Continue from a saved state. Load the model, optimizer, scheduler and data first.
 
         Raises:
-            ValueError: the state is of a run with other settings.
+            ValueError: The state is from a run with other settings.
         """
         self._controller.load_state_dict(state["controller"])
         self._loop.applied_scale = state["applied_scale"]
