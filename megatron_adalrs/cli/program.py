@@ -1,5 +1,4 @@
-"""What the commands of the program share: parsing, error messages, exit codes and the flags of a
-tokenizer."""
+"""Shared parts of the commands: parsing, error messages, exit codes and the flags of a tokenizer."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Check that the files of an indexed dataset are consistent and, optionally, which tokenizer it was made
-with.
+"""Check that the files of an indexed dataset are consistent, and with which tokenizer they were made.
 
     megatron-adalrs check-data data/corpus
     megatron-adalrs check-data data/corpus --tokenizer-type SentencePieceTokenizer --tokenizer-model t.model

@@ -1,5 +1,4 @@
-"""Convert a Hugging Face model (GPT-2, Llama, Qwen2) to a checkpoint, or a checkpoint to a Hugging Face
-model.
+"""Convert a Hugging Face model (GPT-2, Llama, Qwen2) to a checkpoint, or the reverse.
 
     megatron-adalrs convert --from-hf Qwen2.5-1.5B --to checkpoints/qwen2.5-1.5b
     megatron-adalrs convert --from runs/mine --to-hf exported --dtype bfloat16

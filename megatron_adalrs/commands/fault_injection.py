@@ -1,5 +1,4 @@
-"""Kill small runs of two ranks at random instants, most of them during a save, and check that nothing is
-lost.
+"""Kill small runs of two ranks at random instants, mostly during a save, and check that nothing is lost.
 
     megatron-adalrs fault-injection                                 # 200 kills
     megatron-adalrs fault-injection --kills 20 --seed 7 --json      # print the figures as a JSON object

@@ -133,8 +133,7 @@ class Config(Group):
         )
 
     def to_flat(self) -> dict[str, Any]:
-        """Return a mapping of plain values for a YAML file, in which only the groups in `NESTED` are
-        nested."""
+        """Return plain values for a YAML file, where only the groups in `NESTED` are nested."""
         groups = self.model_dump(mode="json")
         nested = {name: groups.pop(name) for name in NESTED}
         flat = {

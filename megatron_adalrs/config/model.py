@@ -146,8 +146,10 @@ class ModelConfig(Group):
         )
 
     def padded_vocab_size(self, vocab_size: int, tensor_parallel_size: int = 1) -> int:
-        """`vocab_size` rounded up to a multiple of make_vocab_size_divisible_by x tensor ranks, as
-        Megatron-LM does."""
+        """Round `vocab_size` up to a multiple of make_vocab_size_divisible_by x tensor ranks.
+
+        Megatron-LM pads in the same way.
+        """
         multiple = self.make_vocab_size_divisible_by * tensor_parallel_size
         return math.ceil(vocab_size / multiple) * multiple
 

@@ -32,8 +32,11 @@ class Tokenizer(Protocol):
     sha256: str
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a text without added tokens. Raises UnicodeEncodeError for unpaired
-        surrogates."""
+        """Return the ids of a text, without added tokens.
+
+        Raises:
+            UnicodeEncodeError: If the text contains unpaired surrogates.
+        """
         ...
 
     def decode(self, ids: list[int]) -> str:
@@ -53,8 +56,11 @@ class DataTokenizer:
     """Arguments of `build_tokenizer`; None if the files are not known."""
 
     def build(self) -> Tokenizer | None:
-        """Build the tokenizer, or return None if its files are not known. Raises as `build_tokenizer`
-        does."""
+        """Build the tokenizer, or return None if its files are not known.
+
+        Raises:
+            ValueError, OSError: As `build_tokenizer` does.
+        """
         return None if self.files is None else build_tokenizer(self.kind, *self.files)
 
 

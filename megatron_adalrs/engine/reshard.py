@@ -36,7 +36,7 @@ class TrainingTensors:
 
 
 class Fragment(NamedTuple):
-    """Where a parameter, or this rank's part of it, is stored in a tensor of the optimizer."""
+    """Position of a parameter, or of this rank's part of it, in a tensor of the optimizer."""
 
     owner: Tensor
     """The tensor that the optimizer updates; its moments have the same shape."""

@@ -47,7 +47,7 @@ COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 
 
 class SavedMesh(NamedTuple):
-    """How a model was split when it was saved."""
+    """Parallel layout with which a model was saved."""
 
     zero_stage: int
     pipe: int

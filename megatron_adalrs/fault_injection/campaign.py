@@ -1,5 +1,4 @@
-"""A campaign of runs that are killed, checked and resumed until complete, then compared with an undisturbed
-run."""
+"""Runs that are killed, checked and resumed until complete, and compared with an undisturbed run."""
 
 from __future__ import annotations
 
@@ -236,8 +235,7 @@ class Campaign:
         return False, read_folder(folder).newest
 
     def _kill(self, attempt: Attempt, has_begun: bool) -> None:
-        """Kill both ranks, one shortly after the other, or only one, which the other must notice by
-        itself."""
+        """Kill both ranks, one shortly after the other, or only one, whose loss the other must detect."""
         first = self._chance.randrange(RANKS)
         # Before the heartbeat begins, a rank waits for the other until the timeout of a collective.
         way = self._chance.choices(("both", "one after the other", "one alone"), (5, 4, int(has_begun)))[0]

@@ -23,7 +23,7 @@ IGNORE_INDEX = -100
 
 
 class AttentionInputs(NamedTuple):
-    """What attention needs to know of the documents in a sample; None for a single document."""
+    """Inputs of attention that depend on the documents in a sample; None for a single document."""
 
     mask: Tensor | None = None
     """[b, 1, s, s], dtype of the activations: 0 if a token (row) attends to a token (column), else -inf."""

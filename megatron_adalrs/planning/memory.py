@@ -183,7 +183,7 @@ def _shard(part: Part, replicas: int) -> int:
 
 
 def _without_zero(part: Part, unit: int, replicas: int, accumulates: bool, on_cpu: bool) -> _State:
-    """torch's AdamW; in low precision FP16_UnfusedOptimizer on master weights with fp32 gradients."""
+    """PyTorch's AdamW; in low precision FP16_UnfusedOptimizer on master weights with fp32 gradients."""
     parameters, low_precision = part.parameters, unit < FLOAT
     gradients = unit * parameters
     buffers = unit * min(parameters, FLATTENED) if replicas > 1 else 0

@@ -43,8 +43,7 @@ class Position:
 
 @dataclass(frozen=True)
 class Batch:
-    """Consecutive documents, not yet decoded: lines of a JSON-lines file, rows of a Parquet file, or text
-    files.
+    """Consecutive documents, not yet decoded: JSON lines, rows of a Parquet file, or text files.
 
     Attributes:
         source: File of the documents.
@@ -147,8 +146,11 @@ def still_begins_with(source: Path, position: Position) -> bool:
 
 
 def read_documents(source: Path, json_key: str, file_glob: str) -> Iterator[str]:
-    """Yield the text of every document of a source. Raises as `find_files`, `read_batches` and `Batch.read`
-    do."""
+    """Yield the text of every document of a source.
+
+    Raises:
+        ValueError, OSError: As `find_files`, `read_batches` and `Batch.read` do.
+    """
     for batch in read_batches(source, find_files(source, file_glob), json_key):
         yield from batch.read(json_key)
 

@@ -130,8 +130,10 @@ class Partial:
         self._commit_time = time.monotonic()
 
     def complete(self, description: bytes) -> None:
-        """Write the index, with one sequence per document, and the description, after everything is
-        tokenized."""
+        """Write the index, with one sequence per document, and the description.
+
+        Everything must be tokenized before.
+        """
         self.commit()
         lengths = np.fromfile(self.folder / "lengths", "<i4")
         with self._writing():

@@ -1,7 +1,6 @@
-"""Preprocessing of a corpus into an indexed dataset: `PREFIX.bin`, `PREFIX.idx` and its description
-`PREFIX.json`.
+"""Preprocessing of a corpus into an indexed dataset.
 
-Unfinished work is in `PREFIX.partial`, from which a later process resumes.
+The dataset consists of `PREFIX.bin`, `PREFIX.idx` and its description `PREFIX.json`. Unfinished work is in `PREFIX.partial`, from which a later process resumes.
 """
 
 from __future__ import annotations
@@ -40,8 +39,11 @@ class Result:
 
 
 def require_new(prefix: Path | str, overwrite: bool) -> None:
-    """Raise FileExistsError if a file of the dataset exists, unless `overwrite` is set; folders are never
-    replaced."""
+    """Require that no file of the dataset exists, unless `overwrite` is set. Folders are never replaced.
+
+    Raises:
+        FileExistsError: If a file would be overwritten, or is a folder.
+    """
     outputs = (bin_path(prefix), idx_path(prefix), description_path(prefix))
     if folders := [str(path) for path in outputs if path.is_dir()]:
         raise FileExistsError(f"output {', '.join(folders)} is a folder: required a new prefix")

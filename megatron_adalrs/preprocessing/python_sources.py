@@ -15,8 +15,10 @@ _LOCAL_PREFIXES = ("config-", "_sysconfig", "sitecustomize", "usercustomize")
 
 
 def source_files(root: Path) -> list[Path]:
-    """Return the library's own .py files under `root`, sorted by relative POSIX path, without symbolic
-    links."""
+    """Return the library's own .py files under `root`, sorted by relative POSIX path.
+
+    Symbolic links are left out.
+    """
     found = []
     for folder, folders, files in os.walk(root):
         folders[:] = [name for name in folders if name not in _FOREIGN_FOLDERS and not _is_local(name)]

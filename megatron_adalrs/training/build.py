@@ -32,7 +32,7 @@ from megatron_adalrs.training.trainer import Trainer
 
 
 class Policies(NamedTuple):
-    """What decides about the learning rate and about the steps of a run."""
+    """The controller of the learning rate and the guard against unusable losses."""
 
     controller: Controller
     loss_guard: StepGuard

@@ -21,7 +21,7 @@ DIGEST_SAMPLES = 65536
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run trains on and is evaluated on."""
+    """Data that a run trains on and is evaluated on."""
 
     run: ResolvedRun
     blend: Blend
