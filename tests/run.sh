@@ -30,5 +30,6 @@ done
 ruff check .
 ruff format --check .
 codespell
+mypy
 # Two processes: many tests wait for ranks, and each file's tests stay together, since they share them.
 exec python -m pytest -n 2 --dist loadfile "$@"

@@ -1,6 +1,6 @@
-"""Tokenize JSON lines, Parquet or text files into a Megatron indexed dataset.
+r"""Tokenize JSON lines, Parquet or text files into a Megatron indexed dataset.
 
-    megatron-adalrs preprocess --input corpus.jsonl --output-prefix data/corpus \\
+    megatron-adalrs preprocess --input corpus.jsonl --output-prefix data/corpus \
         --tokenizer-type SentencePieceTokenizer --tokenizer-model data/tokenizer.model --workers 4
 
 This writes data/corpus.bin, data/corpus.idx and data/corpus.json; train on them with `--data-path

@@ -24,9 +24,9 @@ _SCANNED_BLOCK = 100_000
 class GPTDataset:
     """`num_samples` samples of `seq_length` + 1 tokens from documents of a dataset.
 
-    The documents are repeated for as many epochs as needed. The order, described in `sample_index.py`, depends on the index of the dataset, the documents, the name of
-    the split, `seq_length` and `seed`. More samples continue the order of fewer. The first process builds it
-    and stores it in `cache_dir`.
+    The documents are repeated for as many epochs as needed. The order, described in `sample_index.py`,
+    depends on the index of the dataset, the documents, the name of the split, `seq_length` and `seed`. More
+    samples continue the order of fewer. The first process builds it and stores it in `cache_dir`.
 
     Raises:
         ValueError: If a size is out of range, or the documents have fewer than `seq_length` + 1 tokens.

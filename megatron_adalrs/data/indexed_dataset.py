@@ -1,8 +1,8 @@
-"""Reader of the Megatron indexed dataset: tokens in `PREFIX.bin`, positions of sequences in `PREFIX.idx`.
+r"""Reader of the Megatron indexed dataset: tokens in `PREFIX.bin`, positions of sequences in `PREFIX.idx`.
 
 Layout of the index, little endian, as written by Megatron-LM's `core/datasets/indexed_dataset.py`:
 
-    9 bytes   magic  b"MMIDIDX\\x00\\x00"
+    9 bytes   magic  b"MMIDIDX\x00\x00"
     uint64    version, 1
     uint8     code of the token type, see `DTYPES`
     uint64    S, number of sequences

@@ -1,6 +1,7 @@
 """Preprocessing of a corpus into an indexed dataset.
 
-The dataset consists of `PREFIX.bin`, `PREFIX.idx` and its description `PREFIX.json`. Unfinished work is in `PREFIX.partial`, from which a later process resumes.
+The dataset consists of `PREFIX.bin`, `PREFIX.idx` and its description `PREFIX.json`. Unfinished work is in
+`PREFIX.partial`, from which a later process resumes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Train the configured model in a plain PyTorch loop with an optimizer that finds its own learning rate.
+r"""Train the configured model in a plain PyTorch loop with an optimizer that finds its own learning rate.
 
-    python -m megatron_adalrs.reproduction.peers --optimizer schedulefree --config run.yaml \\
+    python -m megatron_adalrs.reproduction.peers --optimizer schedulefree --config run.yaml \
         --run-dir runs/peer
 
 Weights, batches and their order, warm-up, schedule, clipping and evaluation are those of `megatron-adalrs
