@@ -99,14 +99,12 @@ class RacePlan:
         climbs = self.most_climbs * self.climb_steps
         climb = (
             f"climbs from step {self.climb_start} on in races of {self.climb_steps} steps an arm, discarding "
-            f"at most "
-            f"{climbs} steps ({climbs / self.train_iters:.1%}); "
+            f"at most {climbs} steps ({climbs / self.train_iters:.1%}); "
         )
         return (
             f"{climb if climbs else ''}races scales from step {self.search_start} to {self.search_end}, "
-            f"{self.race_steps} steps an arm, "
-            f"discarding at most {most} steps ({most / self.train_iters:.1%}); from a rate that proves too "
-            f"large "
-            f"{restart} more ({restart / self.train_iters:.1%}) for a restart at a lower scale, and "
-            f"{further} for each further one"
+            f"{self.race_steps} steps an arm, discarding at most {most} steps "
+            f"({most / self.train_iters:.1%}); from a rate that proves too large {restart} more "
+            f"({restart / self.train_iters:.1%}) for a restart at a lower scale, and {further} for each "
+            f"further one"
         )

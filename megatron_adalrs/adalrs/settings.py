@@ -197,9 +197,8 @@ class AdaLRSSettings:
         if end - start < plan.race_steps:
             raise ValueError(
                 f"{begins}, and adalrs.search_end={self.search_end} is step {end}: {end - start} steps "
-                f"cannot hold "
-                f"a race of adalrs.trial_steps + adalrs.return_steps = {trial_steps} + {return_steps} = "
-                f"{plan.race_steps} steps"
+                f"cannot hold a race of adalrs.trial_steps + adalrs.return_steps = {trial_steps} + "
+                f"{return_steps} = {plan.race_steps} steps"
             )
         return plan
 

@@ -189,14 +189,12 @@ def _basis(log: LossLog, mode: str, is_followed: bool, decisions: Sequence[Repla
         )
     text = (
         "one loss a step: what a trial would have seen is not on record. Decisions marked assumed rest on "
-        "the recorded "
-        "loss being what every arm would see"
+        "the recorded loss being what every arm would see"
     )
     if log.interval > 1:
         text += (
             f"; one loss every {log.interval} steps: each stands for a mean over them, and if it is a single "
-            f"step's, "
-            f"errors in a run are up to {math.sqrt(log.interval):.1f} times smaller"
+            f"step's, errors in a run are up to {math.sqrt(log.interval):.1f} times smaller"
         )
     return text
 

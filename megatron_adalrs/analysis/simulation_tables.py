@@ -18,10 +18,9 @@ def print_study(study: Study, cells: Sequence[Cell], runs: int, seconds: float) 
     surface = study.surface
     blocks = f" in blocks of {study.block}" if study.block > 1 else ""
     console.print(
-        f"{study.train_iters} steps{blocks}, {study.schedule_name}; loss {surface.floor:.3g} + "
-        f"{surface.drop:.3g} "
-        f"(1 + u / {surface.pace:.3g})^-{surface.exponent:g} + {surface.heat:.2g} h, noise "
-        f"{surface.noise:.3g} nats"
+        f"{study.train_iters} steps{blocks}, {study.schedule_name}; "
+        f"loss {surface.floor:.3g} + {surface.drop:.3g} (1 + u / {surface.pace:.3g})^-{surface.exponent:g} "
+        f"+ {surface.heat:.2g} h, noise {surface.noise:.3g} nats"
     )
     initial = list(dict.fromkeys(cell.initial for cell in cells))
     for mode in dict.fromkeys(cell.mode for cell in cells):

@@ -111,8 +111,8 @@ def require_matching_tokenizer(
         hint = "; if it is, give --tokenizer-type and its files" if same_ids is None else ""
         raise ValueError(
             f"{flag}: {_first_of(files, digests)} is not the tokenizer of this run's data, "
-            f"{tokenizer.source} "
-            f"({tokenizer.kind}, SHA-256 {tokenizer.sha256:.12}): they must be the same{hint}"
+            f"{tokenizer.source} ({tokenizer.kind}, SHA-256 {tokenizer.sha256:.12}): they must be the "
+            f"same{hint}"
         )
 
 

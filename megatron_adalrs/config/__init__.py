@@ -121,8 +121,7 @@ class Config(Group):
         require(
             size is None or size % per_pass == 0,
             f"global_batch_size: {size} is not a multiple of micro_batch_size ({micro}) x data-parallel "
-            f"ranks "
-            f"({data_parallel_size}) = {per_pass}",
+            f"ranks ({data_parallel_size}) = {per_pass}",
         )
         return size or per_pass
 

@@ -55,8 +55,7 @@ def parse_corpora(field: str, entries: Sequence[str], needs_sizes: bool) -> tupl
         require(
             len(entries) % 2 == 0,
             f"{field}: {len(entries)} entries ({' '.join(entries)}): required one prefix, or as many numbers "
-            f"as "
-            "prefixes: SIZE PREFIX SIZE PREFIX",
+            "as prefixes: SIZE PREFIX SIZE PREFIX",
         )
         sizes = [_size(field, size, prefix) for size, prefix in zip(entries[::2], entries[1::2], strict=True)]
         require(sum(sizes) > 0, f"{field}: all sizes are 0: required at least one above")
@@ -74,8 +73,7 @@ def parse_corpora(field: str, entries: Sequence[str], needs_sizes: bool) -> tupl
         require(
             count == 1,
             f"{field}: {count} corpora are {what} {value!r}: required different corpora with different "
-            f"names, "
-            "NAME=PREFIX gives one",
+            "names, NAME=PREFIX gives one",
         )
     return tuple(Corpus(name, prefix, size) for (name, prefix), size in zip(named, sizes, strict=True))
 

@@ -181,8 +181,7 @@ class ModelConfig(Group):
         require(
             not self.use_rope_scaling or self.position_embedding_type == "rope",
             f"use_rope_scaling: True: only rotary positions are scaled, required position_embedding_type "
-            f"rope, not "
-            f"{self.position_embedding_type}",
+            f"rope, not {self.position_embedding_type}",
         )
         low, high = self.rope_scaling_low_freq_factor, self.rope_scaling_high_freq_factor
         require(
