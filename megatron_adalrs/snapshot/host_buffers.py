@@ -1,4 +1,4 @@
-"""Where a snapshot's tensors are kept: in host memory, or in a file on a local disk."""
+"""Buffers for the tensors of a snapshot, in host memory or in a file on a local disk."""
 
 from __future__ import annotations
 
@@ -15,18 +15,22 @@ _ALIGNMENT = 64
 
 
 def in_memory(tensor: Tensor) -> Tensor:
-    """A buffer like this tensor in host memory, pinned where the tensor lives on an accelerator."""
+    """Return a host buffer of the tensor's shape and dtype, pinned if the tensor is on an accelerator."""
     return torch.empty_like(tensor, device="cpu", pin_memory=not tensor.is_cpu, requires_grad=False)
 
 
 def in_file(directory: str, tensors: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
-    """Buffers like these tensors, mapped from one new file in a directory; the system may take their memory
-    away.
+    """Return buffers of the tensors' shapes and dtypes, memory-mapped from one new file.
 
-    The file has no name: its space comes back with the buffers, or when the process ends, however it ends.
+    The operating system can write the mapped pages to the file and evict them from memory. The file is
+    unlinked, so its space is freed with the buffers, or when the process ends, including after a crash.
+
+    Args:
+        directory: Directory for the file.
+        tensors: Tensors to make buffers for, by name.
 
     Raises:
-        OSError: the file cannot be made, or the disk lacks the space, which is reserved at once.
+        OSError: If the file cannot be created or the disk has too little space, which is reserved at once.
     """
     starts, size = [], 0
     for tensor in tensors.values():
@@ -41,7 +45,7 @@ def in_file(directory: str, tensors: Mapping[Hashable, Tensor]) -> dict[Hashable
     except OSError as error:
         reason = error.strerror or error
         raise OSError(
-            f"adalrs.snapshot_dir: {directory} cannot take a snapshot of {size} bytes: {reason}"
+            f"adalrs.snapshot_dir: {directory} cannot store a snapshot of {size} bytes: {reason}"
         ) from error
     buffers = {}
     for start, (name, tensor) in zip(starts, tensors.items(), strict=True):
@@ -53,25 +57,26 @@ def in_file(directory: str, tensors: Mapping[Hashable, Tensor]) -> dict[Hashable
     return buffers
 
 
-def require_room(directory: str, snapshot_bytes: int, processes: int) -> None:
-    """Whether the snapshots of all processes on this host fit in a directory.
+def require_disk_space(directory: str, snapshot_bytes: int, processes: int) -> None:
+    """Check that the snapshots of all processes on this host fit in a directory.
 
     Args:
-        snapshot_bytes: of one process, all its snapshots together.
+        directory: Directory for the snapshots.
+        snapshot_bytes: Size of all snapshots of one process in bytes.
+        processes: Number of processes on this host.
 
     Raises:
-        ValueError: it is no directory that can be written to, or has too little space; the arithmetic is
-            shown.
+        ValueError: If the directory does not exist, is not writable or has too little space.
     """
     if not os.path.isdir(directory):
         raise ValueError(
-            f"adalrs.snapshot_dir: {directory} is not a directory; make it, on a disk of this host"
+            f"adalrs.snapshot_dir: {directory} is not a directory; create it on a local disk of this host"
         )
     if not os.access(directory, os.W_OK | os.X_OK):
         raise ValueError(f"adalrs.snapshot_dir: cannot write to {directory}")
     free, needed = shutil.disk_usage(directory).free, snapshot_bytes * processes
     if needed > free:
         raise ValueError(
-            f"adalrs.snapshot_dir: {directory} has {free} bytes free, and the snapshots take "
+            f"adalrs.snapshot_dir: {directory} has {free} bytes free, but the snapshots need "
             f"{snapshot_bytes} bytes x {processes} process(es) = {needed}"
         )

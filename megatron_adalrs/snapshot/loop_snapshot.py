@@ -1,4 +1,4 @@
-"""Everything that a plain torch training loop needs to go back to an earlier step, bit for bit."""
+"""Snapshot with which a plain PyTorch training loop returns to an earlier step, bit for bit."""
 
 from __future__ import annotations
 
@@ -14,23 +14,26 @@ from megatron_adalrs.snapshot.tensor_snapshot import TensorSnapshot
 
 
 class Stateful(Protocol):
-    """A part of a run with a state of its own: a scheduler, a data loader, a gradient scaler."""
+    """Object with a state of its own, such as a scheduler, a data loader or a gradient scaler."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as it is now."""
+        """Return the current state."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
-        """Go back to a state."""
+        """Load a state that `state_dict` returned."""
 
 
 class LoopSnapshot:
-    """The model's parameters and buffers, the optimizer's state and options, random streams and other parts.
+    """Copy of a model, its optimizer, the random-number states and other stateful objects.
 
-    Tensors are restored in place. Optimizer state that was born after the capture is removed, and the
-    optimizer makes it afresh as it did the first time. A later capture reuses the buffers of the one before.
+    Tensors are restored in place. Optimizer state that was created after the capture is removed, and the
+    optimizer initializes it again. Later captures reuse the buffers of the first.
 
     Args:
-        directory: of a local disk to keep tensors on, instead of in host memory.
+        model: Model whose parameters and buffers are captured.
+        optimizer: Optimizer whose state and options are captured.
+        parts: Further objects whose state is captured.
+        directory: Directory on a local disk for the tensors; they are kept in host memory by default.
     """
 
     def __init__(
@@ -52,14 +55,14 @@ class LoopSnapshot:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the copied tensors take."""
+        """Size of the copied tensors in bytes."""
         return self._tensors.nbytes
 
     def capture(self) -> None:
-        """Copy the state of the loop, between two steps."""
+        """Copy the state of the loop; call it between two steps."""
         optimizer = self._optimizer
         self._tensors.capture(self._named_tensors())
-        self._tensors.finish()  # a loop of the user's own does not say when it writes to them
+        self._tensors.finish()  # the user's loop does not announce when it writes to the tensors
         self._options = [
             copy.deepcopy({name: value for name, value in group.items() if name != "params"})
             for group in optimizer.param_groups
@@ -70,15 +73,15 @@ class LoopSnapshot:
         self._rng = RngState.capture()
 
     def restore(self) -> None:
-        """Go back to the captured state, which stays captured.
+        """Return to the captured state, which remains available for later restores.
 
         Raises:
-            RuntimeError: nothing was captured, or a captured tensor is gone or has another shape.
+            RuntimeError: If nothing was captured, or a captured tensor is missing or has another shape.
         """
         if self._rng is None:
-            raise RuntimeError("there is no captured state to go back to")
+            raise RuntimeError("there is no captured state to restore")
         self._remove_new_state()
-        # A buffer that a module has registered since is a cache that it needs, not state to set to zero.
+        # A buffer that a module has registered since the capture is a cache in use, not state to set to zero.
         now = self._named_tensors()
         self._tensors.restore({name: tensor for name, tensor in now.items() if name in self._tensors})
         for owner, entries in self._plain_state.items():
@@ -86,12 +89,12 @@ class LoopSnapshot:
         for group, options in zip(self._optimizer.param_groups, self._options, strict=True):
             _restore_options(group, options)
         for part, state in zip(self._parts, self._part_states, strict=True):
-            # A part may keep what it loads, and change it in place.
+            # A part may keep a reference to the loaded state and change it in place.
             part.load_state_dict(copy.deepcopy(state))
         self._rng.restore()
 
     def clear(self) -> None:
-        """Forget what was captured and free its memory."""
+        """Discard the captured state and free its memory."""
         self._tensors.clear()
         self._plain_state, self._part_states, self._rng = {}, [], None
 
@@ -122,8 +125,7 @@ class LoopSnapshot:
 
 
 def _without_repetitions(tensor: Tensor) -> Tensor:
-    """The tensor, or of an expanded one the part that its elements are repetitions of, which can be written
-    to."""
+    """Return a view of the tensor without expanded dimensions, which can be written to in place."""
     for dimension, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
         if stride == 0 and size > 1:
             tensor = tensor.narrow(dimension, 0, 1)
@@ -137,6 +139,6 @@ def _plain_copy(entries: dict[str, Any]) -> dict[str, Any]:
 def _restore_options(group: dict[str, Any], options: dict[str, Any]) -> None:
     for name, value in options.items():
         if isinstance(group.get(name), Tensor) and isinstance(value, Tensor):
-            group[name].copy_(value)  # in place: a compiled or captured step holds on to the tensor
+            group[name].copy_(value)  # in place: a compiled or captured step refers to this tensor
         else:
             group[name] = copy.deepcopy(value)

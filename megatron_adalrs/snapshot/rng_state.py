@@ -1,4 +1,4 @@
-"""State of the global random-number generators of this process."""
+"""State of the global random number generators of this process."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from megatron_adalrs.utils.format import first_line
 
 
 def seed_everything(seed: int, tensor_group: int) -> None:
-    """Seed the generators of python, numpy and torch.
+    """Seed the generators of Python, NumPy and PyTorch.
 
-    Tensor-parallel groups have different seeds, so that their dropout differs; the ranks of one group have
-    the same.
+    The seed differs between tensor-parallel groups, so that their dropout differs, and is equal on all ranks
+    of a group.
     """
     random.seed(seed + tensor_group)
     np.random.seed((seed + tensor_group) % 2**32)
@@ -27,13 +27,13 @@ def seed_everything(seed: int, tensor_group: int) -> None:
 
 @dataclass(frozen=True)
 class RngState:
-    """State of the generators of python, numpy, torch and, once this process has used a GPU, CUDA."""
+    """State of the generators of Python, NumPy, PyTorch and, if this process has used a GPU, CUDA."""
 
     python: tuple[Any, ...]
     numpy: dict[str, Any]
     torch: Tensor
     cuda: dict[int, Tensor]
-    """By index of the device."""
+    """Generator state of each device, by device index."""
 
     @classmethod
     def capture(cls) -> RngState:
@@ -56,11 +56,11 @@ class RngState:
             torch.cuda.set_rng_state(state, device)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the state as JSON values; of the GPUs, that of the current device."""
-        version, words, gauss = self.python
+        """Return the state as JSON values; for CUDA, only the state of the current device."""
+        version, values, gauss = self.python
         bits = self.numpy["state"]
         state: dict[str, Any] = {
-            "python": [version, list(words), gauss],
+            "python": [version, list(values), gauss],
             "numpy": [
                 self.numpy["bit_generator"],
                 bits["key"].tolist(),
@@ -76,9 +76,9 @@ class RngState:
 
     @classmethod
     def from_json(cls, state: Any) -> RngState:
-        """Return the state that `to_json` has written, which is checked; no generator changes.
+        """Return the state that `to_json` has written, after validation; no generator changes.
 
-        The state of a GPU is meant for the current device, and left out where there is none.
+        A CUDA state is assigned to the current device, and ignored if there is no GPU.
 
         Raises:
             ValueError: If a generator does not accept its state; the message names the generator.
@@ -99,17 +99,17 @@ def _parse(state: Any, name: str, parse: Callable[[Any], Any]) -> Any:
 
 
 def _python_from_json(saved: Any) -> tuple[Any, ...]:
-    version, words, gauss = saved
-    if not all(type(word) is int and 0 <= word < 2**32 for word in words[:-1]):
+    version, values, gauss = saved
+    if not all(type(value) is int and 0 <= value < 2**32 for value in values[:-1]):
         raise ValueError("32-bit integers are required")
-    state = (version, tuple(words), gauss)
+    state = (version, tuple(values), gauss)
     random.Random().setstate(state)
     return state
 
 
 def _numpy_from_json(saved: Any) -> dict[str, Any]:
     kind, keys, position, has_gauss, cached = saved
-    if type(position) is not int or not 0 <= position <= len(keys):  # numpy would read beyond the keys
+    if type(position) is not int or not 0 <= position <= len(keys):  # NumPy would read beyond the keys
         raise ValueError(f"position {position!r:.20} must be from 0 to {len(keys)}")
     generator = np.random.RandomState()
     generator.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))

@@ -1,4 +1,4 @@
-"""Named tensors copied out to reused buffers in host memory or on disk, and copied back in place."""
+"""Copies of named tensors in reused buffers, in host memory or on disk, restored in place."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from megatron_adalrs.snapshot import host_buffers
 
 
 class TensorSnapshot:
-    """A copy of a set of named tensors that can be written back into them.
+    """Copy of a set of named tensors that can be restored in place.
 
-    Buffers live in host memory (pinned where the tensor lives on an accelerator) and are allocated once: a
-    later capture of a tensor of the same name, shape and dtype goes into the same buffer.
-    Distinct names must not share storage.
+    Buffers are in host memory (pinned if the tensor is on an accelerator) and are allocated once: a later
+    capture reuses the buffer of a tensor of the same name, shape and dtype. Tensors with different names
+    must not share storage.
 
     Args:
-        directory: keep them in files there instead, which are gone with the snapshot or the process.
+        directory: Directory for the buffers instead of host memory. Their files are deleted with the
+            snapshot, or when the process ends.
     """
 
     def __init__(self, directory: str | None = None) -> None:
@@ -30,7 +31,7 @@ class TensorSnapshot:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Size of the buffers in bytes."""
         return sum(buffer.nbytes for buffer in self._buffers.values())
 
     def __contains__(self, name: Hashable) -> bool:
@@ -38,12 +39,12 @@ class TensorSnapshot:
 
     @torch.no_grad()
     def capture(self, tensors: Mapping[Hashable, Tensor]) -> None:
-        """Copy every tensor out, in place of what was captured before.
+        """Copy the tensors and replace the previous capture.
 
-        Copies from an accelerator are only begun: whoever writes to the tensors calls `finish` first.
+        Copies from an accelerator are asynchronous: call `finish` before writing to the tensors.
 
         Raises:
-            OSError: the directory has no room for the buffers.
+            OSError: If the directory has too little space for the buffers.
         """
         self.finish()
         self._provide_buffers(tensors)
@@ -55,18 +56,20 @@ class TensorSnapshot:
                 self._begin_copies(device, targets, sources)
 
     def finish(self) -> None:
-        """Have what follows on an accelerator wait for copies that `capture` began; the host does not
-        wait."""
+        """Make each accelerator's current stream wait for the copies of `capture`; the host does not wait."""
         for device, copied in self._copied:
             torch.get_device_module(device).current_stream(device).wait_event(copied)
         self._copied = []
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[Hashable, Tensor]) -> None:
-        """Copy back in place. A tensor that was not captured is set to zero: it is state born since then.
+        """Copy the captured values back in place.
+
+        A tensor that was not captured is state created since the capture, and is set to zero.
 
         Raises:
-            RuntimeError: a captured tensor is missing or has another shape or dtype; nothing is written.
+            RuntimeError: If a captured tensor is missing or has another shape or dtype; no tensor is
+                changed.
         """
         for name, buffer in self._buffers.items():
             tensor = tensors.get(name)
@@ -78,17 +81,17 @@ class TensorSnapshot:
                     f"{list(tensor.shape)}"
                 )
         self.finish()
-        born_since = [tensor for name, tensor in tensors.items() if name not in self._buffers]
-        if born_since:
-            torch._foreach_zero_(born_since)
+        created_since = [tensor for name, tensor in tensors.items() if name not in self._buffers]
+        if created_since:
+            torch._foreach_zero_(created_since)
         if self._buffers:
-            # Copies to an accelerator are in order with the work that follows on its stream, and torch keeps
-            # pinned memory that is freed until the copies from it are through.
+            # Copies to an accelerator are ordered before later work on its stream, and PyTorch does not reuse
+            # freed pinned memory before the copies from it have finished.
             targets = [tensors[name] for name in self._buffers]
             torch._foreach_copy_(targets, list(self._buffers.values()), non_blocking=True)
 
     def clear(self) -> None:
-        """Free the buffers and forget what was captured."""
+        """Discard the captured values and free the buffers."""
         self._buffers = {}
 
     def _begin_copies(self, device: torch.device, targets: list[Tensor], sources: list[Tensor]) -> None:
@@ -116,7 +119,7 @@ class TensorSnapshot:
         buffer = self._buffers.get(name)
         if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
             return False
-        # Asking whether memory is pinned takes as long as copying a small tensor: only where it matters.
+        # `is_pinned` is as slow as copying a small tensor, so it is called only if the answer matters.
         return tensor.is_cpu or self._directory is not None or buffer.is_pinned()
 
 

@@ -20,7 +20,7 @@ from megatron_adalrs.metrics.wandb import WandbRun
 from megatron_adalrs.model.initialization import WeightSource
 from megatron_adalrs.optim.lr_schedule import build_schedule
 from megatron_adalrs.planning import describe, plan_run
-from megatron_adalrs.snapshot.host_buffers import require_room
+from megatron_adalrs.snapshot.host_buffers import require_disk_space
 from megatron_adalrs.snapshot.rng_state import seed_everything
 from megatron_adalrs.training.data import TrainingData, build_data
 from megatron_adalrs.training.loss_guard import LossStatistics, StepGuard, build_loss_guard
@@ -117,7 +117,7 @@ def prepare(run: ResolvedRun, data: TrainingData, weights: InitialWeights) -> in
     plan = plan_run(run.config, run.vocab_size, run.mesh.shape, engine.computes_on_cpu())
     snapshot_bytes = plan.stages[run.mesh.pipe.rank].snapshot
     if directory := snapshot_dir(run.config):
-        on_every_rank(lambda: require_room(directory, snapshot_bytes, ranks_on_this_host()))
+        on_every_rank(lambda: require_disk_space(directory, snapshot_bytes, ranks_on_this_host()))
     on_first_rank(lambda: write_config(run.config))
     announce(f"{opening(run, data, snapshot_bytes, weights.step)}\n{describe(plan)}", run.mesh.is_first)
     return snapshot_bytes

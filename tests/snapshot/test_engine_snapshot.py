@@ -1,5 +1,4 @@
-"""After a backtrack the following losses and weights equal, bit for bit, those of a run that never took the
-trial."""
+"""After a backtrack, losses and weights equal, bit for bit, those of a run without the trial."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ DROPOUT = {"preset": "qwen2-tiny", "hidden_dropout": 0.1, "attention_dropout": 0
 
 
 def digest(engine: Engine) -> str:
-    """Of all that decides the following steps: the weights, and what the optimizer works on."""
+    """Return a SHA-256 digest of the weights and of the tensors that the optimizer updates."""
     total = hashlib.sha256()
     tensors = dict(engine.training_state_tensors())
     for name, parameter in engine.module.named_parameters():
@@ -33,7 +32,7 @@ def digest(engine: Engine) -> str:
 
 
 def run(values: dict[str, Any], start: int, trial_steps: int) -> dict[str, Any]:
-    """Train `start` steps, optionally take and undo a trial at a wild rate, then train the following ones."""
+    """Train `start` steps, optionally run and undo a trial at a very high rate, then train further steps."""
     config, mesh, engine = runs.start(values)
     for step in range(start):
         engine.train_batch(micro_batches(config, mesh, step))
@@ -57,8 +56,7 @@ def run(values: dict[str, Any], start: int, trial_steps: int) -> dict[str, Any]:
 
 
 def assert_bit_exact(ranks: Ranks, values: dict[str, Any], start: int = 3) -> None:
-    """A run that takes and undoes a trial goes on as if it had not, and its snapshot is as large as
-    estimated."""
+    """Check that an undone trial changes nothing and that the snapshot is as large as estimated."""
     untouched = ranks.run(run, values, start=start, trial_steps=0)
     undone = ranks.run(run, values, start=start, trial_steps=4)
     for rank in range(ranks.world_size):
@@ -82,9 +80,7 @@ def test_backtracking_is_bit_exact_on_tensor_ranks(two_ranks: Ranks, zero_stage:
 
 
 @pytest.mark.parametrize(("zero_stage", "bf16"), [(0, False), (0, True), (1, False), (2, True), (3, True)])
-def test_a_snapshot_from_before_the_first_step_is_bit_exact(
-    two_ranks: Ranks, zero_stage: int, bf16: bool
-) -> None:
+def test_snapshot_before_the_first_step_is_bit_exact(two_ranks: Ranks, zero_stage: int, bf16: bool) -> None:
     assert_bit_exact(two_ranks, {"zero_stage": zero_stage, "bf16": bf16}, start=0)
 
 
@@ -111,26 +107,20 @@ def test_backtracking_a_pipeline_is_bit_exact(two_ranks: Ranks, cell: dict[str, 
     ],
     ids=str,
 )
-def test_backtracking_is_bit_exact_with_split_sequences_and_recomputed_activations(
-    two_ranks: Ranks, cell: dict[str, Any]
-) -> None:
+def test_backtracking_is_exact_with_split_sequences(two_ranks: Ranks, cell: dict[str, Any]) -> None:
     assert_bit_exact(two_ranks, DROPOUT | cell)
 
 
 @pytest.mark.parametrize(
     "precision", [{"zero_stage": 0}, {"zero_stage": 1, "bf16": True, "sequence_parallel": True}], ids=str
 )
-def test_backtracking_a_mesh_of_three_axes_is_bit_exact(
-    eight_ranks: Ranks, precision: dict[str, Any]
-) -> None:
+def test_backtracking_is_exact_on_a_3d_mesh(eight_ranks: Ranks, precision: dict[str, Any]) -> None:
     mesh = {"pipeline_model_parallel_size": 2, "tensor_model_parallel_size": 2}
     assert_bit_exact(eight_ranks, DROPOUT | mesh | precision)
 
 
 @pytest.mark.parametrize("cell", [{"zero_stage": 2, "bf16": True}, {"zero_stage": 3}], ids=str)
-def test_backtracking_is_bit_exact_with_the_optimizer_offloaded(
-    two_ranks: Ranks, tmp_path: Path, cell: dict[str, Any]
-) -> None:
+def test_backtracking_is_exact_with_offload(two_ranks: Ranks, tmp_path: Path, cell: dict[str, Any]) -> None:
     settings = tmp_path / "offload.json"
     settings.write_text('{"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}')
     for start in (0, 3):
@@ -138,8 +128,7 @@ def test_backtracking_is_bit_exact_with_the_optimizer_offloaded(
 
 
 def scales(start: int) -> list[float]:
-    """Loss scales before a trial, after it overflowed, and after it was undone; then ten losses and ten of a
-    rerun."""
+    """Return the engine's counters before a trial, after its overflows and after it was undone."""
     config, mesh, engine = runs.start({"fp16": True, "zero_stage": 1})
     snapshot = EngineSnapshot(engine)
     for step in range(start):
@@ -164,7 +153,7 @@ def scales(start: int) -> list[float]:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="float16 needs a GPU")
-def test_the_loss_scaler_of_fp16_goes_back_too() -> None:
+def test_fp16_loss_scale_is_restored() -> None:
     rank = Ranks(1, accelerator="cuda")
     ((before, overflowed, undone),) = rank.run(scales, 3)
     rank.close()
@@ -185,6 +174,6 @@ def losses_of_a_diverged_run() -> tuple[list[float], list[float]]:
     return before, [engine.train_batch(micro_batches(config, mesh, step)).loss for step in range(1, 4)]
 
 
-def test_a_snapshot_can_be_restored_twice_and_heals_weights_that_are_not_numbers(two_ranks: Ranks) -> None:
+def test_second_restore_replaces_nan_weights(two_ranks: Ranks) -> None:
     for before, after in two_ranks.run(losses_of_a_diverged_run):
         assert before == after

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from megatron_adalrs.snapshot.loop_snapshot import LoopSnapshot
 
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
 
 class Alternating(torch.optim.Optimizer):
-    """Keeps plain numbers and lists in its state, as many optimizers outside torch do."""
+    """Optimizer with plain numbers and lists in its state, as in many third-party optimizers."""
 
-    def __init__(self, parameters) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         super().__init__(parameters, {"lr": 0.1})
 
     @torch.no_grad()
@@ -24,20 +29,20 @@ class Alternating(torch.optim.Optimizer):
 
 
 class Log:
-    """Keeps the very object that it loads."""
+    """Stateful object that keeps a reference to the state it loads."""
 
     def __init__(self) -> None:
         self.entries: list[float] = []
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return {"entries": self.entries}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.entries = state["entries"]
 
 
 class Loop:
-    def __init__(self, make_optimizer) -> None:
+    def __init__(self, make_optimizer: MakeOptimizer) -> None:
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5), nn.Linear(3, 1))
         self.optimizer = make_optimizer(self.model.parameters())
@@ -66,7 +71,7 @@ class Loop:
         lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
     ],
 )
-def test_the_same_steps_follow_every_time_even_from_before_the_first_step(make_optimizer, steps_before):
+def test_restored_loop_repeats_the_same_steps(make_optimizer: MakeOptimizer, steps_before: int) -> None:
     loop = Loop(make_optimizer)
     loop.train(steps_before)
     loop.snapshot.capture()
@@ -76,7 +81,7 @@ def test_the_same_steps_follow_every_time_even_from_before_the_first_step(make_o
         assert loop.train() == expected
 
 
-def test_options_that_changed_since_come_back_and_a_tensor_rate_in_place():
+def test_changed_options_are_restored() -> None:
     rate = torch.tensor(0.1)
     loop = Loop(lambda parameters: torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.95)))
     loop.snapshot.capture()
@@ -88,7 +93,7 @@ def test_options_that_changed_since_come_back_and_a_tensor_rate_in_place():
     assert loop.optimizer.param_groups[0]["betas"] == (0.9, 0.95)
 
 
-def test_there_must_be_something_to_go_back_to():
+def test_restore_requires_a_capture() -> None:
     loop = Loop(torch.optim.AdamW)
     with pytest.raises(RuntimeError, match="no captured state"):
         loop.snapshot.restore()

@@ -19,7 +19,7 @@ def draws() -> list[float]:
     ]
 
 
-def test_every_stream_goes_on_from_where_it_was_saved_through_json() -> None:
+def test_json_round_trip_resumes_every_generator() -> None:
     seed_everything(5, tensor_group=0)
     draws()
     saved = json.loads(json.dumps(RngState.capture().to_json()))
@@ -29,7 +29,7 @@ def test_every_stream_goes_on_from_where_it_was_saved_through_json() -> None:
     assert draws() == expected
 
 
-def test_tensor_groups_have_streams_of_their_own() -> None:
+def test_tensor_groups_draw_different_numbers() -> None:
     seed_everything(5, tensor_group=0)
     first = draws()
     seed_everything(5, tensor_group=1)

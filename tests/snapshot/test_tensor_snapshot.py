@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
-from megatron_adalrs.snapshot.host_buffers import in_file, require_room
+from megatron_adalrs.snapshot.host_buffers import in_file, require_disk_space
 from megatron_adalrs.snapshot.tensor_snapshot import TensorSnapshot
 
 
@@ -22,22 +23,22 @@ def some_tensors() -> dict[str, torch.Tensor]:
     }
 
 
-def copies(tensors):
+def copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
-def spoil(tensors) -> None:
+def spoil(tensors: Mapping[str, torch.Tensor]) -> None:
     with torch.no_grad():
         for tensor in tensors.values():
             tensor.fill_(-1)
 
 
-def assert_equal(tensors, expected) -> None:
+def assert_equal(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
     for name, tensor in expected.items():
         assert torch.equal(tensors[name], tensor), name
 
 
-def test_restore_brings_back_every_bit_in_place():
+def test_restore_is_bit_exact_and_in_place() -> None:
     tensors = some_tensors()
     expected, addresses = copies(tensors), {name: tensor.data_ptr() for name, tensor in tensors.items()}
     snapshot = TensorSnapshot()
@@ -50,7 +51,7 @@ def test_restore_brings_back_every_bit_in_place():
     assert tensors["weight"].requires_grad
 
 
-def test_a_snapshot_on_disk_is_as_exact_and_leaves_nothing_behind(tmp_path):
+def test_disk_snapshot_is_exact_and_leaves_no_file(tmp_path: Path) -> None:
     tensors = some_tensors()
     expected = copies(tensors)
     snapshot = TensorSnapshot(str(tmp_path))
@@ -66,32 +67,32 @@ def test_a_snapshot_on_disk_is_as_exact_and_leaves_nothing_behind(tmp_path):
     assert open_files_in(tmp_path) == 0
 
 
-def open_files_in(folder) -> int:
-    """Mapped files without a name count too: their space is taken."""
+def open_files_in(folder: Path) -> int:
+    """Return the number of mapped files in a folder, including unlinked ones, which still use space."""
     return sum(str(folder) in line for line in Path("/proc/self/maps").read_text().splitlines())
 
 
-def test_a_directory_that_cannot_hold_a_snapshot_is_named(tmp_path):
+def test_error_names_a_directory_without_space(tmp_path: Path) -> None:
     too_large = {"weight": torch.empty(2**50, device="meta")}
     with pytest.raises(
-        OSError, match=f"adalrs.snapshot_dir: {tmp_path} cannot take a snapshot of {2**52} bytes"
+        OSError, match=f"adalrs.snapshot_dir: {tmp_path} cannot store a snapshot of {2**52} bytes"
     ):
         in_file(str(tmp_path), too_large)
     with pytest.raises(OSError, match=r"adalrs\.snapshot_dir: .*No such file"):
         in_file(str(tmp_path / "none"), {"weight": torch.empty(1)})
 
 
-def test_a_directory_is_judged_before_the_run(tmp_path):
-    require_room(str(tmp_path), 1000, processes=2)
-    with pytest.raises(ValueError, match=rf"snapshots take {10**18} bytes x 2 process\(es\) = {2 * 10**18}"):
-        require_room(str(tmp_path), 10**18, processes=2)
+def test_directory_is_checked_before_the_run(tmp_path: Path) -> None:
+    require_disk_space(str(tmp_path), 1000, processes=2)
+    with pytest.raises(ValueError, match=rf"snapshots need {10**18} bytes x 2 process\(es\) = {2 * 10**18}"):
+        require_disk_space(str(tmp_path), 10**18, processes=2)
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(ValueError, match=f"adalrs.snapshot_dir: {file} is not a directory"):
-        require_room(str(file), 1000, processes=1)
+        require_disk_space(str(file), 1000, processes=1)
 
 
-def test_the_order_of_names_does_not_matter():
+def test_order_of_names_does_not_matter() -> None:
     tensors = some_tensors()
     expected = copies(tensors)
     snapshot = TensorSnapshot()
@@ -101,7 +102,7 @@ def test_the_order_of_names_does_not_matter():
     assert_equal(tensors, expected)
 
 
-def test_a_later_capture_takes_the_place_of_the_earlier():
+def test_later_capture_replaces_the_earlier() -> None:
     tensors = some_tensors()
     snapshot = TensorSnapshot()
     snapshot.capture(tensors)
@@ -114,7 +115,7 @@ def test_a_later_capture_takes_the_place_of_the_earlier():
     assert_equal(tensors, expected)
 
 
-def test_memory_is_that_of_the_tensors_and_is_freed():
+def test_memory_equals_the_tensors_and_is_freed() -> None:
     tensors = some_tensors()
     snapshot = TensorSnapshot()
     assert snapshot.nbytes == 0
@@ -128,7 +129,7 @@ def test_memory_is_that_of_the_tensors_and_is_freed():
     assert snapshot.nbytes == 0
 
 
-def test_a_tensor_that_changed_shape_gets_a_new_buffer():
+def test_tensor_of_a_new_shape_gets_a_new_buffer() -> None:
     snapshot = TensorSnapshot()
     snapshot.capture({"a": torch.zeros(3)})
     grown = {"a": torch.arange(5.0)}
@@ -138,13 +139,13 @@ def test_a_tensor_that_changed_shape_gets_a_new_buffer():
     assert torch.equal(grown["a"], torch.arange(5.0))
 
 
-def test_state_born_since_the_capture_is_set_to_zero():
+def test_state_created_since_the_capture_is_zeroed() -> None:
     tensors = some_tensors()
     snapshot = TensorSnapshot()
     snapshot.capture(tensors)
-    born = torch.ones(4)
-    snapshot.restore({**tensors, "moment": born})
-    assert torch.equal(born, torch.zeros(4))
+    created = torch.ones(4)
+    snapshot.restore({**tensors, "moment": created})
+    assert torch.equal(created, torch.zeros(4))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,9 @@ def test_state_born_since_the_capture_is_set_to_zero():
         (lambda tensors: tensors.update(count=torch.zeros(6)), r"'count' was captured as torch.int64"),
     ],
 )
-def test_a_tensor_that_is_gone_or_differs_is_named_and_nothing_is_written(change, message):
+def test_mismatched_tensor_is_named_and_none_is_written(
+    change: Callable[[dict[str, torch.Tensor]], object], message: str
+) -> None:
     tensors = some_tensors()
     snapshot = TensorSnapshot()
     snapshot.capture(tensors)
