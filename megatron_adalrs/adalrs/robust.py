@@ -47,18 +47,18 @@ class Condition(str, Enum):
     FALLBACK_REPEATED = "the arm has taken its steps again, after an interrupted restart race"
     RAISED_STEPS_ENDED = "the trial has taken its steps at the raised rate"
     NOT_FINITE = "a loss is not finite"
-    NEITHER_FINITE = "a loss is not finite, the control has none either, and a lower rate is allowed"
+    NEITHER_FINITE = "neither this loss nor the control's losses are finite, and a lower rate is allowed"
     BEHIND = "the trial's losses are far above the control's"
     CAUGHT_UP = "the new run has taken as many steps as the old one"
     BETTER = "the arm ended and its gain is above the threshold"
     NOT_BETTER = "the arm ended and its gain is not above the threshold"
     STEP = "one more step"
     INTERRUPTED = "the run is interrupted"
-    INTERRUPTED_WITH_FALLBACK = "the run is interrupted and a lost race would be gone back to"
+    INTERRUPTED_WITH_FALLBACK = "the run is interrupted, and a lost restart would return to an earlier race"
 
 
 class Transition(NamedTuple):
-    """What follows a condition in a state."""
+    """Consequence of a condition in a state."""
 
     action: str
     """Name of the method of `RobustController`, without its underscore."""
@@ -109,7 +109,7 @@ TRANSITIONS: dict[tuple[State, Condition], Transition] = {
 
 
 class Fallback(str, Enum):
-    """Where a lost restart race goes back to."""
+    """State to which a lost restart race returns."""
 
     START = "start"
     """A, where the race began: there is no B."""
