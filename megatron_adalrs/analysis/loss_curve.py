@@ -1,4 +1,4 @@
-"""Noise and descent of a recorded loss: what a replay and a simulation take from it."""
+"""Estimates of the noise and the descent of a recorded loss, for replays and simulations."""
 
 from __future__ import annotations
 
@@ -14,10 +14,17 @@ _EXPONENTS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 
 
 def deviation(losses: ArrayLike, stretch: int = 40) -> float:
-    """Standard deviation of single losses about straight lines through stretches of so many steps, in nats.
+    """Return the standard deviation of single losses around piecewise linear fits, in nats.
 
-    What is left once the descent is taken out. The squares of all stretches are pooled, each with 2 degrees
-    of freedom less than it has finite losses; nan where no stretch has more than 2.
+    A line is fitted to every stretch to remove the descent, and the squared residuals of all stretches are
+    pooled. A stretch with n finite losses has n - 2 degrees of freedom.
+
+    Args:
+        losses: Losses of consecutive steps; values that are not finite are ignored.
+        stretch: Number of steps per line.
+
+    Returns:
+        The standard deviation, or NaN if no stretch has more than 2 finite losses.
     """
     values = np.asarray(losses, dtype=np.float64)
     squares, freedom = 0.0, 0
@@ -34,8 +41,10 @@ def deviation(losses: ArrayLike, stretch: int = 40) -> float:
 
 
 class Descent(NamedTuple):
-    """L(u) = floor + drop * (1 + u / pace)^-exponent + heat * h, in nats; u is progress in steps at the best
-    rate."""
+    """Coefficients of L(u) = floor + drop * (1 + u / pace)^-exponent + heat * h, in nats.
+
+    u is the progress, in steps at the best rate, and h the heat; see `megatron_adalrs.analysis.simulate`.
+    """
 
     floor: float
     drop: float
@@ -45,14 +54,20 @@ class Descent(NamedTuple):
 
 
 def fit_descent(losses: ArrayLike, progress: ArrayLike, warmth: ArrayLike) -> Descent:
-    """Least squares of a loss, one a step, on `Descent`: u is `progress` and h is `warmth` before each step.
+    """Fit a `Descent` to a recorded loss by least squares.
 
-    Pace and exponent are taken from a grid; for each pair the other three are linear, and heat is 0 and the
-    floor the least loss wherever they would come out negative. Losses are averaged in up to 200 blocks that
-    grow in proportion to the step, so that the start of a run counts as much as its end.
+    Pace and exponent are searched on a grid. For each pair the other coefficients are linear; if a
+    coefficient is negative, the fit is repeated without the heat, and then without the floor. Losses are
+    averaged in up to 200 blocks whose lengths grow in proportion to the step, so that the start of a run has
+    as much weight as its end.
+
+    Args:
+        losses: One loss per step.
+        progress: Value of u before each step.
+        warmth: Value of h before each step.
 
     Raises:
-        ValueError: there are fewer than 8 such blocks, or the loss does not fall.
+        ValueError: If there are fewer than 8 blocks with finite losses, or the loss does not fall.
     """
     values = np.asarray(losses, dtype=np.float64)
     blocks = _blocks(len(values))
@@ -63,7 +78,7 @@ def fit_descent(losses: ArrayLike, progress: ArrayLike, warmth: ArrayLike) -> De
     known = np.isfinite(y)
     y, u, h = y[known], u[known], h[known]
     if len(y) < 8:
-        raise ValueError(f"{len(values)} losses are too few to fit a descent to")
+        raise ValueError(f"{len(values)} losses are too few to fit a descent")
     if y[: len(y) // 4].mean() <= y[-(len(y) // 4) :].mean():
         raise ValueError("the loss does not fall: there is no descent to fit")
     best = (math.inf, Descent(0.0, 0.0, 1.0, 1.0, 0.0))

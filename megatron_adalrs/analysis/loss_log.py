@@ -1,5 +1,7 @@
-"""Reads a recorded training loss: CSV, JSON lines, a TensorBoard folder, or the folder of a run of this
-package."""
+"""Reader of recorded training losses.
+
+Supported are CSV files, JSON-lines files, TensorBoard folders and the output folders of this package.
+"""
 
 from __future__ import annotations
 
@@ -32,17 +34,16 @@ _NOT_TRAINING = ("val", "eval", "test", "__min", "__max", "scale")
 
 @dataclass(frozen=True)
 class LossLog:
-    """A loss at equal distances."""
+    """Recorded losses at a constant interval."""
 
     source: str
-    """File and column, for people."""
+    """Name of the file and column, for messages."""
     losses: NDArray[np.float64]
-    """One a point, in nats; NaN where the record has NaN or lacks the point. Point i is step (i + 1) *
-    interval."""
+    """Loss of step (i + 1) * interval at index i, in nats; NaN where the record has NaN or no value."""
     interval: int
-    """Steps from point to point."""
+    """Number of steps between two losses."""
     run: RunLog | None = None
-    """The whole record, where it is of a run of this package; `losses` are then those of its kept steps."""
+    """Complete log, if a run of this package wrote it; `losses` are then those of its kept steps."""
 
     @property
     def steps(self) -> int:
@@ -51,25 +52,24 @@ class LossLog:
 
 
 def read_loss_log(path: Path, column: str | None = None, tag: str | None = None) -> LossLog:
-    """The training loss that `path` holds.
+    """Read a training loss.
 
     Args:
-        path: a CSV file (first line: names), a JSON-lines file (one object a line), a folder with TensorBoard
-            event files, or the folder (or `metrics.jsonl`) of a run of this package.
-        column: the column or key of the loss; default: the one that is called like a training loss.
-        tag: the TensorBoard tag of the loss; default: likewise.
+        path: A CSV file with column names in the first line, a JSON-lines file with one object per line, a
+            folder with TensorBoard event files, or the output folder (or `metrics.jsonl`) of this package.
+        column: Column or key of the loss; by default it is recognized by its name.
+        tag: TensorBoard tag of the loss; by default it is recognized by its name.
 
     Raises:
-        OSError: there is no such file.
-        ValueError: it holds no loss, the loss cannot be told among the columns, or a value is no number; one
-            sentence.
+        OSError: If the file does not exist or cannot be read.
+        ValueError: If there is no loss, the loss column is ambiguous, or a value is not a number.
     """
     is_run = path.name == "metrics.jsonl" or (path / "metrics.jsonl").is_file()
     if column is not None and (is_run or path.is_dir()):
-        raise ValueError(f"--column={column}: is for a CSV or JSON-lines file, which {path} is not")
+        raise ValueError(f"--column={column}: is only for CSV and JSON-lines files, and {path} is neither")
     if tag is not None and (is_run or path.is_file()):
         raise ValueError(
-            f"--tag={tag}: is for a folder with nothing but TensorBoard files, which {path} is not"
+            f"--tag={tag}: is only for a folder with TensorBoard files and no metrics.jsonl, not {path}"
         )
     if is_run:
         return _read_run(path if path.is_dir() else path.parent)
@@ -88,7 +88,7 @@ def _read_run(folder: Path) -> LossLog:
     run = read_run(folder)
     kept = run.train.kept
     if not kept.any():
-        raise ValueError(f"{folder}: no training step is on record")
+        raise ValueError(f"{folder}: contains no training step")
     losses = np.full(int(run.train.step[kept].max()), math.nan)
     losses[run.train.step[kept] - 1] = run.train.loss[kept]
     return LossLog(f"{folder}, kept steps", losses, 1, run)
@@ -100,7 +100,7 @@ def _read_csv(path: Path, text: str, column: str | None) -> tuple[str, list[int]
     rows = list(csv.reader(lines, delimiter=separator))
     names = [name.strip() for name in rows[0]]
     first = 1
-    if all(_number(name) is not None for name in names):  # no line of names: columns go by number
+    if all(_number(name) is not None for name in names):  # no header line: columns are named by number
         names, first = [str(index + 1) for index in range(len(names))], 0
         column = column or (names[0] if len(names) == 1 else None)
     cells = [dict(zip(names, row, strict=False)) for row in rows[first:]]
@@ -119,7 +119,7 @@ def _read_json_lines(path: Path, text: str, column: str | None) -> tuple[str, li
             row = json.loads(line)
         except json.JSONDecodeError as error:
             if number == len(lines):
-                break  # the process died while it wrote this line
+                break  # the process ended while it wrote this line
             raise ValueError(f"{path}:{number}: not valid JSON: {error.msg}") from None
         if not isinstance(row, dict):
             raise ValueError(f"{path}:{number}: must be an object with a loss, not {type(row).__name__}")
@@ -128,7 +128,7 @@ def _read_json_lines(path: Path, text: str, column: str | None) -> tuple[str, li
             names |= dict.fromkeys(row)
     if {"phase", "total_steps"} <= names.keys():
         raise ValueError(
-            f"{path}: has undone steps among its records: give the folder of that run, or metrics.jsonl in it"
+            f"{path}: contains undone steps: give the output folder of that run, or its metrics.jsonl"
         )
     return _columns(path, rows, list(names), column)
 
@@ -137,7 +137,7 @@ def _read_tensorboard(folder: Path, tag: str | None) -> tuple[str, list[int], li
     if not any(folder.glob("events.out.tfevents*")):
         below = sorted({str(file.parent) for file in folder.rglob("events.out.tfevents*")})
         hint = f"; there are some in {', '.join(below[:5])}" if below else ""
-        raise ValueError(f"{folder}: holds neither metrics.jsonl nor TensorBoard event files{hint}")
+        raise ValueError(f"{folder}: contains neither metrics.jsonl nor TensorBoard event files{hint}")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
@@ -150,7 +150,7 @@ def _read_tensorboard(folder: Path, tag: str | None) -> tuple[str, list[int], li
 def _columns(
     path: Path, rows: Sequence[tuple[str, Mapping[str, Any]]], names: Sequence[str], column: str | None
 ) -> tuple[str, list[int], list[float]]:
-    """Steps and losses; a row without a cell in the loss column is none of its records."""
+    """Return the source, steps and losses; rows without a value in the loss column are skipped."""
     lower = {name.lower(): name for name in reversed(names)}
     counted = next((lower[name] for name in _STEPS if name in lower), None)
     column = _chosen(path, [name for name in names if name != counted], column, "column")
@@ -186,13 +186,13 @@ def _chosen(path: Path, names: Sequence[str], asked: str | None, kind: str) -> s
         name for name in names if "loss" in name.lower() and not any(n in name.lower() for n in _NOT_TRAINING)
     ]
     if len(like) != 1:
-        which = f"{len(like)} columns could be" if like else f"no {kind} is called like"
-        raise ValueError(f"{path}: {which} the training loss: choose with --{kind}; {there}")
+        which = f"{len(like)} {kind}s could be" if like else f"no {kind} is recognized as"
+        raise ValueError(f"{path}: {which} the training loss: choose one with --{kind}; {there}")
     return like[0]
 
 
 def _number(value: object) -> float | None:
-    """None stands for NaN in JSON; None is returned where there is no number."""
+    """Return a value as a float, NaN for None (NaN in JSON), or None if it is not a number."""
     if value is None:
         return math.nan
     try:
@@ -202,10 +202,10 @@ def _number(value: object) -> float | None:
 
 
 def _on_grid(source: str, steps: Iterable[int], losses: Iterable[float]) -> LossLog:
-    """Of several losses of a step, as a resumed run leaves them, the last one counts."""
+    """Return the losses at a constant interval; of repeated steps, as after a resume, the last one counts."""
     at = dict(zip(steps, losses, strict=True))
     if len(at) < 2:
-        raise ValueError(f"{source}: holds {len(at)} losses, which is too few to decide anything on")
+        raise ValueError(f"{source}: contains {len(at)} loss(es), at least 2 are required")
     order = np.array(sorted(at))
     distances, counts = np.unique(np.diff(order), return_counts=True)
     interval = int(distances[counts.argmax()])

@@ -1,8 +1,8 @@
-"""The decisions a controller would take on a recorded loss.
+"""Replay of a learning-rate search on a recorded loss.
 
-A record has one loss a step. What a trial would have shown is not on it, except where it is the record of a
-search, and only for as long as the same decisions are taken. Everything beyond is an assumption, `Arms`, and
-is marked as such.
+A record has one loss per step. The losses of a trial are only known if the record is that of a search, and
+only until the replay takes a different decision. All other trial losses follow an assumption, `Arms`, and
+the decisions that depend on it are marked as assumed.
 """
 
 from __future__ import annotations
@@ -25,32 +25,35 @@ from megatron_adalrs.analysis.loss_curve import deviation
 
 Floats = NDArray[np.float64]
 UNPAIRED = 0.12
-"""Standard deviation of the difference of two arms on the same batches, in parts of what independent losses
-would give it. Over the last steps of 19 races in small runs of 800 to 2000 steps it was 0.05 to 0.18; more in
-shorter runs."""
+"""Standard deviation of the loss difference of two arms on the same batches, relative to independent losses.
+
+Over the last steps of 19 races in small runs of 800 to 2000 steps it was 0.05 to 0.18, and more in shorter
+runs.
+"""
 _NOISE_STEPS = 80
 _VERDICTS = (Event.ACCEPTED, Event.NEUTRAL, Event.FAILED, Event.ABORTED)
 
 
 class Arms(str, Enum):
-    """What a trial, or a new run from the initial weights, is taken to show where there is no record of
-    it."""
+    """Assumed losses of trials, and of restarts from the initial weights, that are not on record."""
 
     EQUAL = "equal"
-    """The recorded loss of its steps. In a race, give or take the noise of a pair, half of it above and half
-    below: the gain is 0, and the verdict tells what it would have had to be. A new run is run to its end and
-        is not as good."""
+    """Every arm has the recorded losses; a restart runs to its end and loses.
+
+    In a race, the pair noise is alternately added and subtracted: the gain is 0, and the verdict shows the
+    gain that would have been required.
+    """
     BETTER = "better"
-    """A race's trial gains as much as the loss has fallen by, which is more than any needs."""
+    """The trial of a race gains as much as the loss has fallen so far, which every verdict accepts."""
     WORSE = "worse"
-    """A race's trial, and a new run, are far above the recorded loss: they end as early as they can."""
+    """The trial of a race, or a restart, is far above the recorded loss and ends as early as possible."""
 
 
 class Executed(NamedTuple):
-    """One executed step of a run with a search."""
+    """An executed step of a run with a search."""
 
     step: int
-    """Kept steps, this one included."""
+    """Number of kept steps, including this one."""
     scale: float
     loss: float
     applied: bool
@@ -60,21 +63,20 @@ class Executed(NamedTuple):
 
 @dataclass(frozen=True)
 class Replayed:
-    """A decision and how far it rests on the record."""
+    """A decision of a replay, and whether it is based on the record."""
 
     decision: Decision
     total_steps: int
-    """Steps executed by then."""
+    """Number of steps executed before the decision."""
     recorded: bool
-    """Whether every loss that it and those before it depend on is of these weights, at this rate."""
+    """Whether every loss behind this and all earlier decisions was recorded at these weights and rates."""
     noise: float
-    """Standard deviation of single recorded losses about a line, in the steps up to it; nan where there are
-    few."""
+    """Standard deviation of single losses in the steps before the decision; NaN if there are too few."""
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What a search would have done."""
+    """Result of a replay."""
 
     settings: AdaLRSSettings
     plan: SearchPlan | RacePlan
@@ -82,9 +84,10 @@ class Replay:
     scale: float
     discarded: int
     finished: bool
-    """Whether the record reaches to the search's end."""
+    """Whether the record extends to the end of the search."""
 
     def of(self, *events: Event) -> list[Replayed]:
+        """Return the decisions with one of the given events."""
         return [one for one in self.decisions if one.decision.event in events]
 
 
@@ -99,19 +102,22 @@ def replay(
     executed: Sequence[Executed] = (),
     interruptions: Collection[int] = (),
 ) -> Replay:
-    """Drive the controller that the settings ask for along a record.
+    """Run the search that the settings define on a recorded loss.
 
     Args:
-        losses: one a step from the first on, not finite where there is none. A record shorter than the search
-            is replayed as far as it goes.
-        arms: what trials show; see `Arms`.
-        unpaired: see `UNPAIRED`.
-        executed: the steps of a run with a search, in the order of execution. They are used for as long as
-            the controller asks for the step and the scale that come next.
-        interruptions: numbers of executed steps after which that run was interrupted and resumed.
+        settings: Settings of the search.
+        train_iters: Number of training steps of the run.
+        losses: One loss per step from the first step on, NaN where none was recorded. A record that is
+            shorter than the search is replayed to its end.
+        warmup_iters: Number of warm-up steps.
+        arms: Assumption about trial losses that are not on record.
+        unpaired: Relative noise of the difference of two arms; see `UNPAIRED`.
+        executed: Steps of a recorded run with a search, in the order of execution. They are used as long as
+            step and scale equal those of the replay.
+        interruptions: Numbers of executed steps after which the recorded run was interrupted and resumed.
 
     Raises:
-        ValueError: the search does not fit in the run, or is not enabled.
+        ValueError: If the search is not enabled or does not fit in the run.
     """
     if not settings.enabled:
         raise ValueError("adalrs.enabled=False: there is no search to replay")
@@ -119,7 +125,7 @@ def replay(
     controller = build_controller(settings, train_iters, warmup_iters)
     record = _Record(controller, np.asarray(losses, dtype=np.float64), arms, unpaired, executed, settings)
     decisions: list[Replayed] = []
-    run = InMemoryRun(0)  # its state is the number of kept steps
+    run = InMemoryRun(0)  # the state is the number of kept steps
     total = discarded = 0
 
     def take(decision: Decision, recorded: bool) -> None:
@@ -137,7 +143,7 @@ def replay(
         run.state += 1
         total += 1
         decision = controller.observe(*seen)
-        take(decision, record.is_literal)
+        take(decision, record.is_recorded)
         record.notice(decision)
         if record.follows and total in interruptions:
             take(controller.interrupt(), True)
@@ -146,7 +152,7 @@ def replay(
 
 
 class _Record:
-    """Hands out the losses that a controller asks for, and keeps track of what they are worth."""
+    """Source of the losses of a replay, which tracks whether they are recorded or assumed."""
 
     def __init__(
         self,
@@ -163,17 +169,18 @@ class _Record:
         self._far = float(np.ptp(finite)) + 1.0 if len(finite) else 1.0
         self._pair = 0.0
         self._caught_up = False
-        self._is_spoilt = False  # whether the weights, as the replay has them, are not those on record
-        self._guessed = False  # whether a loss since the last decision was none of the record's
+        self._has_diverged = False  # whether the weights of the replay differ from those of the record
+        self._has_assumed = False  # whether a loss since the last decision was assumed
         self.follows = bool(executed)
-        """Whether the record of a search is followed, step by step."""
+        """Whether the replay still follows the executed steps of a recorded search."""
 
     @property
-    def is_literal(self) -> bool:
-        return not (self._is_spoilt or self._guessed)
+    def is_recorded(self) -> bool:
+        """Whether all losses since the last decision were recorded at the weights of the replay."""
+        return not (self._has_diverged or self._has_assumed)
 
     def next(self, step: int, total: int) -> tuple[float, bool] | None:
-        """The loss of the next step and whether it was applied; None where the record ends."""
+        """Return the loss of the next step and whether it was applied, or None at the end of the record."""
         scale, phase = self._controller.scale, self._controller.phase
         if self.follows:
             if total >= len(self._executed):
@@ -181,19 +188,19 @@ class _Record:
             row = self._executed[total]
             if (row.step, row.scale) == (step + 1, scale):
                 return row.loss, row.applied
-            self.follows, self._is_spoilt = False, True
+            self.follows, self._has_diverged = False, True
         if step >= len(self._losses):
             return None
         in_arm = phase.endswith(("trial", "restart"))
-        self._guessed = self._guessed or in_arm or scale != self._scale
-        beyond = self._beyond(step) if in_arm and self._settings.mode == "robust" else 0.0
-        return float(self._losses[step]) + beyond, True
+        self._has_assumed = self._has_assumed or in_arm or scale != self._scale
+        offset = self._assumed_offset(step) if in_arm and self._settings.mode == "robust" else 0.0
+        return float(self._losses[step]) + offset, True
 
     def notice(self, decision: Decision) -> None:
-        """A decision was carried out: after a trial that is undone the record is of these weights again."""
+        """Update the state after a decision: an undone trial returns to the weights of the record."""
         if self.follows or decision.event is None:
             return
-        self._guessed = False
+        self._has_assumed = False
         if decision.event in (Event.CAUGHT_UP, Event.TRIAL_STARTED):
             self._caught_up = decision.event is Event.CAUGHT_UP
             self._pair = self._unpaired * math.sqrt(2) * (_positive(self.noise_before(decision)))
@@ -204,14 +211,15 @@ class _Record:
         if decision.event is not Event.TRIAL_STARTED and (
             is_cut or (decision.event in _VERDICTS and not undone)
         ):
-            self._is_spoilt = True
+            self._has_diverged = True
 
     def noise_before(self, decision: Decision) -> float:
+        """Return the standard deviation of single losses in the steps before a decision, in nats."""
         last = decision.step or 0
         return deviation(self._losses[max(0, last - _NOISE_STEPS) : last], _NOISE_STEPS // 4)
 
-    def _beyond(self, step: int) -> float:
-        """What a race's trial or a new run has above the recorded loss."""
+    def _assumed_offset(self, step: int) -> float:
+        """Return the assumed difference of a trial or restart from the recorded loss, in nats."""
         if self._arms is Arms.WORSE or self._caught_up:
             return self._far
         pair = self._pair if step % 2 else -self._pair
@@ -223,12 +231,12 @@ class _Record:
 
 
 def _positive(noise: float) -> float:
-    """Arms that agree exactly have no standard error; nor have those of a record too short to have any."""
+    """Return the noise, or a tiny value if it is 0 or unknown, so that the standard error is defined."""
     return noise if noise > 0 else 1e-9
 
 
 def unpaired_share(executed: Sequence[Executed]) -> float:
-    """`UNPAIRED` as the races on record have it, the median; nan where there is none that ran to its end."""
+    """Return the median of `UNPAIRED` over the recorded races, or NaN if no race ran to its end."""
     arms: list[list[Executed]] = []
     for row in executed:
         follows = arms and row.phase == arms[-1][-1].phase and row.step == arms[-1][-1].step + 1
@@ -240,7 +248,7 @@ def unpaired_share(executed: Sequence[Executed]) -> float:
     for control, trial in pairwise(arms):
         if (control[0].phase, trial[0].phase) != ("control", "trial") or control[0].step != trial[0].step:
             continue
-        # Only arms that end at the same rate differ by noise alone.
+        # Only the losses of arms that end at the same rate differ by nothing but noise.
         if len(control) == len(trial) >= 16 and control[-1].scale == trial[-1].scale:
             losses = np.array([[row.loss for row in arm] for arm in (control, trial)])
             late = losses[:, -(len(control) * 3 // 10) :]
@@ -250,17 +258,21 @@ def unpaired_share(executed: Sequence[Executed]) -> float:
 
 
 def differences(decisions: Sequence[Replayed], journal: Sequence[Any]) -> str | None:
-    """The first way in which the recorded part of a replay and a run's journal differ; None where they agree.
+    """Return the first difference between the recorded decisions of a replay and a run's journal.
 
     Args:
-        journal: records with event, step and scale_after, such as `DecisionRecord`.
+        decisions: Decisions of the replay.
+        journal: Records with event, step and scale_after, such as `DecisionRecord`.
+
+    Returns:
+        A description of the difference, or None if there is none.
     """
     mine = [one.decision for one in decisions if one.recorded]
     for number, (one, other) in enumerate(zip(mine, journal, strict=False), start=1):
         event = one.event.value if one.event else ""
         if (event, one.step, one.scale_after) != (other.event, other.step, other.scale_after):
             return (
-                f"decision {number} is {event} at step {one.step}, in the journal {other.event} at "
-                f"{other.step}"
+                f"decision {number} is {event} at step {one.step}, but {other.event} at step {other.step} in "
+                f"the journal"
             )
     return None

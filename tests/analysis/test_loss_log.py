@@ -42,25 +42,25 @@ def written(folder: Path, name: str, text: str) -> Path:
     ],
     ids=lambda value: value if "\n" not in value else "",
 )
-def test_a_loss_is_found_in_what_other_programs_write(tmp_path: Path, name: str, text: str) -> None:
+def test_loss_is_found_in_files_of_other_programs(tmp_path: Path, name: str, text: str) -> None:
     log = read_loss_log(written(tmp_path, name, text))
     assert log.losses.tolist() == [5.0, 4.5, 4.25]
     assert (log.interval, log.steps) == (1, 3)
 
 
-def test_a_column_that_is_chosen(tmp_path: Path) -> None:
+def test_column_can_be_chosen(tmp_path: Path) -> None:
     path = written(tmp_path, "a.csv", "step,loss,other\n1,5,1\n2,4,2\n")
     assert read_loss_log(path, column="other").losses.tolist() == [1.0, 2.0]
 
 
-def test_losses_at_a_distance(tmp_path: Path) -> None:
+def test_interval_between_losses_is_recognized(tmp_path: Path) -> None:
     path = written(tmp_path, "a.csv", "step,loss\n10,5\n20,4\n40,3\n50,2\n")
     log = read_loss_log(path)
     assert (log.interval, log.steps) == (10, 50)
     assert np.array_equal(log.losses, [5, 4, math.nan, 3, 2], equal_nan=True)
 
 
-def test_what_is_not_a_number_is_kept(tmp_path: Path) -> None:
+def test_nan_and_infinity_are_kept(tmp_path: Path) -> None:
     lines = [
         '{"step": 1, "loss": 5}',
         '{"step": 2, "loss": null}',
@@ -80,7 +80,7 @@ def train_row(step: int, total_steps: int, loss: float, phase: str = "watch") ->
 
 
 @pytest.mark.parametrize("given", [".", "metrics.jsonl"])
-def test_a_run_of_this_package_is_its_kept_steps(tmp_path: Path, given: str) -> None:
+def test_own_run_is_read_as_its_kept_steps(tmp_path: Path, given: str) -> None:
     rows = [train_row(1, 1, 5.0), train_row(2, 2, 4.5), train_row(3, 3, 9.0, "trial"), train_row(3, 4, 4.25)]
     written(tmp_path, "metrics.jsonl", "\n".join(rows) + "\n")
     common = {"scale_before": 1.0, "scale_after": 1.0, "time": 1.0}
@@ -94,7 +94,7 @@ def test_a_run_of_this_package_is_its_kept_steps(tmp_path: Path, given: str) -> 
     assert log.run is not None and len(log.run.train.loss) == 4
 
 
-def test_a_tensorboard_folder(tmp_path: Path) -> None:
+def test_tensorboard_folder(tmp_path: Path) -> None:
     tensorboard = pytest.importorskip("torch.utils.tensorboard")
     writer = tensorboard.SummaryWriter(str(tmp_path / "tb"))
     for step in range(1, 5):
@@ -122,7 +122,7 @@ def test_a_tensorboard_folder(tmp_path: Path) -> None:
             "a.csv",
             "step,reward,lr\n1,2,3\n",
             None,
-            r"no column is called like the training loss: .* it has reward, lr",
+            r"no column is recognized as the training loss: .* it has reward, lr",
         ),
         (
             "a.csv",
@@ -130,29 +130,34 @@ def test_a_tensorboard_folder(tmp_path: Path) -> None:
             None,
             r"2 columns could be the training loss: .*loss_a, loss_b",
         ),
-        ("a.csv", "1,5.0\n2,4.0\n", None, r"no column is called like .* it has 1, 2"),
+        ("a.csv", "1,5.0\n2,4.0\n", None, r"no column is recognized as .* it has 1, 2"),
         ("a.csv", "step,loss\n1,2\n", "lose", r"--column=lose: .* has no such column; it has loss"),
         ("a.csv", "step,loss\n1,2\n2,much\n", None, r"a.csv:3: loss: 'much' must be a number"),
         ("a.csv", "step,loss\n1,2\n1.5,2\n", None, r"a.csv:3: step: '1.5' must be a whole number of steps"),
-        ("a.csv", "step,loss\n1,2\n", None, r"holds 1 losses, which is too few"),
-        ("a.csv", "step,loss\n", None, r"holds 0 losses, which is too few"),
+        ("a.csv", "step,loss\n1,2\n", None, r"contains 1 loss\(es\), at least 2 are required"),
+        ("a.csv", "step,loss\n", None, r"contains 0 loss\(es\), at least 2 are required"),
         ("a.jsonl", '{"step": 1}\n{"step: 2}\n{"step": 3}\n', None, r"a.jsonl:2: not valid JSON"),
         ("a.jsonl", '{"loss": 1}\n3\n', None, r"a.jsonl:2: must be an object with a loss, not int"),
         ("a.jsonl", '{"loss": true}\n{"loss": 3}\n', None, r"a.jsonl:1: loss: True must be a number"),
-        ("copy.jsonl", train_row(1, 1, 5.0) + "\n", None, r"has undone steps .* give the folder of that run"),
+        (
+            "copy.jsonl",
+            train_row(1, 1, 5.0) + "\n",
+            None,
+            r"contains undone steps: give the output folder of that run",
+        ),
     ],
 )
-def test_a_file_that_holds_no_loss_is_refused_in_one_sentence(
+def test_file_without_a_loss_is_rejected(
     tmp_path: Path, name: str, text: str, column: str | None, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         read_loss_log(written(tmp_path, name, text), column)
 
 
-def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+def test_missing_file_and_unusable_options_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         read_loss_log(tmp_path / "nothing.csv")
-    with pytest.raises(ValueError, match="--tag=a: is for a folder with nothing but TensorBoard files"):
+    with pytest.raises(ValueError, match="--tag=a: is only for a folder with TensorBoard files"):
         read_loss_log(written(tmp_path, "a.csv", "loss\n1\n2\n"), tag="a")
-    with pytest.raises(ValueError, match="--column=a: is for a CSV or JSON-lines file"):
+    with pytest.raises(ValueError, match="--column=a: is only for CSV and JSON-lines files"):
         read_loss_log(tmp_path, column="a")

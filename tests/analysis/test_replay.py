@@ -18,11 +18,11 @@ N = 800
 PAPER, ROBUST = (AdaLRSSettings(enabled=True, mode=mode) for mode in ("paper", "robust"))
 STEPS = np.arange(N)
 RECORD = 2 + 3 / (1 + STEPS / 50) + 0.1 * np.random.default_rng(0).standard_normal(N)
-"""A loss that falls, with noise."""
+"""A falling loss with noise."""
 
 
 class Recorded:
-    """A run with a search on the surface of the simulator, and everything that it writes down."""
+    """Log of a run with a search on the simulated surface."""
 
     def __init__(
         self, settings: AdaLRSSettings, initial: float, interrupted_at: tuple[int, ...] = ()
@@ -64,7 +64,7 @@ class Recorded:
 @pytest.mark.parametrize("settings", [PAPER, ROBUST], ids=lambda settings: settings.mode)
 @pytest.mark.parametrize("initial", [0.1, 8.0])
 @pytest.mark.parametrize("interrupted_at", [(), (95, 130, 260)])
-def test_the_record_of_a_search_gives_the_decisions_of_its_journal(
+def test_replay_repeats_the_decisions_of_the_journal(
     settings: AdaLRSSettings, initial: float, interrupted_at: tuple[int, ...]
 ) -> None:
     run = Recorded(settings, initial, interrupted_at)
@@ -76,7 +76,7 @@ def test_the_record_of_a_search_gives_the_decisions_of_its_journal(
     assert again.discarded == len(run.executed) - N
 
 
-def test_under_other_settings_the_record_is_followed_up_to_the_first_decision_that_differs() -> None:
+def test_replay_leaves_the_record_when_decisions_diffe() -> None:
     run = Recorded(ROBUST, 0.1)
     strict = replace(ROBUST, confidence=1e6)
     again = replay(strict, N, run.losses, executed=run.executed)
@@ -87,7 +87,7 @@ def test_under_other_settings_the_record_is_followed_up_to_the_first_decision_th
     assert again.scale == 1.0
 
 
-def test_on_a_foreign_record_windows_are_recorded_and_verdicts_assumed() -> None:
+def test_verdicts_on_a_foreign_record_are_assumed() -> None:
     again = replay(PAPER, N, RECORD)
     first = again.decisions[0].decision
     assert first.event in (Event.WINDOW, Event.TRIAL_STARTED)
@@ -99,7 +99,7 @@ def test_on_a_foreign_record_windows_are_recorded_and_verdicts_assumed() -> None
     assert again.decisions[neutral - 1].recorded and again.decisions[neutral + 1].recorded
 
 
-def test_nothing_is_recorded_any_more_once_a_verdict_has_changed_the_rate() -> None:
+def test_decisions_after_an_accepted_trial_are_assumed() -> None:
     falls = 5 - 1e-3 * STEPS - 1e-6 * STEPS**2 + 1e-9 * STEPS**3  # faster and faster, then slower
     again = replay(replace(PAPER, decay_threshold=1.5), N, falls)
     first = again.of(Event.ACCEPTED)[0]
@@ -107,7 +107,7 @@ def test_nothing_is_recorded_any_more_once_a_verdict_has_changed_the_rate() -> N
     assert not any(one.recorded for one in after)
 
 
-def test_equal_arms_tell_where_races_are_and_what_they_could_tell() -> None:
+def test_equal_arms_show_races_and_required_gains() -> None:
     again = replay(replace(ROBUST, climb=False), N, RECORD, unpaired=0.2)
     races = [one for one in again.of(Event.FAILED) if one.decision.threshold > 0]
     assert races and again.scale == 1.0 and again.finished
@@ -121,7 +121,7 @@ def test_equal_arms_tell_where_races_are_and_what_they_could_tell() -> None:
         assert one.noise == pytest.approx(0.1, rel=0.3)
 
 
-def test_noise_of_the_record_and_of_a_pair_is_noise_of_the_verdict() -> None:
+def test_gain_error_scales_with_the_noise() -> None:
     descent = 2 + 3 / (1 + STEPS / 50)
     loud = descent + 5 * (RECORD - descent)
     errors = [
@@ -134,7 +134,7 @@ def test_noise_of_the_record_and_of_a_pair_is_noise_of_the_verdict() -> None:
     assert errors[2] == pytest.approx(5 * errors[0], rel=1e-6)
 
 
-def test_better_arms_raise_the_rate_and_far_worse_ones_end_early() -> None:
+def test_better_arms_raise_and_worse_arms_abort() -> None:
     better, equal, worse = (
         replay(ROBUST, N, RECORD, arms=arms) for arms in (Arms.BETTER, Arms.EQUAL, Arms.WORSE)
     )
@@ -146,7 +146,7 @@ def test_better_arms_raise_the_rate_and_far_worse_ones_end_early() -> None:
 
 
 @pytest.mark.parametrize("settings", [PAPER, ROBUST], ids=lambda settings: settings.mode)
-def test_losses_that_are_no_numbers_are_left_as_they_are(settings: AdaLRSSettings) -> None:
+def test_nan_and_infinite_losses_are_replayed(settings: AdaLRSSettings) -> None:
     holes = RECORD.copy()
     holes[100:140] = math.nan
     holes[300] = math.inf
@@ -155,7 +155,7 @@ def test_losses_that_are_no_numbers_are_left_as_they_are(settings: AdaLRSSetting
     assert nothing.finished and not nothing.of(Event.ACCEPTED)
 
 
-def test_a_record_that_ends_within_the_search_is_replayed_as_far_as_it_goes() -> None:
+def test_short_record_is_replayed_to_its_end() -> None:
     whole, half = (replay(PAPER, N, RECORD[:n]) for n in (N, 200))
     assert whole.finished and not half.finished
     assert [one.decision for one in half.decisions] == [
@@ -163,19 +163,19 @@ def test_a_record_that_ends_within_the_search_is_replayed_as_far_as_it_goes() ->
     ]
 
 
-def test_a_loss_that_rises_is_cut() -> None:
+def test_rising_loss_cuts_the_rate() -> None:
     again = replay(PAPER, N, 2 + 1e-3 * STEPS)
     cut = again.of(Event.SCALED_DOWN)
     assert cut and cut[0].decision.scale_after == 0.5
 
 
-def test_the_share_of_noise_that_is_unpaired_is_read_off_recorded_races() -> None:
+def test_unpaired_share_is_measured_on_races() -> None:
     run = Recorded(ROBUST, 0.1)
     noise = deviation(run.losses[100:])
     assert unpaired_share(run.executed) == pytest.approx(0.02 / noise, rel=0.5)
     assert math.isnan(unpaired_share(run.executed[:50]))
 
 
-def test_there_is_nothing_to_replay_without_a_search() -> None:
+def test_replay_requires_an_enabled_search() -> None:
     with pytest.raises(ValueError, match=r"adalrs\.enabled=False: there is no search to replay"):
         replay(AdaLRSSettings(), N, RECORD)
