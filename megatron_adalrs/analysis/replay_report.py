@@ -1,4 +1,4 @@
-"""A replay in numbers, and how it looks on a terminal."""
+"""Report of the replays of a recorded loss."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ ARMS = {"paper": (Arms.EQUAL,), "robust": (Arms.EQUAL, Arms.BETTER, Arms.WORSE)}
 
 @dataclass(frozen=True)
 class Row:
-    """A decision; steps and velocities are those of the run, whatever the distance of the points on
-    record."""
+    """A decision of a replay, with steps and velocities in steps of the run, not in recorded points."""
 
     executed: int
     step: int
@@ -54,7 +53,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A search from end to end, trials taken to show what `arms` says."""
+    """A complete search under one assumption about trial losses; `arms` is a value of `Arms`."""
 
     arms: str
     scale: float
@@ -65,29 +64,33 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Lengths:
-    """What windows or races of other lengths could tell on this record. None: they do not fit in the run."""
+    """Precision of windows or races of other lengths; fields are None if they do not fit in the run."""
 
     steps: Mapping[str, int]
     comparisons: int | None = None
-    """Windows, or races."""
+    """Number of windows in paper mode, or of races in robust mode."""
     trials: int | None = None
     signal: float | None = None
-    """Paper: median of velocity / error."""
+    """Paper mode: median of velocity / error."""
     least: float | None = None
-    """Paper: smallest change of velocity that a trial can tell, in parts of the velocity; robust: smallest
-    gain, in nats. Medians."""
+    """Median of the smallest detectable difference.
+
+    Paper mode: change of the velocity, relative to the velocity. Robust mode: gain, in nats.
+    """
     discarded_steps: int | None = None
 
 
 @dataclass(frozen=True)
 class Report:
+    """Replays of one mode, and the precision that the noise of the record allows."""
+
     mode: str
     source: str
     train_iters: int
     interval: int
     plan: str
     noise: float | None
-    """Standard deviation of a single loss about a line, within the search, in nats."""
+    """Standard deviation of single losses during the search, in nats."""
     unpaired: float
     basis: str
     scenarios: tuple[Scenario, ...]
@@ -101,11 +104,19 @@ def report(
     warmup_iters: int = 0,
     unpaired: float | None = None,
 ) -> Report:
-    """Everything that this program tells about one mode.
+    """Return the report of one mode.
+
+    Args:
+        settings: Settings of the search.
+        train_iters: Number of training steps of the run.
+        log: Recorded loss.
+        warmup_iters: Number of warm-up steps.
+        unpaired: Relative noise of the difference of two arms, see `UNPAIRED`. By default it is measured in
+            the recorded races, if there are any.
 
     Raises:
-        ValueError: the search does not fit in the run, or the record ends before it begins or is too coarse
-            for it.
+        ValueError: If the search does not fit in the run, or the record ends before the search begins or has
+            too few losses for it.
     """
     if unpaired is not None and not unpaired >= 0:
         raise ValueError(f"--unpaired={unpaired}: must be at least 0")
@@ -116,7 +127,7 @@ def report(
         )
     within = log.losses[plan.search_start // log.interval : plan.search_end // log.interval]
     if not np.isfinite(log.losses).any():
-        raise ValueError(f"{log.source}: holds no finite loss")
+        raise ValueError(f"{log.source}: contains no finite loss")
     executed, interruptions = _executed(log)
     share = _share(unpaired, executed)
     on_points = _on_points(settings, plan, log.interval)
@@ -144,19 +155,19 @@ def report(
 
 
 def _on_points(settings: AdaLRSSettings, plan: Any, interval: int) -> AdaLRSSettings:
-    """The search on points `interval` steps apart as if they were steps."""
+    """Return the settings with all lengths in recorded points, which are `interval` steps apart."""
     if interval == 1:
         return settings
     try:
         return with_lengths(settings, plan, 1 / interval)
     except ValueError as error:
         raise ValueError(
-            f"one loss every {interval} steps is too coarse for this search: in points, {error}"
+            f"one loss every {interval} steps is too coarse for this search: in recorded losses, {error}"
         ) from None
 
 
 def _executed(log: LossLog) -> tuple[list[Executed], set[int]]:
-    """The executed steps of a run with a search, and where it was interrupted; nothing of any other."""
+    """Return the executed steps and interruptions of a run with a search; both are empty without a search."""
     if log.run is None or not log.run.config.get("adalrs", {}).get("enabled"):
         return [], set()
     columns = (getattr(log.run.train, name).tolist() for name in Executed._fields)
@@ -177,24 +188,24 @@ def _basis(log: LossLog, mode: str, is_followed: bool, decisions: Sequence[Repla
     known = sum(one.recorded for one in decisions)
     if is_followed and known and log.run:
         text = (
-            f"the run's own steps, undone ones included, for the first {known} of {len(decisions)} decisions"
+            f"the recorded steps, including undone ones, for the first {known} of {len(decisions)} decisions"
         )
         if log.run.config["adalrs"].get("mode") == mode:
             differs = differences(decisions, log.run.decisions)
-            text += f", but {differs}" if differs else ", as in its journal"
+            text += f", but {differs}" if differs else ", which agree with the journal"
         return (
             text
             if known == len(decisions)
-            else f"{text}; after those the kept losses are taken for every arm's"
+            else f"{text}; for later decisions, every arm is assumed to have the kept losses"
         )
     text = (
-        "one loss a step: what a trial would have seen is not on record. Decisions marked assumed rest on "
-        "the recorded loss being what every arm would see"
+        "one loss per step, so the losses of trials are not recorded. Decisions marked assumed are based on "
+        "the assumption that every arm has the recorded loss"
     )
     if log.interval > 1:
         text += (
-            f"; one loss every {log.interval} steps: each stands for a mean over them, and if it is a single "
-            f"step's, errors in a run are up to {math.sqrt(log.interval):.1f} times smaller"
+            f"; one loss every {log.interval} steps: each is used as the mean of these steps. If it is the "
+            f"loss of a single step, errors in a run are up to {math.sqrt(log.interval):.1f} times smaller"
         )
     return text
 
@@ -255,12 +266,13 @@ def _lengths(
 
 
 class _Measured:
-    """What the decisions of a replay say about the precision of its comparisons."""
+    """Precision of the comparisons of a replay, measured on its decisions."""
 
     def __init__(self, run: Replay) -> None:
         self._run = run
 
     def windows(self, steps: Mapping[str, int]) -> Lengths:
+        """Return the precision of the windows of paper mode."""
         decisions = [
             one.decision for one in self._run.of(Event.WINDOW, Event.TRIAL_STARTED, Event.SEARCH_ENDED)
         ]
@@ -274,7 +286,7 @@ class _Measured:
         return Lengths(steps, len(speeds), trials, signal, least)
 
     def races(self, steps: Mapping[str, int]) -> Lengths:
-        """Of full races: what those before them must gain is no matter of noise."""
+        """Return the precision of full races; the thresholds of the climb do not depend on the noise."""
         gains, trials, began_at = [], 0, 0
         for decision in (one.decision for one in self._run.decisions):
             if decision.event is Event.TRIAL_STARTED:
@@ -285,5 +297,5 @@ class _Measured:
 
 
 def as_json(reports: Mapping[str, Report], refused: Sequence[str]) -> dict[str, Any]:
-    """Everything, in types that json writes."""
+    """Return the reports by mode, and the reasons for the modes without one, as JSON values."""
     return {mode: asdict(one) for mode, one in reports.items()} | {"refused": list(refused)}

@@ -1,4 +1,4 @@
-"""Replays as tables for a terminal."""
+"""Tables of replays for a terminal."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ _SCENARIOS = {
     (
         "robust",
         "equal",
-    ): "If no trial is better: where races are, the error of each, and the least gain that wins it",
-    ("robust", "worse"): "If trials are far worse: what ends them early",
+    ): "If no trial is better: races, their errors, and the smallest gain that is accepted",
+    ("robust", "worse"): "If trials are far worse: early ends",
 }
 
 
 def print_report(log: LossLog, reports: Sequence[Report], refused: Sequence[str]) -> None:
+    """Print the reports of a recorded loss, and the reasons for the modes that were not replayed."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=120)
@@ -42,24 +43,24 @@ def print_report(log: LossLog, reports: Sequence[Report], refused: Sequence[str]
 def _print_mode(console: Console, report: Report) -> None:
     console.print(f"\n[bold]{report.mode}[/] over {report.train_iters} steps {report.plan}")
     noise = (
-        f"noise of one loss in the search: "
+        f"noise of a single loss during the search: "
         f"{'unknown' if report.noise is None else f'{report.noise:.4g} nats'}"
     )
     if report.mode == "robust":
         noise += (
-            f"; the difference of two arms on the same batches has "
-            f"{report.unpaired:.2g} of sqrt(2) times that"
+            f"; the noise of the difference of two arms on the same batches is "
+            f"{report.unpaired:.2g} x sqrt(2) x this noise"
         )
     console.print(noise)
     console.print(f"basis: {report.basis}")
     for scenario in report.scenarios:
         _print_scenario(console, report, scenario)
-    table = Table(title="The same with other lengths", title_justify="left")
+    table = Table(title="Precision with other lengths", title_justify="left")
     names = list(report.lengths[0].steps)
     heads = (
-        ("windows", "trials", "velocity / error", "least change told")
+        ("windows", "trials", "velocity / error", "smallest detectable change")
         if report.mode == "paper"
-        else ("races", "trials", "least gain")
+        else ("races", "trials", "smallest gain")
     )
     for head in (*(name.replace("_", " ") for name in names), *heads, "discarded"):
         table.add_column(head, justify="right")
@@ -70,7 +71,7 @@ def _print_mode(console: Console, report: Report) -> None:
 
 def _precision(mode: str, row: Lengths) -> list[str]:
     if row.comparisons is None:
-        return ["do not fit"]
+        return ["does not fit"]
     cells = [str(row.comparisons), str(row.trials)]
     if mode == "paper":
         cells += [
@@ -90,8 +91,8 @@ def _print_scenario(console: Console, report: Report, scenario: Scenario) -> Non
     is_record = all(row.recorded for row in scenario.decisions)
     title = "Decisions" if is_record else _SCENARIOS[report.mode, scenario.arms]
     table = Table(title=title, title_justify="left")
-    measures = ("velocity", "before", "margin or trigger") if is_paper else ("noise", "gain", "least gain")
-    for head in ("executed", "step", "decision", "scale", *measures, "discards", "basis"):
+    measures = ("velocity", "before", "margin or trigger") if is_paper else ("noise", "gain", "smallest gain")
+    for head in ("executed", "step", "decision", "scale", *measures, "discarded", "basis"):
         table.add_column(head, justify="left" if head in ("decision", "basis") else "right")
     for row in scenario.decisions:
         if row.event in _UNREMARKABLE or (not is_paper and row.event == "trial_started"):
@@ -111,7 +112,7 @@ def _print_scenario(console: Console, report: Report, scenario: Scenario) -> Non
 
 
 def _ending(report: Report, scenario: Scenario) -> str:
-    ended = "" if scenario.finished else "; the record ends before the search does"
+    ended = "" if scenario.finished else "; the record ends before the search"
     share = scenario.discarded_steps / report.train_iters
     return f"scale {scenario.scale:.4g}, {scenario.discarded_steps} steps discarded ({share:.1%}){ended}"
 
@@ -128,7 +129,7 @@ def _velocities(row: Row) -> list[str]:
 def _gains(row: Row) -> list[str]:
     if row.recorded or row.gain is None:
         gain = _with_error(row.gain, row.gain_error)
-    else:  # only its error is of the record
+    else:  # only the error comes from the record
         gain = f"? ± {row.gain_error:.2g}" if row.gain_error else "?"
     return [_number(row.noise), gain, _number(row.threshold)]
 

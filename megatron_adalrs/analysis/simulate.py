@@ -1,24 +1,29 @@
-"""Training runs on a loss surface whose best rate is known: the real controllers, thousands of runs a minute.
+"""Simulation of training runs on a model of the loss whose best rate is known.
 
-The rate enters as its ratio q = schedule x scale x initial / best to the rate of fastest descent. State:
-progress u (in steps at that rate), heat h, harm d. Before step t the loss in nats, and what the step does,
-are
+The controllers are those of real runs. The rate enters as its ratio q = schedule * scale * initial / best to
+the rate of fastest descent. The state consists of the progress u (in steps at that rate), the heat h and the
+harm d. Before step t, the loss in nats is
 
     L = floor + drop (1 + u / pace)^-exponent + heat h + damage (1 - exp(-d)) + noise (z_t + unpaired y_n)
-    u += g(q),  g(q) = 2 q / (1 + q^2)      -ln g = ln cosh(ln q) is convex in the log rate, 0 at q = 1
-    h += cooling (sqrt(q) - h)              a high rate holds the loss up while it lasts; lowering it pays at
-    once d += harm max(0, q / critical - 1)      what far too high a rate did stays, whatever comes after it
+and the step updates the state by
 
-z and y are standard normal. z belongs to the batch, so that both arms of a race see the same; y to the
-execution of the step (n counts them), so that no two arms agree exactly.
+    u += g(q),  g(q) = 2 q / (1 + q^2)
+    h += cooling (sqrt(q) - h)
+    d += harm max(0, q / critical - 1)
 
-This is a model, chosen because it has what the searches have to cope with: the U-shape in the log rate,
-natural slowdown (descent is a power law), the annealing illusion, lasting damage. It is no evidence about
-real runs: nothing else of them is in it. On a GPT of 40 thousand parameters, 2000 steps, fixed rates of 1/30
-and 1/10 of the best one descended about 1/19 and 1/5 as fast (g: 1/15 and 1/5) and ended 0.66 and 0.43 nats
-above it, rates of 10 and 30 times 0.33 and 0.56 (the defaults: 0.87, 0.30, 0.33, 0.54); differences of two
-arms on the same batches had 0.05 to 0.18 of the standard deviation that independent losses would give them.
-`surface_like` takes noise and descent from a record.
+-ln g = ln cosh(ln q) is convex in the log rate and 0 at q = 1. The heat raises the loss as long as the rate
+is high, so lowering the rate helps at once. The harm of a rate that is far too high is permanent. z and y are
+standard normal: z depends on the batch and is equal in both arms of a race; y depends on the execution of the
+step, which n counts, and differs between the arms.
+
+The model contains the difficulties of a search: the U-shape of the loss in the log rate, the natural slowdown
+(descent is a power law), the short-term benefit of lower rates, and permanent damage. It has no other
+properties of real runs and is no evidence about them. In runs of 2000 steps of a GPT with 40 thousand
+parameters, fixed rates of 1/30 and 1/10 of the best one descended about 1/19 and 1/5 as fast (g: 1/15 and
+1/5) and ended 0.66 and 0.43 nats above it; rates of 10 and 30 times the best one ended 0.33 and 0.56 nats
+above it (with the default parameters: 0.87, 0.30, 0.33 and 0.54). Loss differences of two arms on the same
+batches had 0.05 to 0.18 times the standard deviation of independent losses. `surface_like` estimates noise
+and descent from a record.
 """
 
 from __future__ import annotations
@@ -36,14 +41,14 @@ from megatron_adalrs.adalrs.decision import InMemoryRun, apply_decision
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
 from megatron_adalrs.analysis.loss_curve import deviation, fit_descent
 
-_RATIOS = np.geomspace(1e-3, 1e3, 241)  # 5.9 % apart
+_RATIOS = np.geomspace(1e-3, 1e3, 241)  # in steps of 5.9 %
 _CLIFF = 0.03
 Ratio = TypeVar("Ratio", float, NDArray[np.float64])
-"""Ratios of learning rates: a number or an array."""
+"""Ratio of learning rates, a number or an array."""
 
 
 class State(NamedTuple):
-    """What a snapshot holds."""
+    """State of a simulated run."""
 
     step: int = 0
     progress: float = 0.0
@@ -53,7 +58,7 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Surface:
-    """The parameters of the model above; losses in nats."""
+    """Parameters of the model that the module describes; losses are in nats."""
 
     floor: float = 1.7
     drop: float = 3.8
@@ -62,30 +67,30 @@ class Surface:
     exponent: float = 1.0
     heat: float = 0.2
     cooling: float = 0.05
-    """Share of the way to its level at the present rate that the heat goes in a step."""
+    """Fraction of the difference to its stationary value by which the heat changes in a step."""
     damage: float = 0.2
     critical: float = 4.0
     harm: float = 0.01
     noise: float = 0.17
-    """Standard deviation of one step's loss."""
+    """Standard deviation of the loss of one step."""
     unpaired: float = 0.12
-    """Part of it that does not belong to the batch."""
+    """Noise that does not depend on the batch, relative to `noise`."""
 
     def descent(self, ratio: Ratio) -> Ratio:
-        """Return g(q), for a number or an array."""
+        """Return the progress g(q) of a step."""
         return 2 * ratio / (1 + ratio * ratio)
 
     def harmed(self, ratio: Ratio) -> Ratio:
-        """Return what a step adds to d, for a number or an array."""
+        """Return the increase of the harm d in a step."""
         return self.harm * (ratio > self.critical) * (ratio / self.critical - 1)
 
     def level(self, progress: float, heat: float, harm: float) -> float:
-        """The loss without noise, for numbers."""
+        """Return the loss without noise."""
         left: float = self.drop * (1 + progress / self.pace) ** -self.exponent
         return self.floor + left + self.heat * heat + (self.damage * (1 - math.exp(-harm)) if harm else 0.0)
 
     def stepped(self, state: State, ratio: float) -> State:
-        """The state after one more step."""
+        """Return the state after one more step."""
         step, progress, heat, harm = state
         return State(
             step + 1,
@@ -95,8 +100,10 @@ class Surface:
         )
 
     def in_blocks(self, steps: int) -> Surface:
-        """The same surface for blocks of so many steps: each has the mean of their losses and the rate of the
-        first."""
+        """Return the surface on which a step stands for a block of steps.
+
+        The loss of a block is the mean of its steps' losses, and its rate is that of the first step.
+        """
         return replace(
             self,
             pace=self.pace / steps,
@@ -106,7 +113,7 @@ class Surface:
         )
 
     def at_the_end(self, state: State, ratios: NDArray[np.float64]) -> float:
-        """The loss without noise after steps at these ratios, all at once."""
+        """Return the loss without noise after steps at these ratios, computed in closed form."""
         kept = (1 - self.cooling) ** np.arange(len(ratios) - 1, -1, -1)
         heat = state.heat * (1 - self.cooling) ** len(ratios) + self.cooling * float(np.sqrt(ratios) @ kept)
         progress = state.progress + float(self.descent(ratios).sum())
@@ -115,17 +122,21 @@ class Surface:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A simulated run. Ratios are to the fixed rate whose final loss is least, on the same schedule."""
+    """Result of a simulated run.
+
+    Rates are relative to the best fixed rate: the one with the lowest final loss on the same schedule.
+    """
 
     initial: float
+    """Initial base rate."""
     found: float
-    """Ratio of the base rate that the search ended with."""
+    """Base rate at the end of the search."""
     excess: float
-    """Final loss without noise above that of the best fixed rate, in nats."""
+    """Final loss without noise minus that of the best fixed rate, in nats."""
     gained: float
-    """What it is below that of the initial rate, kept fixed, in nats."""
+    """Final loss of the fixed initial rate minus final loss of the run, in nats."""
     discarded: float
-    """Steps that verdicts discarded, as a share of train_iters."""
+    """Discarded steps as a fraction of train_iters."""
 
     @property
     def within_two(self) -> bool:
@@ -134,12 +145,12 @@ class Outcome:
 
 
 class Simulation:
-    """Runs of one length and schedule on one surface.
+    """Simulated runs of one length and schedule on one surface.
 
     Args:
-        surface: the model.
-        schedule: factor of the base rate at every step: the run's length in steps.
-        warmup_iters: how many of them are warm-up, in which no search may begin.
+        surface: Model of the loss.
+        schedule: Factor on the base rate at every step of a run.
+        warmup_iters: Number of warm-up steps, in which no search may begin.
     """
 
     def __init__(self, surface: Surface, schedule: Sequence[float], warmup_iters: int = 0) -> None:
@@ -148,18 +159,27 @@ class Simulation:
         self._schedule = self._factors.tolist()
         finals = [self.fixed(ratio) for ratio in _RATIOS]
         self.best_ratio = float(_RATIOS[int(np.argmin(finals))])
-        """Base rate whose final loss is least, relative to the rate of fastest descent."""
+        """Fixed base rate with the lowest final loss, relative to the rate of fastest descent."""
         self.best_loss = min(finals)
 
     def fixed(self, ratio: float) -> float:
-        """Final loss without noise of a fixed base rate, relative to the rate of fastest descent."""
+        """Return the final loss without noise of a fixed base rate.
+
+        Args:
+            ratio: Base rate relative to the rate of fastest descent.
+        """
         return self.surface.at_the_end(State(), ratio * self._factors)
 
     def run(self, settings: AdaLRSSettings, initial: float, seed: int) -> Outcome:
-        """One run with a search, from `initial` times the best fixed rate.
+        """Simulate one run with a search.
+
+        Args:
+            settings: Settings of the search.
+            initial: Initial base rate relative to the best fixed rate.
+            seed: Seed of the noise.
 
         Raises:
-            ValueError: the search does not fit in the run.
+            ValueError: If the search does not fit in the run.
         """
         surface, schedule, length = self.surface, self._schedule, len(self._schedule)
         controller = build_controller(settings, length, self.warmup_iters)
@@ -196,21 +216,19 @@ class Simulation:
 
 
 def surface_like(losses: ArrayLike, schedule: Sequence[float], ratio: float = 1.0) -> Surface:
-    """A surface whose noise and descent are those of a recorded loss, one value a step; the rest is the
-    default's.
+    """Return a surface with the noise and descent of a recorded loss, and defaults for all other parameters.
 
-    The first 3 % of the record are left out: a loss falls off a cliff there, which is no part of the power
-    law that is to say what comes later. How low it can get at all is not on record; the fit says little of
-    much longer runs.
+    The first 3 % of the record are ignored, because the steep initial decrease does not follow the power law
+    of later steps. The floor of the loss is an extrapolation, so the fit says little about much longer runs.
 
     Args:
-        losses: the record, not finite where there is none.
-        schedule: factor of the base rate at every one of those steps.
-        ratio: that run's base rate relative to the rate of fastest descent, which a single record cannot
-            tell.
+        losses: One loss per step, NaN where none was recorded.
+        schedule: Factor on the base rate at every recorded step.
+        ratio: Base rate of the recorded run relative to the rate of fastest descent; it cannot be estimated
+            from one record.
 
     Raises:
-        ValueError: the record is too short, or does not fall.
+        ValueError: If the record is too short, or the loss does not fall.
     """
     surface, values = Surface(), np.array(losses, dtype=np.float64)
     ratios = ratio * np.asarray(schedule, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Simulated runs by noise, lengths and initial rate."""
+"""Study of simulated runs with different noise, lengths and initial rates."""
 
 from __future__ import annotations
 
@@ -20,29 +20,30 @@ _WARMUP, _WSD_DECAY, _FLOOR = 0.03, 0.2, 0.1
 
 @dataclass(frozen=True)
 class Cell:
-    """Means over the runs of one kind. `within_two` and so on are None where the search does not fit in the
-    run."""
+    """Means over the runs of one combination; the results are None if the search does not fit in the run."""
 
     mode: str
     noise: float
     length: float
     steps: str
-    """The lengths in steps, for people."""
+    """Lengths in steps, for display."""
     initial: float
     within_two: float | None = None
-    """Share of runs that ended within a factor of 2 of the best fixed rate."""
+    """Fraction of runs that ended within a factor of 2 of the best fixed rate."""
     found: float | None = None
-    """Geometric mean of what they ended with, in parts of it."""
+    """Geometric mean of the final rates, relative to the best fixed rate."""
     excess: float | None = None
-    """Final loss above the best fixed rate's, nats."""
+    """Final loss minus that of the best fixed rate, in nats."""
     worst: float | None = None
+    """Largest `excess` of a run."""
     gained: float | None = None
-    """Final loss below the same fixed rate's, nats."""
+    """Final loss of the fixed initial rate minus final loss of the run, in nats."""
     discarded: float | None = None
+    """Discarded steps as a fraction of train_iters."""
 
 
 def schedule(name: str, train_iters: int) -> list[float]:
-    """Factor of the base rate at every step."""
+    """Return the factor on the base rate at every step; the name is "cosine" or "WSD"."""
     warmup = warmup_iters(train_iters)
     decay = round(_WSD_DECAY * train_iters)
     factors = []
@@ -57,21 +58,30 @@ def schedule(name: str, train_iters: int) -> list[float]:
 
 
 def warmup_iters(train_iters: int) -> int:
+    """Return the number of warm-up steps of a simulated run."""
     return round(_WARMUP * train_iters)
 
 
 def surface_of(
     like: Path | None, column: str | None, tag: str | None, schedule_name: str, ratio: float
 ) -> Surface:
-    """The default surface, or one with the noise and descent of a recorded loss.
+    """Return the default surface, or one with the noise and descent of a recorded loss.
+
+    Args:
+        like: Record, see `read_loss_log`; None for the default surface.
+        column: Column or key of the loss.
+        tag: TensorBoard tag of the loss.
+        schedule_name: Schedule of the recorded run.
+        ratio: Base rate of the recorded run relative to the rate of fastest descent.
 
     Raises:
-        OSError, ValueError: the record cannot be read, or nothing can be fitted to it.
+        OSError: If the record cannot be read.
+        ValueError: If the record contains no loss, or the descent cannot be fitted.
     """
     if like is None:
         return Surface()
     log = read_loss_log(like, column, tag)
-    # One value a point: the fit is in points, and a point is as good as a mean over its steps.
+    # The fit is in recorded points, each of which is used as the mean of its steps.
     fitted = surface_like(log.losses, schedule(schedule_name, len(log.losses)), ratio)
     default = Surface()
     return replace(
@@ -83,10 +93,13 @@ def surface_of(
 
 
 class Study:
-    """Runs of one length and schedule on one surface with different noise.
+    """Simulated runs of one length and schedule on one surface, with different noise.
 
     Args:
-        block: steps that are simulated as one. Noise, descent and lengths are those of the steps.
+        surface: Model of the loss.
+        schedule_name: "cosine" or "WSD".
+        train_iters: Number of steps of a run.
+        block: Number of steps that are simulated as one. Noise, descent and lengths are still in steps.
     """
 
     def __init__(self, surface: Surface, schedule_name: str, train_iters: int, block: int) -> None:
@@ -106,10 +119,17 @@ class Study:
         initial: Sequence[float],
         seeds: Sequence[int],
     ) -> Iterator[Cell]:
-        """One cell for each combination, in the order given.
+        """Yield one cell per combination of noise, length and initial rate, in this order.
+
+        Args:
+            settings: Settings of the search.
+            noises: Standard deviations of single losses, in nats.
+            lengths: Factors on the lengths of windows or races.
+            initial: Initial rates relative to the best fixed rate.
+            seeds: One run per seed and combination.
 
         Raises:
-            ValueError: the search does not fit in the run whatever the lengths.
+            ValueError: If the search does not fit in the run with its own lengths.
         """
         warmup, points = warmup_iters(self.train_iters), len(self._factors)
         plan = settings.resolve(self.train_iters, warmup)

@@ -1,4 +1,4 @@
-"""A study as a table and as a plot."""
+"""Table and plot of a simulation study."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from megatron_adalrs.analysis.simulation_study import Cell, Study
 
 
 def print_study(study: Study, cells: Sequence[Cell], runs: int, seconds: float) -> None:
+    """Print one table per mode; `runs` is the number of runs per cell."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=140)
@@ -25,7 +26,7 @@ def print_study(study: Study, cells: Sequence[Cell], runs: int, seconds: float) 
     initial = list(dict.fromkeys(cell.initial for cell in cells))
     for mode in dict.fromkeys(cell.mode for cell in cells):
         title = (
-            f"{mode}: within a factor 2 of the best rate | loss above its | discarded, by initial rate / best"
+            f"{mode}: within a factor of 2 of the best rate | excess loss | discarded, by initial / best rate"
         )
         table = Table(title=title, title_justify="left")
         for head in ("noise", "lengths", "steps", *(f"{ratio:.3g}" for ratio in initial)):
@@ -39,7 +40,8 @@ def print_study(study: Study, cells: Sequence[Cell], runs: int, seconds: float) 
         console.print(table)
     simulated = runs * sum(cell.within_two is not None for cell in cells)
     console.print(
-        f"{runs} runs a cell; {simulated} runs in {seconds:.0f} s, {60 * simulated / seconds:.0f} a minute"
+        f"{runs} runs per cell; {simulated} runs in {seconds:.0f} s, "
+        f"{60 * simulated / seconds:.0f} per minute"
     )
 
 
@@ -50,12 +52,14 @@ def _cell(cell: Cell) -> str:
 
 
 def plot(path: Path, cells: Sequence[Cell]) -> None:
-    """Write the probability of ending within a factor of 2 over the noise: a line a mode, length and initial
-    rate."""
+    """Write a plot of the probability of ending within a factor of 2 of the best rate over the noise.
+
+    There is one line for each combination of mode, length and initial rate.
+    """
     from megatron_adalrs.report.drawing import RUN_COLORS, new_figure
 
     figure = new_figure(
-        "noise of one loss, nats", "probability of ending within a factor 2 of the best rate", 480
+        "noise of a single loss, nats", "probability of ending within a factor of 2 of the best rate", 480
     )
     kinds = list(dict.fromkeys((cell.mode, cell.length, cell.initial) for cell in cells))
     initial = list(dict.fromkeys(cell.initial for cell in cells))

@@ -113,7 +113,7 @@ class AdaLRS:
 
     @property
     def phase(self) -> str:
-        """ "before", "watch", "trial" or "done"; "fixed" when the settings do not enable the search."""
+        """State of the search: "before", "watch", "trial" or "done"; "fixed" without a search."""
         return self._controller.phase
 
     def step(self, loss: float | Tensor, applied: bool = True) -> Decision:

@@ -33,7 +33,7 @@ def simulation() -> Simulation:
 
 @given(ratios=st.lists(st.floats(1e-3, 100.0), min_size=1, max_size=50))
 @settings(max_examples=30)
-def test_many_steps_at_once_come_to_what_they_come_to_one_by_one(ratios: list[float]) -> None:
+def test_closed_form_equals_single_steps(ratios: list[float]) -> None:
     surface = Surface()
     state = State()
     for ratio in ratios:
@@ -43,16 +43,14 @@ def test_many_steps_at_once_come_to_what_they_come_to_one_by_one(ratios: list[fl
 
 
 @given(at=st.floats(-5, 5), off=st.floats(0.01, 3))
-def test_descent_is_fastest_at_the_best_rate_and_its_fall_convex_in_the_log_rate(
-    at: float, off: float
-) -> None:
+def test_descent_is_fastest_at_the_best_rate(at: float, off: float) -> None:
     surface = Surface()
     lower, here, higher = (-math.log(surface.descent(math.exp(x))) for x in (at - off, at, at + off))
     assert lower + higher > 2 * here
     assert surface.descent(math.exp(at)) <= surface.descent(1.0) == 1.0
 
 
-def test_lowering_the_rate_pays_at_once_and_costs_in_the_end() -> None:
+def test_lower_rate_helps_at_once_but_not_in_the_end() -> None:
     surface = Surface()
     start = State()
     for _ in range(200):
@@ -65,7 +63,7 @@ def test_lowering_the_rate_pays_at_once_and_costs_in_the_end() -> None:
     assert level.at_the_end(start, np.full(3000, 0.2)) > level.at_the_end(start, np.full(3000, 1.0))
 
 
-def test_what_too_high_a_rate_did_stays() -> None:
+def test_harm_of_a_high_rate_is_permanent() -> None:
     surface = Surface()
     healthy, harmed = np.ones(100), np.full(100, 3 * surface.critical)
     rest = np.ones(5000)
@@ -73,26 +71,26 @@ def test_what_too_high_a_rate_did_stays() -> None:
     assert ends[1] - ends[0] > 0.5 * surface.damage
 
 
-def test_a_block_of_steps_descends_like_its_steps(simulation: Simulation) -> None:
+def test_block_descends_like_its_steps(simulation: Simulation) -> None:
     whole = Simulation(Surface(), cosine(10 * N), 300)
     blocks = Simulation(Surface().in_blocks(10), cosine(10 * N)[::10], 30)
     for ratio in (0.1, 1.0):
         assert blocks.fixed(ratio) == pytest.approx(whole.fixed(ratio), abs=0.01)
 
 
-def test_the_best_fixed_rate_is_the_best_of_those_around_it(simulation: Simulation) -> None:
+def test_best_fixed_rate_has_the_lowest_loss(simulation: Simulation) -> None:
     for factor in (0.5, 0.9, 1.1, 2.0):
         assert simulation.fixed(factor * simulation.best_ratio) > simulation.best_loss
 
 
 @pytest.mark.parametrize("mode", [PAPER, ROBUST], ids=lambda mode: mode.mode)
-def test_a_seed_says_everything(simulation: Simulation, mode: AdaLRSSettings) -> None:
+def test_seed_determines_the_run(simulation: Simulation, mode: AdaLRSSettings) -> None:
     assert simulation.run(mode, 0.3, 5) == simulation.run(mode, 0.3, 5)
     loud = Simulation(Surface(noise=1.0), cosine(N), 30)
     assert len({loud.run(mode, 0.3, seed).excess for seed in range(6)}) > 1
 
 
-def test_without_a_search_a_run_is_one_at_a_fixed_rate(simulation: Simulation) -> None:
+def test_run_without_a_search_has_a_fixed_rate(simulation: Simulation) -> None:
     outcome = simulation.run(AdaLRSSettings(), 0.1, 0)
     assert (outcome.gained, outcome.discarded, outcome.found) == (0.0, 0.0, 0.1)
 
@@ -103,22 +101,22 @@ def test_races_at_the_best_rate_change_nothing(simulation: Simulation) -> None:
     assert all(0 < outcome.discarded < 0.3 for outcome in outcomes)
 
 
-def test_races_converge_and_noise_of_single_executions_keeps_them_from_it(simulation: Simulation) -> None:
+def test_only_unpaired_noise_prevents_convergence(simulation: Simulation) -> None:
     outcomes = [simulation.run(ROBUST, 0.1, seed) for seed in range(6)]
     assert all(outcome.within_two and outcome.gained > 0.2 for outcome in outcomes)
-    # noise that belongs to the batch is in both arms, and does not matter
+    # Noise of the batch is equal in both arms and cancels.
     loud = Simulation(Surface(noise=2.0, unpaired=0.01), cosine(N), 30)
     assert all(loud.run(ROBUST, 0.1, seed).within_two for seed in range(3))
     alone = Simulation(Surface(noise=2.0, unpaired=1.0), cosine(N), 30)
     assert not all(alone.run(ROBUST, 0.1, seed).within_two for seed in range(3))
 
 
-def test_with_the_total_budget_the_schedule_counts_what_is_discarded(simulation: Simulation) -> None:
+def test_total_budget_counts_discarded_steps(simulation: Simulation) -> None:
     kept, total = (simulation.run(replace(ROBUST, budget=budget), 0.1, 0) for budget in ("kept", "total"))
     assert total.discarded > 0 and total.excess > kept.excess
 
 
-def test_a_surface_like_a_record_has_its_noise_and_its_descent() -> None:
+def test_fitted_surface_has_the_noise_of_the_record() -> None:
     true = Surface(floor=2.0, drop=3.0, pace=30.0, exponent=0.5, heat=0.3, noise=0.1)
     schedule = cosine(2000)
     state, record, random = State(), [], np.random.default_rng(3)
@@ -135,7 +133,7 @@ def test_a_surface_like_a_record_has_its_noise_and_its_descent() -> None:
         assert fitted.at_the_end(State(), ratios) == pytest.approx(true.at_the_end(State(), ratios), abs=0.03)
 
 
-def test_a_record_that_says_nothing_is_refused() -> None:
+def test_unusable_record_is_rejected() -> None:
     rising = np.linspace(2.0, 3.0, 400)
     with pytest.raises(ValueError, match="the loss does not fall"):
         surface_like(rising, np.ones(400).tolist())
@@ -143,7 +141,7 @@ def test_a_record_that_says_nothing_is_refused() -> None:
         fit_descent([5.0, 4.0, 3.0, 2.0, 1.0], range(5), np.ones(5))
 
 
-def test_deviation_is_that_about_the_descent() -> None:
+def test_deviation_excludes_the_descent() -> None:
     steps = np.arange(4000)
     losses = 1e6 + 5 * np.exp(-steps / 1000) + 0.05 * np.random.default_rng(0).standard_normal(4000)
     losses[::7] = math.nan
@@ -151,7 +149,7 @@ def test_deviation_is_that_about_the_descent() -> None:
     assert math.isnan(deviation([1.0, math.inf, 2.0]))
 
 
-def test_lengths_in_other_proportions() -> None:
+def test_lengths_can_be_scaled() -> None:
     for mode in (PAPER, ROBUST):
         plan = mode.resolve(4000)
         lengths = lengths_in_steps(mode, plan)

@@ -35,10 +35,10 @@ def test_both_modes_on_a_terminal(replay: Callable[..., Done], record: Path) -> 
         "paper over 1000 steps searches from step 100 to 400 in windows of 25",
         "discarding at",
         "races scales from step 100 to 400",
-        "what a trial would have seen is not on record",
+        "so the losses of trials are not recorded",
         "assumed",
-        "least gain",
-        "The same with other lengths",
+        "smallest gain",
+        "Precision with other lengths",
     ):
         assert part in " ".join(done.stdout.split())
 
@@ -82,7 +82,7 @@ def test_a_record_before_the_search_has_no_noise(
     short.write_text("\n".join(record.read_text().splitlines()[:102]))
     flags = (short, "--train-iters", "1000")
     assert json.loads(replay(*flags, "--json").stdout, parse_constant=pytest.fail)["paper"]["noise"] is None
-    assert "noise of one loss in the search: unknown" in " ".join(replay(*flags).stdout.split())
+    assert "noise of a single loss during the search: unknown" in " ".join(replay(*flags).stdout.split())
 
 
 def test_one_loss_in_ten_steps_stands_for_ten(
@@ -115,7 +115,7 @@ def test_one_loss_in_ten_steps_stands_for_ten(
         (["{record}", "--adalrs.no-enabled"], "adalrs.enabled=False: there is no search to replay"),
         (["{record}", "--adalrs.mode", "paper", "--lr-warmup-iters", "90"], "inside the warm-up of 90 steps"),
         (["{record}", "--unpaired", "-1"], "--unpaired=-1.0: must be at least 0"),
-        (["{tmp}/nan.csv"], "nan.csv, loss: holds no finite loss"),
+        (["{tmp}/nan.csv"], "nan.csv, loss: contains no finite loss"),
         (
             ["{tmp}/coarse.csv", "--adalrs.mode", "robust"],
             "one loss every 100 steps is too coarse for this search",

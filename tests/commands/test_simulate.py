@@ -21,20 +21,19 @@ def test_a_table_and_a_plot(simulate: Callable[..., Done], tmp_path: Path) -> No
     assert (done.returncode, done.stderr) == (0, "")
     for part in (
         "800 steps, cosine",
-        "paper: within a factor 2",
-        "robust: within a factor 2",
+        "paper: within a factor of 2",
+        "robust: within a factor of 2",
         "0.17",
-        "a minute",
+        "per minute",
     ):
         assert part in done.stdout
-    assert "probability of ending within a factor 2" in plot.read_text()
+    assert "probability of ending within a factor of 2" in plot.read_text()
 
 
 def test_cells_as_json(simulate: Callable[..., Done]) -> None:
     flags = (
         "--block 2 --runs 3 --noise 0.1 0.2 --lengths 1 40 --initial 0.1 --adalrs.mode robust "
-        "--schedule "
-        "WSD --json"
+        "--schedule WSD --json"
     )
     done = simulate(*flags.split())
     assert done.returncode == 0
