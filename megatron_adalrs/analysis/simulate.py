@@ -5,6 +5,7 @@ the rate of fastest descent. The state consists of the progress u (in steps at t
 harm d. Before step t, the loss in nats is
 
     L = floor + drop (1 + u / pace)^-exponent + heat h + damage (1 - exp(-d)) + noise (z_t + unpaired y_n)
+
 and the step updates the state by
 
     u += g(q),  g(q) = 2 q / (1 + q^2)

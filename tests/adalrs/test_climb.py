@@ -11,7 +11,7 @@ from megatron_adalrs.adalrs.settings import AdaLRSSettings
 from tests.adalrs.race_toy import NOISE, Weights, far_below, start
 
 
-def test_a_rate_far_too_small_is_raised_right_after_the_warm_up() -> None:
+def test_far_too_small_rate_is_raised_after_warm_up() -> None:
     run = start(30.0, far_below, climb_gain=0.1)
     run.train(lambda run: run.weights.step == run.controller.plan.search_start)
     climbs = [decision for decision in run.decisions if decision.event is Event.ACCEPTED]
@@ -32,7 +32,7 @@ def test_a_rate_far_too_small_is_raised_right_after_the_warm_up() -> None:
 
 
 @pytest.mark.parametrize(("share", "scale"), [(0.6, 9.0), (0.2, 3.0 * math.sqrt(3.0))])
-def test_once_the_climb_has_raised_the_rate_it_ends_above_or_between(share: float, scale: float) -> None:
+def test_end_of_a_climb_after_a_raise(share: float, scale: float) -> None:
     """The second race gains that share of what the first one needed, and not for sure."""
     needed = 0.05  # 1 % of the 5 that the loss falls by before any race
 
@@ -51,7 +51,7 @@ def test_once_the_climb_has_raised_the_rate_it_ends_above_or_between(share: floa
     assert races[1].scale_after == pytest.approx(scale)
 
 
-def test_a_climb_whose_last_trial_was_worse_for_sure_stays_where_it_was() -> None:
+def test_climb_keeps_its_rate_after_a_worse_trial() -> None:
     def told(weights: Weights, scale: float) -> float:
         batch = 0.5 * NOISE[weights.step] / 0.05
         return (
@@ -68,7 +68,7 @@ def test_a_climb_whose_last_trial_was_worse_for_sure_stays_where_it_was() -> Non
     assert run.controller.scale == pytest.approx(3.0)
 
 
-def test_a_climb_leaves_a_rate_that_is_not_far_too_small() -> None:
+def test_climb_keeps_a_rate_that_is_not_far_too_small() -> None:
     """A trial that is better for sure, but by less than a tenth of what the loss has fallen by, is for a full
     race."""
     run = start(30.0, lambda weights, scale: far_below(weights, scale) - 0.1 * weights.step, climb_gain=0.1)
@@ -78,7 +78,7 @@ def test_a_climb_leaves_a_rate_that_is_not_far_too_small() -> None:
     assert run.weights.path == (1.0,) * run.controller.plan.search_start
 
 
-def test_a_lost_climb_leaves_a_full_race_whatever_the_factor() -> None:
+def test_full_race_follows_a_lost_climb() -> None:
     run = start(best=1.0, alpha=2.0).train()
     up = [
         decision.scale_before for decision in run.decisions if decision.event in (Event.FAILED, Event.ABORTED)
@@ -86,7 +86,7 @@ def test_a_lost_climb_leaves_a_full_race_whatever_the_factor() -> None:
     assert [scale for scale in up if scale > 1] == [2.0, 2.0]
 
 
-def test_without_room_before_the_races_there_is_no_climb() -> None:
+def test_no_climb_without_steps_before_the_races() -> None:
     plan = AdaLRSSettings(mode="robust").resolve(2000, 180)
     assert (plan.most_climbs, plan.climb_start) == (0, 180)
     assert "climb" not in str(plan) and "climb" not in str(
@@ -97,7 +97,7 @@ def test_without_room_before_the_races_there_is_no_climb() -> None:
 
 
 @pytest.mark.parametrize("cut", [100, 130, 150, 190])
-def test_half_way_survives_an_interruption(cut: int) -> None:
+def test_climb_survives_an_interruption(cut: int) -> None:
     """In the race before the one that ends the climb, in that one, after it, and in the next."""
     whole = start(30.0, far_below, climb_gain=0.1).train()
     run = start(30.0, far_below, climb_gain=0.1).train(lambda run: run.executed == cut)

@@ -59,7 +59,7 @@ class Run:
         return [(decision.step, decision.event) for decision in self.decisions]
 
 
-def test_a_slower_window_starts_a_trial_at_three_times_the_rate():
+def test_slower_window_starts_a_trial() -> None:
     run = Run()
     started = run.until_trial()
     assert run.events == [(15, Event.WINDOW), (20, Event.TRIAL_STARTED)]
@@ -71,7 +71,7 @@ def test_a_slower_window_starts_a_trial_at_three_times_the_rate():
     assert run.controller.phase == "trial"
 
 
-def test_an_ordinary_step_carries_nothing():
+def test_ordinary_step_has_no_event() -> None:
     run = Run()
     first, second = run.feed(5.0), run.feed(4.0)
     assert first == second == Decision(scale_before=1.0, scale_after=1.0)
@@ -79,7 +79,7 @@ def test_an_ordinary_step_carries_nothing():
     assert first is second
 
 
-def test_phases_follow_the_plan():
+def test_phases_follow_the_plan() -> None:
     run = Run()
     assert run.controller.phase == "before"
     run.descend(1.0, WATCH_START - 1)
@@ -90,7 +90,7 @@ def test_phases_follow_the_plan():
     assert run.controller.phase == "done"
 
 
-def test_the_watch_may_begin_at_step_0():
+def test_watch_can_begin_at_step_0() -> None:
     settings = AdaLRSSettings(enabled=True, window=5, search_start=0.1, search_end=0.6)
     run = Run(build_controller(settings, train_iters=100))
     assert run.controller.phase == "watch"
@@ -98,7 +98,7 @@ def test_the_watch_may_begin_at_step_0():
     assert run.descend(0.5).event is Event.TRIAL_STARTED
 
 
-def test_a_faster_trial_is_accepted():
+def test_faster_trial_is_accepted() -> None:
     run = Run()
     run.until_trial()
     verdict = run.descend(2.0)
@@ -111,7 +111,7 @@ def test_a_faster_trial_is_accepted():
     assert run.controller.phase == "watch"
 
 
-def test_after_an_accepted_trial_its_velocity_is_the_one_to_beat():
+def test_accepted_trial_becomes_the_reference() -> None:
     run = Run()
     run.until_trial()
     run.descend(2.0)
@@ -121,7 +121,7 @@ def test_after_an_accepted_trial_its_velocity_is_the_one_to_beat():
     assert started.scale_after == pytest.approx(3.0 * 3.0 * 0.99)
 
 
-def test_a_slower_trial_is_undone_and_the_rate_halved():
+def test_slower_trial_is_undone_and_the_rate_halved() -> None:
     run = Run()
     run.until_trial()
     verdict = run.descend(0.1)
@@ -131,7 +131,7 @@ def test_a_slower_trial_is_undone_and_the_rate_halved():
     assert (verdict.scale_before, verdict.scale_after, run.controller.scale) == (3.0, 0.5, 0.5)
 
 
-def test_on_fail_stay_keeps_the_rate_of_before_the_trial():
+def test_on_fail_stay_restores_the_rate() -> None:
     run = Run(on_fail="stay")
     run.until_trial()
     assert run.descend(0.1).scale_after == 1.0
@@ -140,7 +140,7 @@ def test_on_fail_stay_keeps_the_rate_of_before_the_trial():
     assert run.decisions[-1].event is Event.ABORTED
 
 
-def test_without_backtracking_a_failed_trial_is_kept_and_only_the_rate_goes_back():
+def test_failed_trial_is_kept_without_backtracking() -> None:
     run = Run(backtrack=False)
     started = run.until_trial()
     assert started.capture is None
@@ -150,7 +150,7 @@ def test_without_backtracking_a_failed_trial_is_kept_and_only_the_rate_goes_back
     assert "on from step 25" in failed.reason
 
 
-def test_without_backtracking_a_run_may_be_saved_within_a_trial():
+def test_trial_can_be_saved_without_backtracking() -> None:
     run = Run(backtrack=False)
     run.until_trial()
     run.descend(2.0, 2)
@@ -165,7 +165,7 @@ def test_without_backtracking_a_run_may_be_saved_within_a_trial():
     assert again.decisions[-1].event is Event.ACCEPTED
 
 
-def test_after_an_undone_trial_the_window_before_it_is_the_one_to_beat():
+def test_undone_trial_keeps_the_reference() -> None:
     run = Run()
     run.until_trial(reference=0.5)
     run.descend(0.1)
@@ -174,7 +174,7 @@ def test_after_an_undone_trial_the_window_before_it_is_the_one_to_beat():
 
 
 @pytest.mark.parametrize("noisy", ["trial", "reference"])
-def test_a_difference_within_twice_the_larger_error_is_neutral(noisy):
+def test_difference_within_two_errors_is_neutral(noisy) -> None:
     run = Run()
     run.until_trial(noise=0.3 if noisy == "reference" else 0.0)
     reference = run.decisions[-1]
@@ -189,7 +189,7 @@ def test_a_difference_within_twice_the_larger_error_is_neutral(noisy):
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("applied", [True, False])
-def test_a_loss_that_is_not_finite_ends_a_trial_at_once(loss, applied):
+def test_nonfinite_loss_aborts_a_trial(loss, applied) -> None:
     run = Run()
     run.until_trial()
     run.descend(2.0, 2)
@@ -199,7 +199,7 @@ def test_a_loss_that_is_not_finite_ends_a_trial_at_once(loss, applied):
     assert (verdict.step, verdict.scale_after) == (20, 0.5)
 
 
-def test_a_loss_above_every_earlier_one_ends_a_trial_at_once():
+def test_loss_above_all_earlier_ones_aborts_a_trial() -> None:
     run = Run()
     run.feed(120.0)
     run.descend(1.0, WATCH_START - 1)
@@ -212,7 +212,7 @@ def test_a_loss_above_every_earlier_one_ends_a_trial_at_once():
     assert verdict.discarded_steps == 2
 
 
-def test_a_diverging_trial_does_not_raise_the_bar_for_the_next():
+def test_diverging_trial_keeps_the_abort_threshold() -> None:
     run = Run()
     run.until_trial()
     assert run.feed(500.0).event is Event.ABORTED
@@ -220,7 +220,7 @@ def test_a_diverging_trial_does_not_raise_the_bar_for_the_next():
     assert run.feed(499.0).event is Event.ABORTED
 
 
-def test_losses_of_skipped_steps_and_of_no_value_do_not_count_outside_a_trial():
+def test_skipped_and_nonfinite_losses_are_ignored() -> None:
     run = Run()
     run.descend(1.0, WATCH_START - 2)
     run.feed(1e9, applied=False)
@@ -234,7 +234,7 @@ def test_losses_of_skipped_steps_and_of_no_value_do_not_count_outside_a_trial():
     assert (verdict.event, verdict.threshold) == (Event.ABORTED, pytest.approx(99.0))
 
 
-def test_a_skipped_step_in_a_trial_is_not_judged():
+def test_skipped_step_of_a_trial_is_ignored() -> None:
     run = Run()
     run.until_trial()
     run.feed(1e9, applied=False)
@@ -242,7 +242,7 @@ def test_a_skipped_step_in_a_trial_is_not_judged():
     assert run.decisions[-1].velocity == pytest.approx(2.0)
 
 
-def test_a_window_with_fewer_than_three_losses_decides_nothing():
+def test_window_with_two_losses_has_no_velocity() -> None:
     run = Run()
     run.descend(1.0, 15)
     run.descend(0.5, 2)
@@ -255,7 +255,7 @@ def test_a_window_with_fewer_than_three_losses_decides_nothing():
     assert run.descend(0.05).event is Event.TRIAL_STARTED
 
 
-def test_a_trial_with_fewer_than_three_losses_is_neutral():
+def test_trial_with_two_losses_is_neutral() -> None:
     run = Run()
     run.until_trial()
     run.descend(2.0, 2)
@@ -265,7 +265,7 @@ def test_a_trial_with_fewer_than_three_losses_is_neutral():
     assert (verdict.event, verdict.velocity, verdict.scale_after) == (Event.NEUTRAL, None, 1.0)
 
 
-def test_losses_too_large_for_a_slope_decide_nothing():
+def test_overflowing_losses_have_no_velocity() -> None:
     run = Run()
     run.descend(1.0, WATCH_START)
     for i in range(K):
@@ -273,7 +273,7 @@ def test_losses_too_large_for_a_slope_decide_nothing():
     assert (run.decisions[-1].event, run.decisions[-1].velocity) == (Event.WINDOW, None)
 
 
-def test_two_rising_windows_in_range_cut_the_rate():
+def test_two_rising_windows_in_range_cut_the_rate() -> None:
     run = Run(max_scale=1.0)
     run.descend(1.0, 20)
     assert run.descend(-0.1).event is Event.WINDOW
@@ -286,7 +286,7 @@ def test_two_rising_windows_in_range_cut_the_rate():
     assert run.descend(-0.1).scale_after == pytest.approx(0.5 / (2 * 0.99))
 
 
-def test_the_rise_guard_waits_for_the_range():
+def test_the_rise_guard_waits_for_the_range() -> None:
     run = Run()
     run.descend(-1.0, 15)
     assert run.events == [(15, Event.WINDOW)]
@@ -294,7 +294,7 @@ def test_the_rise_guard_waits_for_the_range():
     assert run.events[-1] == (20, Event.SCALED_DOWN)
 
 
-def test_a_rise_within_twice_its_error_is_no_rise():
+def test_rise_within_two_errors_is_ignored() -> None:
     run = Run(max_scale=1.0)
     run.descend(1.0, 20)
     for _ in range(6):
@@ -302,14 +302,14 @@ def test_a_rise_within_twice_its_error_is_no_rise():
     assert {event for _, event in run.events} == {Event.WINDOW}
 
 
-def test_an_accepted_trial_stands_between_two_rising_windows():
+def test_accepted_trial_separates_rising_windows() -> None:
     run = Run()
     run.until_trial(reference=-0.1)
     assert run.descend(2.0).event is Event.ACCEPTED
     assert run.descend(-0.1).event is Event.TRIAL_STARTED
 
 
-def test_an_undone_trial_does_not_stand_between_two_rising_windows():
+def test_undone_trial_keeps_rising_windows_adjacent() -> None:
     run = Run()
     run.until_trial(reference=-0.1)
     assert run.descend(-0.5).event is Event.FAILED
@@ -318,7 +318,7 @@ def test_an_undone_trial_does_not_stand_between_two_rising_windows():
     assert cut.scale_after == pytest.approx(0.5 / (2 * 0.99))
 
 
-def test_the_rate_is_never_cut_below_min_scale():
+def test_rate_is_never_cut_below_min_scale() -> None:
     run = Run(min_scale=0.6)
     run.until_trial()
     assert run.descend(0.1).scale_after == 0.6
@@ -326,14 +326,14 @@ def test_the_rate_is_never_cut_below_min_scale():
     assert run.descend(-0.5).scale_after == 0.6
 
 
-def test_no_trial_above_max_scale():
+def test_no_trial_above_max_scale() -> None:
     assert Run(max_scale=3.0).until_trial().scale_after == 3.0
     run = Run(max_scale=2.9)
     run.descend(1.0, 15)
     assert run.descend(0.5).event is Event.WINDOW
 
 
-def test_alpha_decays_with_every_verdict_until_trials_end():
+def test_alpha_decays_with_every_verdict() -> None:
     run = Run(decay=0.7, on_fail="stay")
     run.until_trial()
     factors = [3.0]
@@ -347,7 +347,7 @@ def test_alpha_decays_with_every_verdict_until_trials_end():
     assert run.descend(0.1).event is Event.WINDOW
 
 
-def test_the_threshold_scales_the_velocity_to_beat():
+def test_decay_threshold_scales_the_reference() -> None:
     run = Run(decay_threshold=0.5)
     run.descend(1.0, 15)
     assert run.descend(0.6).event is Event.WINDOW
@@ -355,7 +355,7 @@ def test_the_threshold_scales_the_velocity_to_beat():
     assert run.descend(0.29).event is Event.TRIAL_STARTED
 
 
-def test_the_search_ends_once_with_its_last_window():
+def test_search_ends_once_with_its_last_window() -> None:
     run = Run()
     run.descend(1.0, 100)
     assert [step for step, event in run.events] == list(range(15, 61, 5))
@@ -364,7 +364,7 @@ def test_the_search_ends_once_with_its_last_window():
     assert run.controller.step == 100
 
 
-def test_a_trial_may_end_exactly_with_the_search_and_not_after_it():
+def test_last_trial_ends_with_the_search() -> None:
     run = Run()
     run.descend(1.0, 50)
     assert run.descend(0.5).event is Event.TRIAL_STARTED
@@ -377,7 +377,7 @@ def test_a_trial_may_end_exactly_with_the_search_and_not_after_it():
     assert late.descend(0.5).event is Event.SEARCH_ENDED
 
 
-def test_an_interrupted_trial_starts_anew_from_the_saved_state():
+def test_interrupted_trial_starts_again() -> None:
     run = Run()
     started = run.until_trial()
     run.descend(2.0, 3)
@@ -393,7 +393,7 @@ def test_an_interrupted_trial_starts_anew_from_the_saved_state():
     assert again.descend(2.0).event is Event.ACCEPTED
 
 
-def test_interrupt_and_resume_outside_a_trial_do_nothing():
+def test_interruption_outside_a_trial_does_nothing() -> None:
     run = Run()
     assert run.controller.resume().event is None
     run.descend(1.0, 17)
@@ -401,7 +401,7 @@ def test_interrupt_and_resume_outside_a_trial_do_nothing():
     assert run.controller.step == 17
 
 
-def test_the_middle_of_a_trial_cannot_be_resumed():
+def test_middle_of_a_trial_cannot_be_resumed() -> None:
     run = Run()
     run.until_trial()
     run.descend(2.0, 2)
@@ -415,18 +415,18 @@ def test_the_middle_of_a_trial_cannot_be_resumed():
     ("field", "changes"),
     [("adalrs.alpha", {"alpha": 2.0}), ("adalrs.on_fail", {"on_fail": "stay"})],
 )
-def test_a_state_of_other_settings_is_rejected_by_name(field, changes):
+def test_state_of_other_settings_is_rejected(field, changes) -> None:
     with pytest.raises(ValueError, match=field):
         make(**changes).load_state_dict(make().state_dict())
 
 
-def test_a_state_of_a_run_of_another_length_is_rejected_by_name():
+def test_state_of_another_run_length_is_rejected() -> None:
     settings = AdaLRSSettings(enabled=True, window=K)
     with pytest.raises(ValueError, match=r"train_iters=2000.*train_iters=1000"):
         build_controller(settings, 2000).load_state_dict(build_controller(settings, 1000).state_dict())
 
 
-def test_an_incomplete_state_is_rejected_and_changes_nothing():
+def test_incomplete_state_is_rejected() -> None:
     run = Run()
     run.descend(1.0, 17)
     before = run.controller.state_dict()
@@ -437,7 +437,7 @@ def test_an_incomplete_state_is_rejected_and_changes_nothing():
     assert run.controller.state_dict() == before
 
 
-def test_without_a_search_every_step_is_ordinary():
+def test_without_a_search_every_step_is_ordinary() -> None:
     fixed = build_controller(AdaLRSSettings(), train_iters=3)
     assert isinstance(fixed, FixedRate)
     for loss in (1.0, math.nan, 1e9):
@@ -449,14 +449,14 @@ def test_without_a_search_every_step_is_ordinary():
     assert other.step == 3
 
 
-def test_a_search_cannot_be_switched_off_or_on_in_the_middle():
+def test_search_cannot_be_switched_on_or_off() -> None:
     with pytest.raises(ValueError, match=r"adalrs\.enabled=False"):
         FixedRate().load_state_dict(make().state_dict())
     with pytest.raises(ValueError, match=r"adalrs\.enabled=True"):
         make().load_state_dict(FixedRate().state_dict())
 
 
-def test_every_event_explains_itself():
+def test_every_event_has_a_reason() -> None:
     run = Run()
     run.until_trial()
     run.descend(0.1)

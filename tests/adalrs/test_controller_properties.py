@@ -144,7 +144,7 @@ def steps_that_suffice(plan: SearchPlan) -> int:
 
 @given(searches(), landscapes)
 @settings(max_examples=500, deadline=None)
-def test_every_sequence_of_decisions_is_legal(search, losses):
+def test_every_sequence_of_decisions_is_legal(search, losses) -> None:
     options, plan = search
     trainer = Trainer(PaperController(options, plan), losses)
     trainer.run(steps_that_suffice(plan))
@@ -176,7 +176,7 @@ def test_every_sequence_of_decisions_is_legal(search, losses):
 
 @given(searches(), landscapes)
 @settings(max_examples=60, deadline=None)
-def test_saving_and_loading_at_every_step_changes_nothing(search, losses):
+def test_saving_at_every_step_changes_nothing(search, losses) -> None:
     options, plan = search
     straight = Trainer(PaperController(options, plan), losses)
     straight.run(steps_that_suffice(plan))
@@ -187,7 +187,7 @@ def test_saving_and_loading_at_every_step_changes_nothing(search, losses):
 
 @given(searches(), landscapes, st.lists(st.tuples(st.booleans(), st.integers(0, 6)), max_size=6))
 @settings(max_examples=150, deadline=None)
-def test_interrupting_at_any_step_changes_nothing(search, losses, stretches):
+def test_interrupting_at_any_step_changes_nothing(search, losses, stretches) -> None:
     options, plan = search
     straight = Trainer(PaperController(options, plan), losses)
     straight.run(steps_that_suffice(plan))
@@ -204,7 +204,7 @@ def test_interrupting_at_any_step_changes_nothing(search, losses, stretches):
 
 @given(st.lists(st.tuples(st.floats(), st.booleans()), max_size=200))
 @settings(max_examples=150, deadline=None)
-def test_any_losses_at_all_are_answered(losses):
+def test_arbitrary_losses_are_accepted(losses) -> None:
     plan = SearchPlan(window=3, search_start=8, search_end=60, train_iters=70)
     controller = PaperController(AdaLRSSettings(enabled=True), plan)
     kept = 0

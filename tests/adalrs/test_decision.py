@@ -9,7 +9,7 @@ def decision(**snapshots: str) -> Decision:
     return Decision(scale_before=1.0, scale_after=1.0, **snapshots)
 
 
-def test_the_current_state_is_kept_before_going_back() -> None:
+def test_capture_precedes_restore() -> None:
     run = InMemoryRun(3)
     apply_decision(decision(capture="start"), run)
     assert run.state == 3
@@ -20,12 +20,12 @@ def test_the_current_state_is_kept_before_going_back() -> None:
     assert run.state == 7
 
 
-def test_an_ordinary_step_changes_nothing() -> None:
+def test_ordinary_step_changes_nothing() -> None:
     run = InMemoryRun(3)
     apply_decision(decision(), run)
     assert (run.state, run.snapshots) == (3, {})
 
 
-def test_a_snapshot_that_was_never_taken_cannot_be_restored() -> None:
+def test_unknown_snapshot_cannot_be_restored() -> None:
     with pytest.raises(KeyError):
         apply_decision(decision(restore="start"), InMemoryRun(7))

@@ -10,7 +10,7 @@ from megatron_adalrs.adalrs.controller import Event
 from tests.adalrs.race_toy import NOISE, N, Weights, at_fixed_rate, far_below, start
 
 
-def test_a_rate_that_did_damage_is_lowered_from_the_first_step_on() -> None:
+def test_damaging_rate_is_lowered_from_the_first_step() -> None:
     run = start(best=0.1).train()
     assert not run.weights.damaged
     assert run.weights.path[0] == pytest.approx(1 / 9) or run.weights.path[0] == pytest.approx(1 / 27)
@@ -18,7 +18,7 @@ def test_a_rate_that_did_damage_is_lowered_from_the_first_step_on() -> None:
     assert run.executed - N == sum(decision.discarded_steps for decision in run.decisions)
 
 
-def test_where_the_climb_shows_a_rate_too_large_the_restart_comes_at_once() -> None:
+def test_climb_at_too_large_a_rate_restarts_at_once() -> None:
     """Whatever a full race at a rate that did damage would say: here the first is won, and so would hide
     it."""
 
@@ -37,7 +37,7 @@ def test_where_the_climb_shows_a_rate_too_large_the_restart_comes_at_once() -> N
 
 
 @pytest.mark.parametrize(("behind", "again"), [(0.3, True), (1.0, False)])
-def test_an_early_restart_that_is_lost_but_not_by_far_is_tried_again(behind: float, again: bool) -> None:
+def test_narrowly_lost_early_restart_is_repeated(behind: float, again: bool) -> None:
     """The damage shows late: at first a new run lies above the old one, whose loss has fallen by some 2, then
     below."""
 
@@ -54,7 +54,7 @@ def test_an_early_restart_that_is_lost_but_not_by_far_is_tried_again(behind: flo
     assert run.weights.path[0] < 1 if again else run.weights.path == (1.0,) * N
 
 
-def test_a_climb_after_a_restart_that_is_lost_begins_no_other() -> None:
+def test_lost_climb_after_a_restart_does_not_restart() -> None:
     """Not even at the scale that the run began with: the rate has been raised to it, so it is not too
     large."""
 
@@ -72,7 +72,7 @@ def test_a_climb_after_a_restart_that_is_lost_begins_no_other() -> None:
 
 
 @pytest.mark.parametrize("share", [0.19, 0.2, 0.21])
-def test_the_initial_weights_are_kept_as_long_as_the_budget_may_allow_a_restart(share: float) -> None:
+def test_initial_weights_are_kept_within_the_budget(share: float) -> None:
     """A trial that ends early leaves more of it than one that was to be run to its end."""
 
     def told(weights: Weights, scale: float) -> float:
@@ -89,14 +89,14 @@ def test_the_initial_weights_are_kept_as_long_as_the_budget_may_allow_a_restart(
     assert any(decision.restore == "initial" for decision in run.decisions) is (share > 0.19)
 
 
-def test_a_climb_that_shows_nothing_leaves_the_first_word_to_a_full_race() -> None:
+def test_undecided_climb_is_followed_by_a_full_race() -> None:
     run = start(1.0, lambda weights, scale: 5.0 - 0.001 * weights.step + NOISE[weights.step]).train()
     restart = next(index for index, decision in enumerate(run.decisions) if decision.restore == "initial")
     assert any("steps, then at" in decision.reason for decision in run.decisions[:restart])
     assert sum(decision.restore == "initial" for decision in run.decisions) == 1
 
 
-def test_a_rate_that_was_raised_is_not_restarted_at_a_lower_one() -> None:
+def test_raised_rate_is_not_restarted_lower() -> None:
     run = start(30.0, far_below).train(
         lambda run: run.controller.scale > 1 and run.controller.phase == "control"
     )
@@ -105,7 +105,7 @@ def test_a_rate_that_was_raised_is_not_restarted_at_a_lower_one() -> None:
     assert not any(decision.restore == "initial" for decision in run.decisions)
 
 
-def test_a_run_of_losses_that_are_no_numbers_is_restarted_at_a_lower_rate() -> None:
+def test_run_with_nan_losses_restarts_lower() -> None:
     def told(weights: Weights, scale: float) -> float:
         return weights.loss(scale) if scale < 0.2 else math.nan
 
@@ -113,7 +113,7 @@ def test_a_run_of_losses_that_are_no_numbers_is_restarted_at_a_lower_rate() -> N
     assert max(run.weights.path) < 0.2
 
 
-def test_a_lost_restart_goes_back_to_the_control() -> None:
+def test_lost_restart_returns_to_the_control() -> None:
     run = start(best=1.0).train()
     events = run.events()
     assert "caught_up" in events or "aborted" in events
@@ -121,7 +121,7 @@ def test_a_lost_restart_goes_back_to_the_control() -> None:
 
 
 @pytest.mark.parametrize("values", [{"min_scale": 1.0}, {"max_discarded": 0.15}], ids=str)
-def test_no_initial_weights_are_kept_where_no_restart_may_come(values: dict[str, float]) -> None:
+def test_no_initial_weights_without_a_restart(values: dict[str, float]) -> None:
     run = start(best=0.1, **values).train()
     assert (
         not any(decision.capture == "initial" for decision in run.decisions) and min(run.weights.path) == 1.0

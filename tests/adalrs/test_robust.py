@@ -13,7 +13,7 @@ from megatron_adalrs.adalrs.controller import Event
 from tests.adalrs.race_toy import N, Run, Weights, at_fixed_rate, start
 
 
-def test_a_rate_that_is_too_small_is_raised() -> None:
+def test_too_small_rate_is_raised() -> None:
     run = start(best=9.0).train()
     assert run.controller.scale == pytest.approx(9.0, rel=0.8)
     assert run.weights.level < at_fixed_rate(9.0).level - 0.05
@@ -22,14 +22,14 @@ def test_a_rate_that_is_too_small_is_raised() -> None:
     assert (first.scale_before, first.scale_after) == (1.0, 3.0)
 
 
-def test_at_the_best_rate_nothing_changes_but_the_steps_that_are_discarded() -> None:
+def test_best_rate_does_not_change() -> None:
     run = start(best=1.0).train()
     assert run.weights == at_fixed_rate(1.0)
     assert run.controller.scale == 1.0 and "accepted" not in run.events()
     assert run.executed - N == sum(decision.discarded_steps for decision in run.decisions) > 0
 
 
-def test_races_are_judged_at_equal_rates_on_equal_batches() -> None:
+def test_race_compares_equal_rates_and_batches() -> None:
     """While it lasts a lower rate looks better here, and yet no rate is lowered."""
     run = start(best=1.0, climb=False)
     arms: dict[str, list[tuple[int, float]]] = {"control": [], "trial": []}
@@ -46,7 +46,7 @@ def test_races_are_judged_at_equal_rates_on_equal_batches() -> None:
     assert [scale for _, scale in arms["trial"]] == [3.0] * plan.trial_steps + [1.0] * plan.return_steps
 
 
-def test_the_factor_shrinks_with_every_race_that_is_lost() -> None:
+def test_lost_races_reduce_the_factor() -> None:
     run = start(best=1.0).train()
     lost = [decision for decision in run.decisions if decision.event in (Event.FAILED, Event.ABORTED)]
     up = [decision.scale_before for decision in lost if decision.scale_before > 1]
@@ -57,7 +57,7 @@ def test_the_factor_shrinks_with_every_race_that_is_lost() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 80.0])
-def test_a_trial_that_diverges_ends_at_once(bad: float) -> None:
+def test_diverging_trial_ends_at_once(bad: float) -> None:
     def told(weights: Weights, scale: float) -> float:
         return bad if scale > 1 else weights.loss(scale)
 
@@ -70,7 +70,7 @@ def test_a_trial_that_diverges_ends_at_once(bad: float) -> None:
 
 @pytest.mark.parametrize("factor", [2.0**-10, 2.0**10])
 @pytest.mark.parametrize("best", [0.1, 1.0, 9.0])
-def test_verdicts_do_not_depend_on_the_unit_of_the_loss(best: float, factor: float) -> None:
+def test_verdicts_are_invariant_to_the_loss_scale(best: float, factor: float) -> None:
     """The same run in other units: a corpus, a model or a vocabulary of another loss changes no threshold."""
     run = start(best).train()
     scaled = start(best, told=lambda weights, scale: factor * weights.loss(scale)).train()
@@ -78,7 +78,7 @@ def test_verdicts_do_not_depend_on_the_unit_of_the_loss(best: float, factor: flo
     assert scaled.weights.path == run.weights.path
 
 
-def test_nothing_is_left_to_undo_where_a_checkpoint_may_be_saved() -> None:
+def test_no_rollback_is_pending_after_an_interruption() -> None:
     run = start(best=9.0, climb=False)
     run.train(lambda run: run.controller.phase == "trial")
     assert run.controller.has_pending_rollback
@@ -89,7 +89,7 @@ def test_nothing_is_left_to_undo_where_a_checkpoint_may_be_saved() -> None:
 
 
 @pytest.mark.parametrize("best", [0.1, 1.0, 9.0])
-def test_the_state_may_go_through_a_file_after_every_step(best: float) -> None:
+def test_state_can_be_saved_after_every_step(best: float) -> None:
     def moved(run: Run) -> bool:
         run.controller = run.restarted().controller
         return False
@@ -104,9 +104,7 @@ def test_the_state_may_go_through_a_file_after_every_step(best: float) -> None:
     cuts=strategies.lists(strategies.integers(1, 900), min_size=1, max_size=4),
     budget=strategies.sampled_from([{}, {"budget": "total"}, {"max_discarded": 0.3}]),
 )
-def test_interrupting_and_resuming_anywhere_changes_nothing(
-    best: float, cuts: list[int], budget: dict[str, Any]
-) -> None:
+def test_interruptions_do_not_change_the_run(best: float, cuts: list[int], budget: dict[str, Any]) -> None:
     whole = start(best, **budget).train()
     run = start(best, **budget)
     for cut in cuts:
@@ -122,7 +120,7 @@ def test_interrupting_and_resuming_anywhere_changes_nothing(
 
 @settings(max_examples=40, deadline=None)
 @given(best=strategies.floats(0.01, 30.0), share=strategies.floats(0.0, 0.6))
-def test_the_budget_of_discarded_steps_is_kept(best: float, share: float) -> None:
+def test_discarded_steps_stay_within_the_budget(best: float, share: float) -> None:
     run = start(best, max_discarded=share).train()
     assert run.executed - N <= share * N
 
@@ -133,9 +131,7 @@ def test_the_budget_of_discarded_steps_is_kept(best: float, share: float) -> Non
     share=strategies.none() | strategies.floats(0.0, 0.9),
     cuts=strategies.lists(strategies.integers(1, 900), max_size=2),
 )
-def test_with_the_total_budget_a_run_ends_when_so_many_steps_were_executed(
-    best: float, share: float | None, cuts: list[int]
-) -> None:
+def test_total_budget_counts_executed_steps(best: float, share: float | None, cuts: list[int]) -> None:
     run = start(best, max_discarded=share, budget="total")
     repeated = 0
     for cut in cuts:
@@ -154,7 +150,7 @@ def test_with_the_total_budget_a_run_ends_when_so_many_steps_were_executed(
     assert run.executed - run.weights.step == sum(decision.discarded_steps for decision in run.decisions)
 
 
-def test_both_arms_are_at_the_same_point_of_the_schedule() -> None:
+def test_both_arms_have_the_same_schedule_steps() -> None:
     """The schedule counts what is discarded when it is discarded, not while it may still come back."""
     run = start(best=1.0, budget="total")
     places: dict[str, list[tuple[int, int]]] = {}
@@ -182,7 +178,7 @@ def test_both_arms_are_at_the_same_point_of_the_schedule() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(seed=strategies.integers(0, 10**6))
-def test_any_losses_at_all_are_answered(seed: int) -> None:
+def test_arbitrary_losses_are_accepted(seed: int) -> None:
     random = np.random.default_rng(seed)
     values = [math.nan, math.inf, 1.7e308, -1.7e308, 1e30, -3.0, 0.0, 2.0, 2.1]
     run = start(1.0, told=lambda weights, scale: float(random.choice(values))).train()
@@ -190,6 +186,6 @@ def test_any_losses_at_all_are_answered(seed: int) -> None:
     assert 1e-4 <= run.controller.scale <= 1e4
 
 
-def test_the_memory_of_the_search_is_freed_at_its_end() -> None:
+def test_end_of_the_search_frees_its_losses() -> None:
     state = start(best=9.0).train().controller.state_dict()
     assert (state["opening"], state["control"], state["trial"]) == ([], [], [])

@@ -114,7 +114,7 @@ class Trainer:
 
 @given(searches(), landscapes)
 @settings(max_examples=80, deadline=None)
-def test_every_sequence_of_decisions_is_legal(search, losses):
+def test_every_sequence_of_decisions_is_legal(search, losses) -> None:
     options, steps = search
     trainer = Trainer(build_controller(options, steps), losses)
     trainer.train(steps)
@@ -137,7 +137,7 @@ def test_every_sequence_of_decisions_is_legal(search, losses):
 
 @given(searches(), landscapes, st.frozensets(st.integers(1, 900), max_size=6))
 @settings(max_examples=40, deadline=None)
-def test_saving_and_loading_at_any_step_changes_nothing_that_follows(search, losses, saved_at):
+def test_saving_at_any_step_changes_nothing(search, losses, saved_at) -> None:
     options, steps = search
     straight = Trainer(build_controller(options, steps), losses)
     straight.train(steps)

@@ -12,7 +12,7 @@ from megatron_adalrs.adalrs.settings import AdaLRSSettings
 from tests.adalrs.race_toy import N, start
 
 
-def test_where_the_races_are() -> None:
+def test_race_plan_in_steps() -> None:
     settings = AdaLRSSettings(mode="robust")
     assert settings.resolve(10_000, 500) == RacePlan(500, 150, 1000, 4000, 150, 150, 60, 120, 40, 10_000, 500)
     assert settings.resolve(400) == RacePlan(16, 16, 40, 160, 20, 20, 8, 24, 8, 400)
@@ -24,7 +24,7 @@ def test_where_the_races_are() -> None:
 
 @pytest.mark.parametrize("best", [0.001, 0.02, 0.1, 0.3, 1.0, 30.0])
 @pytest.mark.parametrize("climb", [True, False])
-def test_no_run_discards_more_than_is_told_before_it(best: float, climb: bool) -> None:
+def test_discarded_steps_stay_within_the_plan(best: float, climb: bool) -> None:
     run = start(best, climb=climb).train()
     told = str(run.controller.plan)
     most = sum(map(int, re.findall(r"(?:at most|too large) (\d+) (?:steps|more)", told)))
@@ -49,7 +49,7 @@ def test_no_run_discards_more_than_is_told_before_it(best: float, climb: bool) -
         ({"finest_factor": 1.0}, 2000, "adalrs.finest_factor=1.0 must be above 1"),
     ],
 )
-def test_a_search_that_cannot_be_is_refused(values: dict[str, Any], steps: int, message: str) -> None:
+def test_impossible_search_is_rejected(values: dict[str, Any], steps: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AdaLRSSettings(mode="robust", **values).resolve(steps)
 

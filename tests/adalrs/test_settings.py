@@ -35,7 +35,7 @@ from megatron_adalrs.adalrs.settings import AdaLRSSettings
         ("max_scale", math.inf, "finite"),
     ],
 )
-def test_a_value_out_of_range_is_rejected_by_name(field, value, requirement):
+def test_value_out_of_range_is_rejected_by_name(field, value, requirement) -> None:
     with pytest.raises(ValueError) as rejected:
         AdaLRSSettings(**{field: value})
     message = str(rejected.value)
@@ -43,30 +43,30 @@ def test_a_value_out_of_range_is_rejected_by_name(field, value, requirement):
     assert requirement in message
 
 
-def test_robust_mode_cannot_do_without_backtracking():
+def test_robust_mode_requires_backtracking() -> None:
     with pytest.raises(ValueError, match=r"adalrs\.backtrack=False must be left out in robust mode"):
         AdaLRSSettings(mode="robust", backtrack=False)
 
 
-def test_without_backtracking_nothing_is_discarded_and_no_snapshot_held():
+def test_no_snapshot_without_backtracking() -> None:
     plan = AdaLRSSettings(backtrack=False).resolve(2000)
     assert plan.live_snapshots == 0
     assert "discarding at most 0 steps" in str(plan)
 
 
-def test_the_search_in_steps():
+def test_plan_is_in_steps() -> None:
     plan = AdaLRSSettings().resolve(2000, warmup_iters=60)
     assert plan == SearchPlan(window=50, search_start=200, search_end=800, train_iters=2000)
     assert plan.watch_start == 100
 
 
-def test_a_window_is_a_fortieth_of_the_run_but_at_least_20_steps():
+def test_default_window_is_a_fortieth_of_the_run() -> None:
     assert AdaLRSSettings().resolve(100_000).window == 2500
     assert AdaLRSSettings().resolve(400).window == 20
     assert AdaLRSSettings(window=7).resolve(400).window == 7
 
 
-def test_a_watch_before_step_0_is_rejected_with_the_arithmetic():
+def test_watch_before_step_0_is_rejected() -> None:
     with pytest.raises(ValueError) as rejected:
         AdaLRSSettings(window=60).resolve(1000)
     message = str(rejected.value)
@@ -74,7 +74,7 @@ def test_a_watch_before_step_0_is_rejected_with_the_arithmetic():
         assert part in message
 
 
-def test_a_watch_inside_the_warm_up_is_rejected_with_the_arithmetic():
+def test_watch_inside_the_warm_up_is_rejected() -> None:
     settings = AdaLRSSettings(window=50)
     assert settings.resolve(2000, warmup_iters=100).watch_start == 100
     with pytest.raises(
@@ -83,19 +83,19 @@ def test_a_watch_inside_the_warm_up_is_rejected_with_the_arithmetic():
         settings.resolve(2000, warmup_iters=101)
 
 
-def test_a_range_too_short_for_a_trial_is_rejected_with_the_arithmetic():
+def test_range_too_short_for_a_trial_is_rejected() -> None:
     settings = AdaLRSSettings(window=50, search_start=0.1, search_end=0.12)
     with pytest.raises(ValueError, match=r"steps 200 to 240: 40 steps cannot hold .*adalrs\.window=50"):
         settings.resolve(2000)
     assert settings.resolve(2500).search_end == 300
 
 
-def test_a_run_has_at_least_one_step():
+def test_run_has_at_least_one_step() -> None:
     with pytest.raises(ValueError, match=r"train_iters=0 must be at least 1"):
         AdaLRSSettings().resolve(0)
 
 
-def test_alpha_and_beta_decay_to_1_with_the_adjustments():
+def test_factors_decay_to_1_with_the_adjustments() -> None:
     settings = AdaLRSSettings(alpha=3.0, beta=2.0, decay=0.9)
     assert settings.raise_factor(0) == 3.0
     assert settings.raise_factor(2) == pytest.approx(2.43)
@@ -105,7 +105,7 @@ def test_alpha_and_beta_decay_to_1_with_the_adjustments():
     assert settings.cut_factor(50) == 1.0
 
 
-def test_the_algorithm_runs_without_torch():
+def test_the_algorithm_runs_without_torch() -> None:
     code = (
         "import sys, megatron_adalrs.adalrs as a\n"
         "c = a.build_controller(a.AdaLRSSettings(enabled=True), 1000)\n"

@@ -35,7 +35,7 @@ def exact_fit(values) -> tuple[float, float, float]:
 
 @pytest.mark.parametrize("offset", [0.0, 3.0, 1e6])
 @pytest.mark.parametrize("noise", [0.0, 1e-3, 0.5])
-def test_a_long_window_is_exact_to_nine_digits_at_any_offset(offset, noise):
+def test_long_window_is_exact_to_nine_digits(offset, noise) -> None:
     steps = np.arange(10_000)
     random = np.random.default_rng(0)
     values = offset + 2.0 * np.exp(-steps / 4000) + noise * random.standard_normal(len(steps))
@@ -47,7 +47,7 @@ def test_a_long_window_is_exact_to_nine_digits_at_any_offset(offset, noise):
     assert running.error == pytest.approx(error, rel=1e-9)
 
 
-def test_agrees_with_numpy():
+def test_slope_agrees_with_numpy() -> None:
     values = np.random.default_rng(1).standard_normal(500).cumsum()
     coefficients, covariance = np.polyfit(np.arange(500), values, 1, cov=True)
     running = fit(values)
@@ -62,7 +62,7 @@ def test_agrees_with_numpy():
     fall=st.floats(-1e-3, 1e-3),
 )
 @settings(max_examples=20, deadline=None)
-def test_a_window_of_10000_steps_equals_numpy_and_the_closed_form_at_any_offset(seed, offset, noise, fall):
+def test_long_window_equals_numpy_and_closed_form(seed, offset, noise, fall) -> None:
     steps = np.arange(10_000)
     values = offset - fall * steps + noise * np.random.default_rng(seed).standard_normal(len(steps))
     running = fit(values)
@@ -80,7 +80,7 @@ def test_a_window_of_10000_steps_equals_numpy_and_the_closed_form_at_any_offset(
 
 
 @given(st.lists(losses, min_size=3, max_size=40))
-def test_any_series_agrees_with_exact_arithmetic(values):
+def test_slope_agrees_with_exact_arithmetic(values) -> None:
     running = fit(values)
     mean, slope, error = exact_fit(values)
     spread = max(values) - min(values)
@@ -89,13 +89,13 @@ def test_any_series_agrees_with_exact_arithmetic(values):
     assert running.error == pytest.approx(error, rel=1e-6, abs=1e-12 * spread)
 
 
-def test_a_straight_line_has_no_error():
+def test_straight_line_has_no_error() -> None:
     running = fit([7.0 - 0.25 * i for i in range(100)])
     assert running.slope == -0.25
     assert running.error == 0.0
 
 
-def test_unknown_quantities_are_nan():
+def test_unknown_quantities_are_nan() -> None:
     assert math.isnan(fit([]).mean)
     assert math.isnan(fit([1.0]).slope)
     assert math.isnan(fit([1.0, 2.0]).error)
@@ -104,7 +104,7 @@ def test_unknown_quantities_are_nan():
 
 @given(st.lists(losses, max_size=20), st.lists(losses, max_size=20))
 @settings(max_examples=50)
-def test_saving_changes_nothing_that_follows(before, after):
+def test_saved_slope_continues_exactly(before, after) -> None:
     straight = fit([*before, *after])
     saved = json.loads(json.dumps(fit(before).state_dict()))
     resumed = RunningSlope()
@@ -114,7 +114,7 @@ def test_saving_changes_nothing_that_follows(before, after):
     assert resumed.state_dict() == straight.state_dict()
 
 
-def test_reset_forgets():
+def test_reset_removes_all_values() -> None:
     running = fit([5.0, 3.0, 9.0, 1.0])
     running.reset()
     assert running.state_dict() == RunningSlope().state_dict()

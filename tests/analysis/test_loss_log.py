@@ -154,7 +154,7 @@ def test_file_without_a_loss_is_rejected(
         read_loss_log(written(tmp_path, name, text), column)
 
 
-def test_missing_file_and_unusable_options_are_rejected(tmp_path: Path) -> None:
+def test_missing_file_or_wrong_option_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         read_loss_log(tmp_path / "nothing.csv")
     with pytest.raises(ValueError, match="--tag=a: is only for a folder with TensorBoard files"):

@@ -177,7 +177,7 @@ def assert_same(one, other) -> None:
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("told", [slowing, diverging])
-def test_after_an_undone_trial_the_run_is_that_of_one_that_never_tried(optimizer, scheduler, told):
+def test_undone_trial_leaves_no_trace_in_the_run(optimizer, scheduler, told) -> None:
     tried = Loop(optimizer, scheduler)
     tried.train(told, lambda: any(decision.restore for decision in tried.decisions))
     assert tried.adalrs.steps == TRIAL_START
@@ -194,7 +194,7 @@ def test_after_an_undone_trial_the_run_is_that_of_one_that_never_tried(optimizer
 
 
 @pytest.mark.parametrize("batches_per_epoch", [1, TRIAL_START, 2 * TRAIN_ITERS])
-def test_a_trial_may_start_anywhere_in_an_epoch(batches_per_epoch):
+def test_trial_can_start_anywhere_in_an_epoch(batches_per_epoch) -> None:
     tried = Loop(batches_per_epoch=batches_per_epoch)
     tried.train(slowing, lambda: any(decision.restore for decision in tried.decisions))
     tried.train_to(TRIAL_START + 10, steady)
@@ -207,7 +207,7 @@ def test_a_trial_may_start_anywhere_in_an_epoch(batches_per_epoch):
 @pytest.mark.parametrize("name", SCHEDULERS | MORE_SCHEDULERS)
 @pytest.mark.parametrize("scaled_at", [3, 20])
 @pytest.mark.parametrize("tensor_rate", [False, True])
-def test_every_scheduler_goes_on_at_the_scaled_rate(name, scaled_at, tensor_rate):
+def test_every_scheduler_keeps_the_scaled_rate(name, scaled_at, tensor_rate) -> None:
     def rates(ratio):
         parameter = nn.Parameter(torch.zeros(()))
         other = nn.Parameter(torch.zeros(()))
@@ -234,7 +234,7 @@ def test_every_scheduler_goes_on_at_the_scaled_rate(name, scaled_at, tensor_rate
     np.testing.assert_allclose(scaled, expected, rtol=1e-9, atol=1e-15)
 
 
-def test_a_rate_that_groups_share_is_scaled_once():
+def test_rate_shared_by_groups_is_scaled_once() -> None:
     groups = [{"params": [nn.Parameter(torch.zeros(()))]}, {"params": [nn.Parameter(torch.zeros(()))]}]
     optimizer = torch.optim.AdamW(groups, lr=torch.tensor(1e-3, dtype=torch.float64))
     assert optimizer.param_groups[0]["lr"] is optimizer.param_groups[1]["lr"]
@@ -242,7 +242,7 @@ def test_a_rate_that_groups_share_is_scaled_once():
     assert [float(group["lr"]) for group in optimizer.param_groups] == pytest.approx([3e-3, 3e-3])
 
 
-def test_the_end_of_weight_averaging_is_scaled_along():
+def test_final_rate_of_weight_averaging_is_scaled() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=0.1)
     scheduler = torch.optim.swa_utils.SWALR(optimizer, swa_lr=0.05, anneal_epochs=4)
     scale_learning_rates(optimizer, scheduler, 3.0)
@@ -253,7 +253,7 @@ def test_the_end_of_weight_averaging_is_scaled_along():
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_an_accepted_trial_keeps_its_steps_and_its_rate(scheduler):
+def test_accepted_trial_keeps_its_steps_and_rate(scheduler) -> None:
     loop = Loop(scheduler_name=scheduler)
     loop.train(improving, lambda: any(decision.event is Event.ACCEPTED for decision in loop.decisions))
     assert (loop.adalrs.steps, loop.adalrs.scale, loop.adalrs.discarded_steps) == (25, 3.0, 0)
@@ -265,7 +265,7 @@ def test_an_accepted_trial_keeps_its_steps_and_its_rate(scheduler):
     assert loop.rates == pytest.approx([3 * rate for rate in calm.rates], rel=1e-9)
 
 
-def test_a_failed_trial_halves_the_rate():
+def test_failed_trial_halves_the_rate() -> None:
     settings = AdaLRSSettings(enabled=True, window=WINDOW, search_start=0.2, search_end=0.6)
     loop = Loop(scheduler_name="lambda", settings=settings)
     loop.train(diverging, lambda: any(decision.event is Event.ABORTED for decision in loop.decisions))
@@ -274,7 +274,7 @@ def test_a_failed_trial_halves_the_rate():
     assert loop.rates == [0.5 * rate for rate in calm.rates]
 
 
-def test_a_run_ends_after_train_iters_kept_steps():
+def test_run_ends_after_train_iters_kept_steps() -> None:
     loop = Loop()
     loop.train(slowing, lambda: False)
     assert loop.adalrs.finished
@@ -309,7 +309,7 @@ def move_to_a_new_process(loop: Loop) -> Loop:
 
 @pytest.mark.parametrize("told", [slowing, improving])
 @pytest.mark.parametrize("new_process", [False, True])
-def test_a_run_interrupted_in_a_trial_ends_like_one_that_was_not(told, new_process):
+def test_run_interrupted_in_a_trial_is_equal(told, new_process) -> None:
     straight = Loop(scheduler_name="cosine")
     straight.train_to(60, told)
     expected = straight.everything()
@@ -330,7 +330,7 @@ def test_a_run_interrupted_in_a_trial_ends_like_one_that_was_not(told, new_proce
     assert broken.adalrs.discarded_steps == straight.adalrs.discarded_steps + 3
 
 
-def test_an_interrupted_run_is_saved_with_the_rate_of_before_the_trial():
+def test_interruption_restores_the_rate() -> None:
     loop = Loop()
     before = loop.rates
     loop.train(slowing, lambda: loop.adalrs.phase == "trial" and loop.adalrs.steps == 23)
@@ -342,7 +342,7 @@ def test_an_interrupted_run_is_saved_with_the_rate_of_before_the_trial():
     assert loop.rates == during
 
 
-def test_without_backtracking_a_run_is_saved_in_a_trial():
+def test_trial_is_saved_without_backtracking() -> None:
     settings = AdaLRSSettings(enabled=True, window=WINDOW, search_start=0.2, search_end=0.6, backtrack=False)
     loop = Loop(settings=settings)
     loop.train(slowing, lambda: loop.adalrs.phase == "trial")
@@ -352,7 +352,7 @@ def test_without_backtracking_a_run_is_saved_in_a_trial():
     assert (fresh.adalrs.phase, fresh.adalrs.scale) == ("trial", 3.0)
 
 
-def test_loading_an_earlier_state_ends_an_interruption():
+def test_loading_an_earlier_state_ends_an_interruption() -> None:
     loop = Loop()
     loop.train_to(10, steady)
     earlier = loop.adalrs.state_dict()
@@ -363,7 +363,7 @@ def test_loading_an_earlier_state_ends_an_interruption():
     assert loop.adalrs.steps == 15
 
 
-def test_a_run_saved_outside_a_trial_ends_like_one_that_was_not():
+def test_run_saved_outside_a_trial_is_equal() -> None:
     straight = Loop(scheduler_name="sequential")
     straight.train_to(60, improving)
     expected = straight.everything()
@@ -375,7 +375,7 @@ def test_a_run_saved_outside_a_trial_ends_like_one_that_was_not():
     assert_same(broken.everything(), expected)
 
 
-def test_three_lines_rescue_a_rate_that_is_far_too_low():
+def test_search_raises_a_far_too_low_rate() -> None:
     def train(enabled):
         torch.manual_seed(0)
         model = nn.Linear(2, 1)
@@ -396,7 +396,7 @@ def test_three_lines_rescue_a_rate_that_is_far_too_low():
     assert loss < fixed_loss / 10
 
 
-def test_settings_that_do_not_enable_the_search_leave_the_loop_alone():
+def test_disabled_search_does_not_change_the_loop() -> None:
     loop = Loop(settings=AdaLRSSettings())
     loop.train_to(40, slowing)
     trained = loop.everything()
@@ -406,7 +406,7 @@ def test_settings_that_do_not_enable_the_search_leave_the_loop_alone():
     assert loop.adalrs.phase == "fixed"
 
 
-def test_a_cache_that_a_module_made_during_a_trial_survives():
+def test_buffer_registered_in_a_trial_is_kept() -> None:
     loop = Loop()
     loop.train(slowing, lambda: loop.adalrs.phase == "trial")
     loop.model.register_buffer("cache", torch.ones(3), persistent=False)
@@ -414,7 +414,7 @@ def test_a_cache_that_a_module_made_during_a_trial_survives():
     assert torch.equal(loop.model.cache, torch.ones(3))
 
 
-def test_a_buffer_that_repeats_itself_comes_back():
+def test_expanded_buffer_is_restored() -> None:
     loop = Loop()
     loop.model.register_buffer("positions", torch.arange(4.0).expand(3, 2, -1))
     loop.train(slowing, lambda: loop.adalrs.phase == "trial")
@@ -434,13 +434,13 @@ def test_a_buffer_that_repeats_itself_comes_back():
         ({"parts": [Data(1), "scaler"]}, r"parts\[1\]: str has no state_dict"),
     ],
 )
-def test_what_cannot_be_taken_back_is_refused_before_the_first_step(argument, message):
+def test_parts_without_a_state_are_rejected(argument, message) -> None:
     model = nn.Linear(1, 1)
     with pytest.raises(ValueError, match=message):
         AdaLRS(model, torch.optim.SGD(model.parameters(), lr=0.1), 1000, **argument)
 
 
-def test_batches_needs_data_with_batches():
+def test_batches_requires_iterable_data() -> None:
     model = nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="argument data"):
@@ -449,7 +449,7 @@ def test_batches_needs_data_with_batches():
         next(AdaLRS(model, optimizer, 1000, data=nn.ModuleList()).batches())
 
 
-def test_a_search_that_does_not_fit_is_rejected():
+def test_search_that_does_not_fit_is_rejected() -> None:
     model = nn.Linear(1, 1)
     with pytest.raises(ValueError, match=r"adalrs\.search_start"):
         AdaLRS(model, torch.optim.SGD(model.parameters(), lr=0.1), train_iters=100)
@@ -462,7 +462,7 @@ def test_a_search_that_does_not_fit_is_rejected():
         ({"budget": "total"}, "adalrs.budget='total' needs a schedule that counts discarded steps"),
     ],
 )
-def test_what_a_plain_loop_cannot_do_is_refused(values, message):
+def test_modes_unsupported_by_a_loop_are_rejected(values, message) -> None:
     model = nn.Linear(2, 2)
     with pytest.raises(ValueError, match=message):
         AdaLRS(

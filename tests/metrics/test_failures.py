@@ -77,9 +77,7 @@ class Failing:
         raise OSError(5, "Input/output error")
 
 
-def test_one_that_never_recovers_is_reported_at_the_end(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_permanent_failure_is_reported_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = Metrics([Failing(), JsonLines(tmp_path / "lines", frozenset({"train"}))])
     for step in (1, 2, 3):
         metrics.write("train", train(step))

@@ -156,7 +156,7 @@ def test_state_created_since_the_capture_is_zeroed() -> None:
         (lambda tensors: tensors.update(count=torch.zeros(6)), r"'count' was captured as torch.int64"),
     ],
 )
-def test_mismatched_tensor_is_named_and_none_is_written(
+def test_mismatched_tensor_is_rejected_by_name(
     change: Callable[[dict[str, torch.Tensor]], object], message: str
 ) -> None:
     tensors = some_tensors()
