@@ -1,5 +1,7 @@
-"""A toy whose loss, like a training loss, depends on all rates so far, the batch and this rate, to race
-on."""
+"""Model of a training run for the tests of robust mode.
+
+As in training, the loss depends on all earlier rates, the batch and the current rate.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +18,18 @@ from megatron_adalrs.adalrs.decision import Decision, apply_decision
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
 
 N = 1000
-NOISE = np.random.default_rng(0).normal(0.0, 0.05, 4 * N)  # of a batch: both arms of a race see the same
+NOISE = np.random.default_rng(0).normal(0.0, 0.05, 4 * N)  # Noise of a batch, equal in both arms of a race.
 
 
 @dataclass(frozen=True)
 class Weights:
+    """State of a simulated model."""
+
     step: int = 0
     level: float = 5.0
     damaged: bool = False
     path: tuple[float, ...] = ()
-    """The scale of every step that made them."""
+    """Scale of every earlier step."""
 
     def trained(self, scale: float, best: float) -> Weights:
         off = abs(math.log(scale / best))
@@ -34,18 +38,17 @@ class Weights:
         return Weights(self.step + 1, self.level * (1 - speed), damaged, (*self.path, scale))
 
     def loss(self, scale: float) -> float:
-        return (
-            self.level + 0.01 * math.log(scale) + NOISE[self.step]
-        )  # a higher rate looks worse while it lasts
+        # A high rate raises the loss as long as it is used.
+        return self.level + 0.01 * math.log(scale) + NOISE[self.step]
 
 
 @dataclass
 class Run:
-    """A trainer of the toy, which applies decisions as the real one does."""
+    """Trainer of the simulated model, which applies decisions like the real trainer."""
 
     controller: RobustController
     best: float
-    told: Callable[[Weights, float], float] = Weights.loss
+    loss_at: Callable[[Weights, float], float] = Weights.loss
     weights: Weights = field(default_factory=Weights)
     executed: int = 0
     decisions: list[Decision] = field(default_factory=list)
@@ -56,7 +59,7 @@ class Run:
         while self.weights.step + self.controller.schedule_offset < N and not until(self):
             scale = self.controller.scale
             trained = self.weights.trained(scale, self.best)
-            loss = self.told(self.weights, scale)
+            loss = self.loss_at(self.weights, scale)
             self.weights = trained
             self.executed += 1
             self.apply_decision(self.controller.observe(loss))
@@ -78,7 +81,7 @@ class Run:
         self.weights = self.snapshots[name]
 
     def restarted(self) -> Run:
-        """The same run in a new process: the state went through a file, the snapshots are gone."""
+        """Return the run in a new process, with the controller's saved state and without snapshots."""
         state = json.loads(json.dumps(self.controller.state_dict()))
         controller = RobustController(self.controller.settings, self.controller.plan)
         controller.load_state_dict(state)
@@ -91,10 +94,10 @@ class Run:
         return [decision.event.value for decision in self.decisions]
 
 
-def start(best: float, told: Callable[[Weights, float], float] = Weights.loss, **values: Any) -> Run:
+def start(best: float, loss_at: Callable[[Weights, float], float] = Weights.loss, **values: Any) -> Run:
     controller = build_controller(AdaLRSSettings(enabled=True, mode="robust", **values), N)
     assert isinstance(controller, RobustController)
-    return Run(controller, best, told)
+    return Run(controller, best, loss_at)
 
 
 def at_fixed_rate(best: float, scale: float = 1.0) -> Weights:
@@ -105,5 +108,5 @@ def at_fixed_rate(best: float, scale: float = 1.0) -> Weights:
 
 
 def far_below(weights: Weights, scale: float) -> float:
-    """A loss that falls as fast as the rate is high, up to 27."""
+    """Return a loss whose rate of descent is proportional to the scale, up to a scale of 27."""
     return 5.0 - 0.02 * sum(min(1.0, each / 27.0) for each in weights.path) + 0.001 * NOISE[weights.step]

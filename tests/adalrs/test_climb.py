@@ -33,16 +33,16 @@ def test_far_too_small_rate_is_raised_after_warm_up() -> None:
 
 @pytest.mark.parametrize(("share", "scale"), [(0.6, 9.0), (0.2, 3.0 * math.sqrt(3.0))])
 def test_end_of_a_climb_after_a_raise(share: float, scale: float) -> None:
-    """The second race gains that share of what the first one needed, and not for sure."""
+    """The second race gains `share` of the threshold of the first, within the error."""
     needed = 0.05  # 1 % of the 5 that the loss falls by before any race
 
-    def told(weights: Weights, scale: float) -> float:
+    def loss_at(weights: Weights, scale: float) -> float:
         gained = (1.0 if scale > 1 else 0.0) + (
             share * needed + 0.2 * (-1) ** weights.step if scale > 3 else 0.0
         )
         return 10.0 - 5.0 * (weights.step >= 8) - gained
 
-    run = start(30.0, told).train(lambda run: run.weights.step == run.controller.plan.search_start)
+    run = start(30.0, loss_at).train(lambda run: run.weights.step == run.controller.plan.search_start)
     races = [decision for decision in run.decisions if decision.event in (Event.ACCEPTED, Event.FAILED)]
     assert races[0].threshold == pytest.approx(needed) and races[1].threshold == pytest.approx(
         0.4 * 0.01 * 6.0
@@ -52,7 +52,7 @@ def test_end_of_a_climb_after_a_raise(share: float, scale: float) -> None:
 
 
 def test_climb_keeps_its_rate_after_a_worse_trial() -> None:
-    def told(weights: Weights, scale: float) -> float:
+    def loss_at(weights: Weights, scale: float) -> float:
         batch = 0.5 * NOISE[weights.step] / 0.05
         return (
             10.0
@@ -62,15 +62,14 @@ def test_climb_keeps_its_rate_after_a_worse_trial() -> None:
             + batch
         )
 
-    run = start(30.0, told).train(lambda run: run.weights.step == run.controller.plan.search_start)
+    run = start(30.0, loss_at).train(lambda run: run.weights.step == run.controller.plan.search_start)
     lost = next(decision for decision in run.decisions if decision.event is Event.FAILED)
     assert lost.scale_before == pytest.approx(9.0) and lost.gain < -2.5 * lost.gain_error
     assert run.controller.scale == pytest.approx(3.0)
 
 
 def test_climb_keeps_a_rate_that_is_not_far_too_small() -> None:
-    """A trial that is better for sure, but by less than a tenth of what the loss has fallen by, is for a full
-    race."""
+    """A trial that is better by less than a tenth of the decrease of the loss is left to a full race."""
     run = start(30.0, lambda weights, scale: far_below(weights, scale) - 0.1 * weights.step, climb_gain=0.1)
     run.train(lambda run: run.weights.step == run.controller.plan.search_start)
     lost = next(decision for decision in run.decisions if decision.event is Event.FAILED)
@@ -98,7 +97,7 @@ def test_no_climb_without_steps_before_the_races() -> None:
 
 @pytest.mark.parametrize("cut", [100, 130, 150, 190])
 def test_climb_survives_an_interruption(cut: int) -> None:
-    """In the race before the one that ends the climb, in that one, after it, and in the next."""
+    """Interrupt the last won race of the climb, the lost one, the steps after it, and the next race."""
     whole = start(30.0, far_below, climb_gain=0.1).train()
     run = start(30.0, far_below, climb_gain=0.1).train(lambda run: run.executed == cut)
     run.apply_decision(run.controller.interrupt())

@@ -1,9 +1,13 @@
-"""Scenarios, by numbers. The run has 100 steps; windows and trials have 5; the search is steps 20 to 60."""
+"""Scenarios of paper mode with exact numbers.
+
+The run has 100 steps, windows and trials have 5, and the search extends from step 20 to step 60.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pytest
 
@@ -20,15 +24,15 @@ K = 5
 WATCH_START, SEARCH_START, SEARCH_END = 10, 20, 60
 
 
-def make(**changes) -> PaperController:
+def make(**changes: Any) -> PaperController:
     settings = AdaLRSSettings(enabled=True, window=K, search_start=0.2, search_end=0.6, **changes)
     return build_controller(settings, train_iters=100)
 
 
 class Run:
-    """Feeds losses and remembers the decisions that had an event."""
+    """Controller with a method for every kind of loss, and its decisions with an event."""
 
-    def __init__(self, controller: PaperController | None = None, **changes) -> None:
+    def __init__(self, controller: PaperController | None = None, **changes: Any) -> None:
         self.controller = controller or make(**changes)
         self.loss = 100.0
         self.decisions: list[Decision] = []
@@ -40,14 +44,14 @@ class Run:
         return decision
 
     def descend(self, velocity: float, steps: int = K, noise: float = 0.0) -> Decision:
-        """A straight line down, with `noise` of alternating sign. Returns the last decision."""
+        """Feed a linear descent with `noise` of alternating sign, and return the last decision."""
         for i in range(steps):
             self.loss -= velocity
             decision = self.feed(self.loss + noise * (-1) ** i)
         return decision
 
     def until_trial(self, reference: float = 0.5, noise: float = 0.0) -> Decision:
-        """Two windows, the second slower than the first, which start the first trial at step 20."""
+        """Feed two windows, the second slower than the first, which start the first trial at step 20."""
         self.descend(1.0, WATCH_START)
         self.descend(reference + 0.5)
         decision = self.descend(reference, noise=noise)
@@ -174,7 +178,7 @@ def test_undone_trial_keeps_the_reference() -> None:
 
 
 @pytest.mark.parametrize("noisy", ["trial", "reference"])
-def test_difference_within_two_errors_is_neutral(noisy) -> None:
+def test_difference_within_two_errors_is_neutral(noisy: str) -> None:
     run = Run()
     run.until_trial(noise=0.3 if noisy == "reference" else 0.0)
     reference = run.decisions[-1]
@@ -189,7 +193,7 @@ def test_difference_within_two_errors_is_neutral(noisy) -> None:
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("applied", [True, False])
-def test_nonfinite_loss_aborts_a_trial(loss, applied) -> None:
+def test_nonfinite_loss_aborts_a_trial(loss: float, applied: bool) -> None:
     run = Run()
     run.until_trial()
     run.descend(2.0, 2)
@@ -415,7 +419,7 @@ def test_middle_of_a_trial_cannot_be_resumed() -> None:
     ("field", "changes"),
     [("adalrs.alpha", {"alpha": 2.0}), ("adalrs.on_fail", {"on_fail": "stay"})],
 )
-def test_state_of_other_settings_is_rejected(field, changes) -> None:
+def test_state_of_other_settings_is_rejected(field: str, changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=field):
         make(**changes).load_state_dict(make().state_dict())
 

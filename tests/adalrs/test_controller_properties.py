@@ -1,4 +1,4 @@
-"""What holds for any losses and any settings."""
+"""Properties of paper mode for arbitrary losses and settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NO_LOSS = (math.nan, math.inf, -math.inf, 1.7e308, -1.7e308)
 
 
 @st.composite
-def searches(draw) -> tuple[AdaLRSSettings, SearchPlan]:
+def searches(draw: st.DrawFn) -> tuple[AdaLRSSettings, SearchPlan]:
     search = AdaLRSSettings(
         enabled=True,
         alpha=draw(st.sampled_from([3.0, 1.5, 1.05])),
@@ -39,7 +39,7 @@ def searches(draw) -> tuple[AdaLRSSettings, SearchPlan]:
 
 @dataclass(frozen=True)
 class Landscape:
-    """Losses as a function of step and scale alone, as replayed data gives them."""
+    """Losses as a function of step and scale, so that repeated steps have equal losses."""
 
     seed: int
     velocity: float
@@ -91,7 +91,7 @@ class Trainer:
         apply_decision(decision, self)
         assert decision.discarded_steps == step - self.step
         if decision.event in VERDICTS:
-            self.snapshots.clear()  # a trial that has ended is never gone back to
+            self.snapshots.clear()  # no later decision restores an ended trial
         self.scale = decision.scale_after
         assert (self.controller.step, self.controller.scale) == (self.step, self.scale)
         if decision.event is not None:
@@ -123,7 +123,7 @@ class Trainer:
             self.apply_decision(decision)
 
     def without_interruptions(self) -> list[Decision]:
-        """The decisions, less each interruption and the restart after it."""
+        """Return the decisions without each interruption and the repeated decision after it."""
         kept: list[Decision] = []
         restart = False
         for decision in self.decisions:
@@ -138,13 +138,15 @@ class Trainer:
 
 
 def steps_that_suffice(plan: SearchPlan) -> int:
-    # every window of the search may be followed by a trial that is undone
+    # Every window of the search may be followed by a trial that is undone.
     return plan.train_iters + plan.search_end
 
 
 @given(searches(), landscapes)
 @settings(max_examples=500, deadline=None)
-def test_every_sequence_of_decisions_is_legal(search, losses) -> None:
+def test_every_sequence_of_decisions_is_legal(
+    search: tuple[AdaLRSSettings, SearchPlan], losses: Landscape
+) -> None:
     options, plan = search
     trainer = Trainer(PaperController(options, plan), losses)
     trainer.run(steps_that_suffice(plan))
@@ -176,7 +178,9 @@ def test_every_sequence_of_decisions_is_legal(search, losses) -> None:
 
 @given(searches(), landscapes)
 @settings(max_examples=60, deadline=None)
-def test_saving_at_every_step_changes_nothing(search, losses) -> None:
+def test_saving_at_every_step_changes_nothing(
+    search: tuple[AdaLRSSettings, SearchPlan], losses: Landscape
+) -> None:
     options, plan = search
     straight = Trainer(PaperController(options, plan), losses)
     straight.run(steps_that_suffice(plan))
@@ -187,7 +191,9 @@ def test_saving_at_every_step_changes_nothing(search, losses) -> None:
 
 @given(searches(), landscapes, st.lists(st.tuples(st.booleans(), st.integers(0, 6)), max_size=6))
 @settings(max_examples=150, deadline=None)
-def test_interrupting_at_any_step_changes_nothing(search, losses, stretches) -> None:
+def test_interrupting_at_any_step_changes_nothing(
+    search: tuple[AdaLRSSettings, SearchPlan], losses: Landscape, stretches: list[tuple[bool, int]]
+) -> None:
     options, plan = search
     straight = Trainer(PaperController(options, plan), losses)
     straight.run(steps_that_suffice(plan))
@@ -204,7 +210,7 @@ def test_interrupting_at_any_step_changes_nothing(search, losses, stretches) -> 
 
 @given(st.lists(st.tuples(st.floats(), st.booleans()), max_size=200))
 @settings(max_examples=150, deadline=None)
-def test_arbitrary_losses_are_accepted(losses) -> None:
+def test_arbitrary_losses_are_accepted(losses: list[tuple[float, bool]]) -> None:
     plan = SearchPlan(window=3, search_start=8, search_end=60, train_iters=70)
     controller = PaperController(AdaLRSSettings(enabled=True), plan)
     kept = 0

@@ -1,4 +1,4 @@
-"""The paired race on a toy."""
+"""Races of robust mode on a simulated run."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def test_best_rate_does_not_change() -> None:
 
 
 def test_race_compares_equal_rates_and_batches() -> None:
-    """While it lasts a lower rate looks better here, and yet no rate is lowered."""
+    """A lower rate has a lower loss here as long as it is used, but no rate is lowered."""
     run = start(best=1.0, climb=False)
     arms: dict[str, list[tuple[int, float]]] = {"control": [], "trial": []}
 
-    def told(weights: Weights, scale: float) -> float:
+    def loss_at(weights: Weights, scale: float) -> float:
         if run.controller.phase in arms:
             arms[run.controller.phase].append((weights.step, scale))
         return weights.loss(scale)
 
-    run.told = told
+    run.loss_at = loss_at
     plan = run.controller.plan
     run.train(lambda run: run.events().count("failed") == 1)
     assert [step for step, _ in arms["control"]][: plan.race_steps] == [step for step, _ in arms["trial"]]
@@ -58,10 +58,10 @@ def test_lost_races_reduce_the_factor() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 80.0])
 def test_diverging_trial_ends_at_once(bad: float) -> None:
-    def told(weights: Weights, scale: float) -> float:
+    def loss_at(weights: Weights, scale: float) -> float:
         return bad if scale > 1 else weights.loss(scale)
 
-    run = start(best=9.0, told=told).train()
+    run = start(best=9.0, loss_at=loss_at).train()
     aborted = [decision for decision in run.decisions if decision.event is Event.ABORTED]
     assert aborted and all(decision.discarded_steps <= 8 for decision in aborted if decision.scale_before > 1)
     assert all(decision.gain is None or decision.gain < decision.threshold < 0 for decision in aborted)
@@ -71,9 +71,9 @@ def test_diverging_trial_ends_at_once(bad: float) -> None:
 @pytest.mark.parametrize("factor", [2.0**-10, 2.0**10])
 @pytest.mark.parametrize("best", [0.1, 1.0, 9.0])
 def test_verdicts_are_invariant_to_the_loss_scale(best: float, factor: float) -> None:
-    """The same run in other units: a corpus, a model or a vocabulary of another loss changes no threshold."""
+    """All thresholds are relative, so a constant factor on the loss changes nothing."""
     run = start(best).train()
-    scaled = start(best, told=lambda weights, scale: factor * weights.loss(scale)).train()
+    scaled = start(best, loss_at=lambda weights, scale: factor * weights.loss(scale)).train()
     assert scaled.events() == run.events()
     assert scaled.weights.path == run.weights.path
 
@@ -151,16 +151,16 @@ def test_total_budget_counts_executed_steps(best: float, share: float | None, cu
 
 
 def test_both_arms_have_the_same_schedule_steps() -> None:
-    """The schedule counts what is discarded when it is discarded, not while it may still come back."""
+    """The schedule counts steps when a verdict discards them, not while they may be restored."""
     run = start(best=1.0, budget="total")
     places: dict[str, list[tuple[int, int]]] = {}
 
-    def told(weights: Weights, scale: float) -> float:
+    def loss_at(weights: Weights, scale: float) -> float:
         arm = run.controller.phase + str(len([1 for d in run.decisions if d.discarded_steps]))
         places.setdefault(arm, []).append((weights.step, weights.step + run.controller.schedule_offset))
         return weights.loss(scale)
 
-    run.told = told
+    run.loss_at = loss_at
     run.train()
     races = [arm for arm in places if arm.startswith("trial")]
     assert len(races) > 1
@@ -181,7 +181,7 @@ def test_both_arms_have_the_same_schedule_steps() -> None:
 def test_arbitrary_losses_are_accepted(seed: int) -> None:
     random = np.random.default_rng(seed)
     values = [math.nan, math.inf, 1.7e308, -1.7e308, 1e30, -3.0, 0.0, 2.0, 2.1]
-    run = start(1.0, told=lambda weights, scale: float(random.choice(values))).train()
+    run = start(1.0, loss_at=lambda weights, scale: float(random.choice(values))).train()
     assert run.controller.phase == "done" and run.weights.step == N
     assert 1e-4 <= run.controller.scale <= 1e4
 

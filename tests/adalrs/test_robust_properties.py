@@ -1,4 +1,4 @@
-"""What holds for races whatever the losses and the settings."""
+"""Properties of robust mode for arbitrary losses and settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NO_LOSS = (math.nan, math.inf, -math.inf, 1.7e308, -1.7e308, 1e101)
 
 
 @st.composite
-def searches(draw) -> tuple[AdaLRSSettings, int]:
+def searches(draw: st.DrawFn) -> tuple[AdaLRSSettings, int]:
     short = draw(st.booleans())
     search = AdaLRSSettings(
         enabled=True,
@@ -43,8 +43,10 @@ def searches(draw) -> tuple[AdaLRSSettings, int]:
 
 @dataclass(frozen=True)
 class Landscape:
-    """A loss as a function of the step, its scale and the sum of the log scales before it, with accidents, in
-    nats."""
+    """Loss in nats as a function of the step, its scale and the sum of all earlier log scales.
+
+    With probability `accidents` a loss is not finite or a step is skipped.
+    """
 
     seed: int
     gain: float
@@ -52,13 +54,13 @@ class Landscape:
     accidents: float
     bad_above: float
 
-    def __call__(self, step: int, past: float, scale: float) -> tuple[float, bool]:
-        source = random.Random(f"{self.seed} {step} {past!r} {scale!r}")
+    def __call__(self, step: int, log_scales: float, scale: float) -> tuple[float, bool]:
+        source = random.Random(f"{self.seed} {step} {log_scales!r} {scale!r}")
         applied = source.random() >= self.accidents
         if source.random() < self.accidents or scale > self.bad_above:
             return source.choice(NO_LOSS), applied
         batch = random.Random(f"{self.seed} {step}").gauss(0, 1)
-        level = 3 + 2 / (1 + step / 40) - self.gain * past / 100 + self.noise * batch
+        level = 3 + 2 / (1 + step / 40) - self.gain * log_scales / 100 + self.noise * batch
         return level + 0.1 * self.noise * source.gauss(0, 1), applied
 
 
@@ -79,17 +81,17 @@ class Trainer:
     controller: Controller
     losses: Landscape
     run: InMemoryRun[tuple[int, float]] = field(default_factory=lambda: InMemoryRun((0, 0.0)))
-    """Its state: kept steps and the sum of their log scales."""
+    """Run whose state consists of the number of kept steps and the sum of their log scales."""
     executed: int = 0
     decisions: list[Decision] = field(default_factory=list)
 
     def train(self, steps: int, saved_at: frozenset[int] = frozenset()) -> None:
         self.apply_decision(self.controller.resume())
         while self.run.state[0] + self.controller.schedule_offset < steps:
-            step, past = self.run.state
+            step, log_scales = self.run.state
             scale = self.controller.scale
-            loss, applied = self.losses(step, past, scale)
-            self.run.state = (step + 1, past + math.log(scale))
+            loss, applied = self.losses(step, log_scales, scale)
+            self.run.state = (step + 1, log_scales + math.log(scale))
             self.executed += 1
             self.apply_decision(self.controller.observe(loss, applied))
             if self.executed in saved_at:
@@ -114,7 +116,7 @@ class Trainer:
 
 @given(searches(), landscapes)
 @settings(max_examples=80, deadline=None)
-def test_every_sequence_of_decisions_is_legal(search, losses) -> None:
+def test_every_sequence_of_decisions_is_legal(search: tuple[AdaLRSSettings, int], losses: Landscape) -> None:
     options, steps = search
     trainer = Trainer(build_controller(options, steps), losses)
     trainer.train(steps)
@@ -137,12 +139,14 @@ def test_every_sequence_of_decisions_is_legal(search, losses) -> None:
 
 @given(searches(), landscapes, st.frozensets(st.integers(1, 900), max_size=6))
 @settings(max_examples=40, deadline=None)
-def test_saving_at_any_step_changes_nothing(search, losses, saved_at) -> None:
+def test_saving_at_any_step_changes_nothing(
+    search: tuple[AdaLRSSettings, int], losses: Landscape, saved_at: frozenset[int]
+) -> None:
     options, steps = search
     straight = Trainer(build_controller(options, steps), losses)
     straight.train(steps)
     saved = Trainer(build_controller(options, steps), losses)
     saved.train(steps, saved_at)
-    # compared as text: a gain may be nan
+    # Compared as text because a gain may be NaN.
     assert repr(saved.decisions) == repr(straight.decisions)
     assert (saved.run.state, saved.executed) == (straight.run.state, straight.executed)

@@ -1,4 +1,4 @@
-"""Where a search takes place, and what it is told to discard at most."""
+"""Plan of a search in steps, and the largest number of steps that it discards."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def test_race_plan_in_steps() -> None:
 @pytest.mark.parametrize("climb", [True, False])
 def test_discarded_steps_stay_within_the_plan(best: float, climb: bool) -> None:
     run = start(best, climb=climb).train()
-    told = str(run.controller.plan)
-    most = sum(map(int, re.findall(r"(?:at most|too large) (\d+) (?:steps|more)", told)))
-    further = int(re.findall(r"(\d+) for each further one", told)[0])
+    plan = str(run.controller.plan)
+    most = sum(map(int, re.findall(r"(?:at most|too large) (\d+) (?:steps|more)", plan)))
+    further = int(re.findall(r"(\d+) for each further one", plan)[0])
     new_runs = sum(decision.restore == "initial" for decision in run.decisions)
     assert 0 < run.executed - N <= most + max(0, new_runs - 2) * further
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ from megatron_adalrs.adalrs.settings import AdaLRSSettings
         ("max_scale", math.inf, "finite"),
     ],
 )
-def test_value_out_of_range_is_rejected_by_name(field, value, requirement) -> None:
+def test_value_out_of_range_is_rejected_by_name(field: str, value: Any, requirement: str) -> None:
     with pytest.raises(ValueError) as rejected:
         AdaLRSSettings(**{field: value})
     message = str(rejected.value)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from fractions import Fraction
 
 import numpy as np
@@ -14,15 +15,15 @@ from megatron_adalrs.adalrs.slope import RunningSlope
 losses = st.floats(-1e3, 1e3, allow_nan=False, width=32)
 
 
-def fit(values) -> RunningSlope:
+def fit(values: Iterable[float]) -> RunningSlope:
     running = RunningSlope()
     for value in values:
         running.push(float(value))
     return running
 
 
-def exact_fit(values) -> tuple[float, float, float]:
-    """Mean, slope and standard error by the textbook sums, in rational arithmetic."""
+def exact_fit(values: Iterable[float]) -> tuple[float, float, float]:
+    """Return mean, slope and standard error by the textbook sums, in rational arithmetic."""
     y = [Fraction(float(value)) for value in values]
     n = len(y)
     x_mean, y_mean = Fraction(n - 1, 2), sum(y) / n
@@ -35,7 +36,7 @@ def exact_fit(values) -> tuple[float, float, float]:
 
 @pytest.mark.parametrize("offset", [0.0, 3.0, 1e6])
 @pytest.mark.parametrize("noise", [0.0, 1e-3, 0.5])
-def test_long_window_is_exact_to_nine_digits(offset, noise) -> None:
+def test_long_window_is_exact_to_nine_digits(offset: float, noise: float) -> None:
     steps = np.arange(10_000)
     random = np.random.default_rng(0)
     values = offset + 2.0 * np.exp(-steps / 4000) + noise * random.standard_normal(len(steps))
@@ -62,12 +63,14 @@ def test_slope_agrees_with_numpy() -> None:
     fall=st.floats(-1e-3, 1e-3),
 )
 @settings(max_examples=20, deadline=None)
-def test_long_window_equals_numpy_and_closed_form(seed, offset, noise, fall) -> None:
+def test_long_window_equals_numpy_and_closed_form(
+    seed: int, offset: float, noise: float, fall: float
+) -> None:
     steps = np.arange(10_000)
     values = offset - fall * steps + noise * np.random.default_rng(seed).standard_normal(len(steps))
     running = fit(values)
-    # b = sum(x y) / sum(x x) and e = sqrt(sum((y - b x)^2) / (n - 2) / sum(x x)) about the means; less the
-    # offset, with which sums of squares would lose their digits.
+    # b = sum(x y) / sum(x x) and e = sqrt(sum((y - b x)^2) / (n - 2) / sum(x x)) around the means. The offset
+    # is subtracted, because sums of squares would lose precision with it.
     x, y = steps - steps.mean(), values - offset
     y = y - y.mean()
     slope = (x @ y) / (x @ x)
@@ -80,7 +83,7 @@ def test_long_window_equals_numpy_and_closed_form(seed, offset, noise, fall) -> 
 
 
 @given(st.lists(losses, min_size=3, max_size=40))
-def test_slope_agrees_with_exact_arithmetic(values) -> None:
+def test_slope_agrees_with_exact_arithmetic(values: list[float]) -> None:
     running = fit(values)
     mean, slope, error = exact_fit(values)
     spread = max(values) - min(values)
@@ -104,7 +107,7 @@ def test_unknown_quantities_are_nan() -> None:
 
 @given(st.lists(losses, max_size=20), st.lists(losses, max_size=20))
 @settings(max_examples=50)
-def test_saved_slope_continues_exactly(before, after) -> None:
+def test_saved_slope_continues_exactly(before: list[float], after: list[float]) -> None:
     straight = fit([*before, *after])
     saved = json.loads(json.dumps(fit(before).state_dict()))
     resumed = RunningSlope()

@@ -4,18 +4,22 @@ import json
 import math
 import random
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import nn
-from torch.optim import lr_scheduler
+from torch.optim import Optimizer, lr_scheduler
 
-from megatron_adalrs.adalrs import AdaLRSSettings, Event
+from megatron_adalrs.adalrs import AdaLRSSettings, Decision, Event
 from megatron_adalrs.integrations.torch_loop import AdaLRS, scale_learning_rates
 
 TRAIN_ITERS, WINDOW, TRIAL_START = 100, 5, 20
+LossCurve = Callable[[int, str], float]
 OPTIMIZERS = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=1e-3, momentum=0.9),
     "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.01),
@@ -41,7 +45,7 @@ MORE_SCHEDULERS = {
 }
 
 
-def warm_up_then(optimizer, warmup):
+def warm_up_then(optimizer: Optimizer, warmup: int) -> lr_scheduler.LRScheduler:
     stages = [
         lr_scheduler.LinearLR(optimizer, 0.1, total_iters=warmup),
         lr_scheduler.CosineAnnealingLR(optimizer, TRAIN_ITERS - warmup),
@@ -50,35 +54,36 @@ def warm_up_then(optimizer, warmup):
 
 
 class Data:
-    """Goes back when it is iterated anew and draws a seed then, as torchdata's loaders do."""
+    """Data loader that continues at its position and draws a seed per iterator, like those of torchdata."""
 
     def __init__(self, batches_per_epoch: int) -> None:
         self.batches_per_epoch = batches_per_epoch
         self.position = 0
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[torch.Tensor]:
         torch.empty((), dtype=torch.int64).random_()
         return self.rest_of_epoch()
 
-    def rest_of_epoch(self):
+    def rest_of_epoch(self) -> Iterator[torch.Tensor]:
         while self.position < self.batches_per_epoch:
             self.position += 1
             generator = torch.Generator().manual_seed(self.position)
             yield torch.randn(4, 8, generator=generator)
         self.position = 0
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         return {"position": self.position}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.position = state["position"]
 
 
 @dataclass
 class Loop:
-    """A small model that draws on every random stream, trained on its own loss.
+    """Training loop of a small model that uses every random number generator.
 
-    What AdaLRS is told is the made-up curve `told`: each test stages the verdict that it is about.
+    The model is trained on its own loss, but AdaLRS receives the artificial curve `loss_at`, with which each
+    test produces the verdict that it checks.
     """
 
     optimizer_name: str = "adamw"
@@ -109,9 +114,9 @@ class Loop:
         )
         self.batches = self.adalrs.batches()
         self.real_losses: dict[int, float] = {}
-        self.decisions = []
+        self.decisions: list[Decision] = []
 
-    def train(self, told, until) -> None:
+    def train(self, loss_at: LossCurve, until: Callable[[], bool]) -> None:
         while not self.adalrs.finished and not until():
             batch = next(self.batches)
             noise = random.random() + np.random.rand()
@@ -123,18 +128,18 @@ class Loop:
                 self.scheduler.step()
             step = self.adalrs.steps
             self.real_losses[step] = loss.item()
-            decision = self.adalrs.step(told(step, self.adalrs.phase))
+            decision = self.adalrs.step(loss_at(step, self.adalrs.phase))
             if decision.event:
                 self.decisions.append(decision)
 
-    def train_to(self, step: int, told=None) -> None:
-        self.train(told or slowing, lambda: self.adalrs.steps >= step)
+    def train_to(self, step: int, loss_at: LossCurve | None = None) -> None:
+        self.train(loss_at or slowing, lambda: self.adalrs.steps >= step)
 
     @property
     def rates(self) -> list[float]:
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
-    def everything(self):
+    def everything(self) -> tuple[Any, ...]:
         tensors = [*self.model.state_dict().values(), self.temperature, torch.get_rng_state()]
         for entries in self.optimizer.state.values():
             tensors += [torch.as_tensor(value) for value in entries.values() if value is not None]
@@ -147,14 +152,14 @@ class Loop:
 
 
 def slowing(step: int, phase: str) -> float:
-    """Slows down once, in the window before step 20, and stops descending altogether in a trial."""
+    """Return a loss that slows down once, in the window before step 20, and does not fall in a trial."""
     if phase == "trial":
         return 50.0
     return 100.0 - step if step < 15 else 85.0 - 0.5 * (step - 14)
 
 
 def steady(step: int, phase: str) -> float:
-    """Never slows down, so that no trial starts."""
+    """Return a loss that never slows down, so that no trial starts."""
     return 100.0 - step
 
 
@@ -166,7 +171,7 @@ def improving(step: int, phase: str) -> float:
     return 80.0 - 2.0 * (step - TRIAL_START) if phase == "trial" else slowing(step, phase)
 
 
-def assert_same(one, other) -> None:
+def assert_same(one: tuple[Any, ...], other: tuple[Any, ...]) -> None:
     (tensors, *rest), (other_tensors, *other_rest) = one, other
     assert rest == other_rest
     assert all(tensor.isfinite().all() for tensor in tensors)
@@ -176,10 +181,10 @@ def assert_same(one, other) -> None:
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("told", [slowing, diverging])
-def test_undone_trial_leaves_no_trace_in_the_run(optimizer, scheduler, told) -> None:
+@pytest.mark.parametrize("loss_at", [slowing, diverging])
+def test_undone_trial_leaves_no_trace_in_the_run(optimizer: str, scheduler: str, loss_at: LossCurve) -> None:
     tried = Loop(optimizer, scheduler)
-    tried.train(told, lambda: any(decision.restore for decision in tried.decisions))
+    tried.train(loss_at, lambda: any(decision.restore for decision in tried.decisions))
     assert tried.adalrs.steps == TRIAL_START
     assert tried.adalrs.discarded_steps == tried.decisions[-1].discarded_steps > 0
     undone = tried.everything()
@@ -194,7 +199,7 @@ def test_undone_trial_leaves_no_trace_in_the_run(optimizer, scheduler, told) -> 
 
 
 @pytest.mark.parametrize("batches_per_epoch", [1, TRIAL_START, 2 * TRAIN_ITERS])
-def test_trial_can_start_anywhere_in_an_epoch(batches_per_epoch) -> None:
+def test_trial_can_start_anywhere_in_an_epoch(batches_per_epoch: int) -> None:
     tried = Loop(batches_per_epoch=batches_per_epoch)
     tried.train(slowing, lambda: any(decision.restore for decision in tried.decisions))
     tried.train_to(TRIAL_START + 10, steady)
@@ -207,8 +212,8 @@ def test_trial_can_start_anywhere_in_an_epoch(batches_per_epoch) -> None:
 @pytest.mark.parametrize("name", SCHEDULERS | MORE_SCHEDULERS)
 @pytest.mark.parametrize("scaled_at", [3, 20])
 @pytest.mark.parametrize("tensor_rate", [False, True])
-def test_every_scheduler_keeps_the_scaled_rate(name, scaled_at, tensor_rate) -> None:
-    def rates(ratio):
+def test_every_scheduler_keeps_the_scaled_rate(name: str, scaled_at: int, tensor_rate: bool) -> None:
+    def rates(ratio: float) -> NDArray[np.float64]:
         parameter = nn.Parameter(torch.zeros(()))
         other = nn.Parameter(torch.zeros(()))
         make_rate = (lambda rate: torch.tensor(rate, dtype=torch.float64)) if tensor_rate else float
@@ -253,7 +258,7 @@ def test_final_rate_of_weight_averaging_is_scaled() -> None:
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_accepted_trial_keeps_its_steps_and_rate(scheduler) -> None:
+def test_accepted_trial_keeps_its_steps_and_rate(scheduler: str) -> None:
     loop = Loop(scheduler_name=scheduler)
     loop.train(improving, lambda: any(decision.event is Event.ACCEPTED for decision in loop.decisions))
     assert (loop.adalrs.steps, loop.adalrs.scale, loop.adalrs.discarded_steps) == (25, 3.0, 0)
@@ -285,7 +290,7 @@ def test_run_ends_after_train_iters_kept_steps() -> None:
 
 
 def move_to_a_new_process(loop: Loop) -> Loop:
-    """Save, as a user would, and load into freshly built objects."""
+    """Save the loop as a user would, and load it into newly built objects."""
     saved = {
         "model": loop.model.state_dict(),
         "optimizer": loop.optimizer.state_dict(),
@@ -307,14 +312,14 @@ def move_to_a_new_process(loop: Loop) -> Loop:
     return fresh
 
 
-@pytest.mark.parametrize("told", [slowing, improving])
+@pytest.mark.parametrize("loss_at", [slowing, improving])
 @pytest.mark.parametrize("new_process", [False, True])
-def test_run_interrupted_in_a_trial_is_equal(told, new_process) -> None:
+def test_run_interrupted_in_a_trial_is_equal(loss_at: LossCurve, new_process: bool) -> None:
     straight = Loop(scheduler_name="cosine")
-    straight.train_to(60, told)
+    straight.train_to(60, loss_at)
     expected = straight.everything()
     broken = Loop(scheduler_name="cosine")
-    broken.train(told, lambda: broken.adalrs.phase == "trial" and broken.adalrs.steps == 23)
+    broken.train(loss_at, lambda: broken.adalrs.phase == "trial" and broken.adalrs.steps == 23)
     with pytest.raises(RuntimeError, match=r"call interrupt\(\) before saving"):
         broken.adalrs.state_dict()
     assert broken.adalrs.interrupt().discarded_steps == 3
@@ -324,7 +329,7 @@ def test_run_interrupted_in_a_trial_is_equal(told, new_process) -> None:
         broken = move_to_a_new_process(broken)
     else:
         broken.adalrs.resume()
-    broken.train_to(60, told)
+    broken.train_to(60, loss_at)
     assert_same(broken.everything(), expected)
     assert broken.adalrs.scale == straight.adalrs.scale
     assert broken.adalrs.discarded_steps == straight.adalrs.discarded_steps + 3
@@ -376,7 +381,7 @@ def test_run_saved_outside_a_trial_is_equal() -> None:
 
 
 def test_search_raises_a_far_too_low_rate() -> None:
-    def train(enabled):
+    def train(enabled: bool) -> tuple[float, float]:
         torch.manual_seed(0)
         model = nn.Linear(2, 1)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
@@ -434,7 +439,7 @@ def test_expanded_buffer_is_restored() -> None:
         ({"parts": [Data(1), "scaler"]}, r"parts\[1\]: str has no state_dict"),
     ],
 )
-def test_parts_without_a_state_are_rejected(argument, message) -> None:
+def test_parts_without_a_state_are_rejected(argument: dict[str, Any], message: str) -> None:
     model = nn.Linear(1, 1)
     with pytest.raises(ValueError, match=message):
         AdaLRS(model, torch.optim.SGD(model.parameters(), lr=0.1), 1000, **argument)
@@ -462,7 +467,7 @@ def test_search_that_does_not_fit_is_rejected() -> None:
         ({"budget": "total"}, "adalrs.budget='total' needs a schedule that counts discarded steps"),
     ],
 )
-def test_modes_unsupported_by_a_loop_are_rejected(values, message) -> None:
+def test_modes_unsupported_by_a_loop_are_rejected(values: dict[str, Any], message: str) -> None:
     model = nn.Linear(2, 2)
     with pytest.raises(ValueError, match=message):
         AdaLRS(
