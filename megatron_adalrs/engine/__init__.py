@@ -4,7 +4,9 @@ deepspeed_import.py   import of DeepSpeed without its banner and warnings
 process_group.py      start and end of the process group, properties of the accelerator
 extension_locks.py    locks of DeepSpeed's compiled operators that a killed process left
 deepspeed_config.py   DeepSpeed's configuration from the flags and the user's file
-base.py               Engine: what both engines share; average of the loss, saving, loading
+base.py               Engine: the part that both engines share; steps, saving, loading
+loss_average.py       average of the loss over ranks
+learning_rate.py      writes the learning rate into the optimizer; DeepSpeed's range test
 data_parallel.py      DataParallelEngine: DeepSpeed's data-parallel engine, ZeRO 0-3
 pipeline.py           PipelineParallelEngine: DeepSpeed's PipelineEngine, ZeRO 0-1
 mpu.py                the mesh in the form that DeepSpeed expects
@@ -15,7 +17,6 @@ checkpoint_io.py      DeepSpeed's checkpoint files, written directly or from a c
 saved_weights.py      weights in the files that an engine of any mesh saved
 saved_optimizer.py    masters and optimizer state in the same files
 reshard.py            writes these into an engine of another mesh
-lr_range_test.py      DeepSpeed's learning-rate range test
 """
 
 from __future__ import annotations

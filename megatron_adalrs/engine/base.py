@@ -1,7 +1,4 @@
-"""The training engine: what the data-parallel and the pipeline engine share.
-
-The loss is averaged here, once: over micro-batches, data-parallel ranks and context-parallel parts.
-"""
+"""The training engine: the part that the data-parallel and the pipeline engine share."""
 
 from __future__ import annotations
 
@@ -22,6 +19,8 @@ from megatron_adalrs.distributed.collectives import gather_numbers
 from megatron_adalrs.distributed.process_mesh import ProcessMesh
 from megatron_adalrs.engine.checkpoint_io import CheckpointFiles
 from megatron_adalrs.engine.deepspeed_config import deepspeed_settings
+from megatron_adalrs.engine.learning_rate import apply_learning_rate
+from megatron_adalrs.engine.loss_average import LossAverage
 from megatron_adalrs.engine.master_weights import weights_from_masters
 from megatron_adalrs.engine.mpu import ModelParallelUnit
 from megatron_adalrs.engine.process_group import computes_on_cpu
@@ -96,6 +95,7 @@ class Engine(ABC):
         self.deepspeed.checkpoint_engine = self.files
         self.deepspeed._copy_recovery_script = self.files.attempt(self.deepspeed._copy_recovery_script)
         self.device = torch.device(self.deepspeed.device)
+        self._loss_average = LossAverage(mesh, self._documents, self.device)
         self._gate = self._build_update_gate()
 
     def _initialize_deepspeed(self, model: nn.Module, config: Config, settings: dict[str, Any]) -> Any:
@@ -147,8 +147,7 @@ class Engine(ABC):
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of every parameter group. Nothing else writes it."""
-        for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = lr
+        apply_learning_rate(self.deepspeed.optimizer, lr)
 
     @abstractmethod
     def train_batch(
@@ -169,35 +168,12 @@ class Engine(ABC):
         Collective.
         """
 
-    def _counted_share(self, micro_batches: Sequence[np.ndarray]) -> float:
-        """Return the share of this rank's tokens whose loss counts; the micro-batches have one shape."""
-        if not self._documents.loss:
-            return 1.0
-        return float(np.mean([batch[:, :-1] != self._documents.eod for batch in micro_batches]))
-
-    def _loss_scale(self, micro_batches: Sequence[np.ndarray]) -> float | None:
-        """Return the factor from a mean over all tokens to one over the step's counted tokens. Collective.
-
-        With one factor for all ranks, the loss does not depend on how samples are distributed over the mesh.
-        None if every token counts.
-        """
-        if not self._documents.loss:
-            return None
-        share = self._mean_loss(gather_numbers([self._counted_share(micro_batches)], self.device)[:, 0])
-        return 1.0 / share if share else 1.0
-
-    def _mean_of_counted(self, loss: float, shares: Sequence[float]) -> float:
-        """Return the mean loss of counted tokens, given this rank's mean over all tokens. Collective."""
-        gathered = gather_numbers([loss, sum(shares) / len(shares)], self.device)
-        loss = self._mean_loss(gathered[:, 0])
-        return loss / (self._mean_loss(gathered[:, 1]) or 1.0) if self._documents.loss else loss
-
     def _reduce_step(self, loss: float, norm: Tensor | float | None, stop: bool) -> StepResult:
         """Combine what each rank knows of a step into the result that all ranks return. Collective."""
         applied = bool(self.deepspeed.was_step_applied()) and not self._gate.refused
         gathered = gather_numbers([loss, self._grad_norm(norm), applied, stop], self.device)
         return StepResult(
-            loss=self._mean_loss(gathered[:, 0]),
+            loss=self._loss_average.mean(gathered[:, 0]),
             grad_norm=float(gathered[0, 1]),
             applied=bool(gathered[:, 2].all()),
             stop_requested=bool(gathered[:, 3].any()),
@@ -206,7 +182,7 @@ class Engine(ABC):
     def _reduce_loss_and_norm(self, loss: float, norm: Tensor | float | None) -> tuple[float, float]:
         """Return loss and gradient norm before an update, bit-identical to `_reduce_step`'s. Collective."""
         gathered = gather_numbers([loss, self._grad_norm(norm)], self.device)
-        return self._mean_loss(gathered[:, 0]), float(gathered[0, 1])
+        return self._loss_average.mean(gathered[:, 0]), float(gathered[0, 1])
 
     def _grad_norm(self, norm: Tensor | float | None) -> float:
         """Return `norm`, or DeepSpeed's norm if it is None.
@@ -215,13 +191,6 @@ class Engine(ABC):
         """
         known = getattr(self.deepspeed.optimizer, "_global_grad_norm", None) if norm is None else norm
         return float("nan") if known is None or known < 0 else float(known)
-
-    def _mean_loss(self, losses: np.ndarray) -> float:
-        """Average the losses of all ranks, float64 [world size].
-
-        One rank of each tensor group is used: a group shares its samples, or its part of them.
-        """
-        return float(losses[:: self._mesh.tensor.size].mean())
 
     def training_state_tensors(self) -> dict[Hashable, Tensor]:
         """Return the tensors that decide the following steps, in place.

@@ -55,7 +55,7 @@ class DataParallelEngine(Engine):
     ) -> StepResult:
         self.module.train()
         total = torch.zeros((), dtype=torch.float32, device=self.device)
-        scale = self._loss_scale(micro_batches)
+        scale = self._loss_average.scale(micro_batches)
         for index, batch in enumerate(micro_batches, start=1):
             loss = self.deepspeed(self._to_device(batch))
             if scale is not None:
@@ -80,8 +80,8 @@ class DataParallelEngine(Engine):
         shares = []
         for batch in (batch for batches in steps for batch in batches):
             losses.append(self.deepspeed(self._to_device(batch)).float())
-            shares.append(self._counted_share([batch]))
-        return self._mean_of_counted(float(torch.stack(losses).mean()), shares)
+            shares.append(self._loss_average.counted_share([batch]))
+        return self._loss_average.mean_of_counted(float(torch.stack(losses).mean()), shares)
 
     def _clip(self) -> Tensor | None:
         """Clip gradients and return their norm; None if DeepSpeed does it in its `step`."""

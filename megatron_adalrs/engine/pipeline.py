@@ -83,7 +83,7 @@ class PipelineParallelEngine(Engine):
         self._gate.set(
             accept and (lambda: accept(*self._reduce_loss_and_norm(self._loss_before_update(), self._norm)))
         )
-        self._set_scale(self._loss_scale(micro_batches))
+        self._set_scale(self._loss_average.scale(micro_batches))
         # The iterator ends with this step's micro-batches, since DeepSpeed never rewinds one.
         self.deepspeed.train_batch(self._pairs(micro_batches))
         return self._reduce_step(float(self.deepspeed.dp_group_loss), self._norm, stop)
@@ -100,21 +100,17 @@ class PipelineParallelEngine(Engine):
         shares: list[float] = []
         self._set_scale(None)
         for batches in steps:
-            shares += [self._counted_share([batch]) for batch in batches]
+            shares += [self._loss_average.counted_share([batch]) for batch in batches]
             stage_losses = self.deepspeed.eval_batch(
                 self._pairs(batches), reduce_output=None, bcast_loss=False, num_micro_batches=len(batches)
             )
             losses += stage_losses or []
         loss = float(torch.stack(losses).float().mean()) if self._mesh.pipe.is_last else float("nan")
-        return self._mean_of_counted(loss, shares)
+        return self._loss_average.mean_of_counted(loss, shares)
 
     def _set_scale(self, scale: float | None) -> None:
         if self._mesh.pipe.is_last:
             self._output.scale = scale or 1.0
-
-    def _mean_loss(self, losses: np.ndarray) -> float:
-        # The pipe is the slowest axis of the mesh, so the last ranks are those of the last stage.
-        return super()._mean_loss(losses[-(self._mesh.world_size // self._mesh.pipe.size) :])
 
     def _pairs(self, micro_batches: Sequence[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
         """Return pairs (inputs, targets), each int64 [b, s], for the first and the last stage."""

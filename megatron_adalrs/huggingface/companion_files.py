@@ -9,7 +9,7 @@ from pathlib import Path
 from megatron_adalrs.config import ModelConfig
 from megatron_adalrs.data.tokenizer import Tokenizer, build_tokenizer, digest_of_files, json_object
 from megatron_adalrs.huggingface.config_json import family_of
-from megatron_adalrs.huggingface.families import GPT2
+from megatron_adalrs.huggingface.tensor_names import GPT2
 
 GENERATION = "generation_config.json"
 TOKENIZER_JSON, TOKENIZER_CONFIG, SENTENCEPIECE_MODEL = (

@@ -14,8 +14,8 @@ from typing import Any
 
 from megatron_adalrs.config import ModelConfig
 from megatron_adalrs.config.base import require, shown_division
-from megatron_adalrs.huggingface.families import FAMILIES, GPT2, LLAMA, QWEN2, Family
 from megatron_adalrs.huggingface.rope_config import is_positive_number, rotary_fields, rotary_json
+from megatron_adalrs.huggingface.tensor_names import FAMILIES, GPT2, LLAMA, QWEN2, Family
 
 CONFIG = "config.json"
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -23,8 +23,8 @@ from megatron_adalrs.huggingface.companion_files import (
     TOKENIZER_JSON,
     VOCAB,
 )
-from megatron_adalrs.huggingface.families import QWEN2
 from megatron_adalrs.huggingface.sentencepiece_tokenizer import backend_of
+from megatron_adalrs.huggingface.tensor_names import QWEN2
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend

@@ -13,9 +13,9 @@ from torch import Tensor
 from megatron_adalrs.config import ModelConfig
 from megatron_adalrs.huggingface.companion_files import GENERATION, copy_companion_files
 from megatron_adalrs.huggingface.config_json import CONFIG, config_json, family_of
-from megatron_adalrs.huggingface.families import Family
 from megatron_adalrs.huggingface.reader import parameter_shapes, part_shapes
 from megatron_adalrs.huggingface.tensor_files import Entry, write_tensors
+from megatron_adalrs.huggingface.tensor_names import Family
 from megatron_adalrs.model.initialization import WeightSource
 from megatron_adalrs.utils.atomic_files import new_folder
 

@@ -1,10 +1,11 @@
 """Metrics of a run: console, TensorBoard, Weights & Biases, metrics.jsonl and the decision journal.
 
-The trainer passes records, which are plain mappings, to `Metrics.write`; each sink writes the fields that it
-shows. Only the first rank has sinks.
+The trainer's `RunRecorder` passes records, which are plain mappings, to `Metrics.write`; each sink writes the
+fields that it shows. Only the first rank has sinks.
 
-To add a metric, add its field to `TrainStep` in `records.py`, its value to the trainer's record, and its name
-to `Scalars.TRAIN` in `scalars.py` if TensorBoard and Weights & Biases should show it.
+To add a metric, add its field to `TrainStep` in `records.py`, its value in
+`RunRecorder.log_step` (`training/run_recorder.py`), and its name to `Scalars.TRAIN` in `scalars.py` if
+TensorBoard and Weights & Biases should show it.
 """
 
 from __future__ import annotations

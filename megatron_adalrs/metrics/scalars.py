@@ -1,4 +1,7 @@
-"""Sink that turns records into the scalars of a dashboard, such as TensorBoard."""
+"""Sink that turns records into the scalars of a dashboard, such as TensorBoard.
+
+`metrics/__init__.py` says how to add a metric.
+"""
 
 from __future__ import annotations
 

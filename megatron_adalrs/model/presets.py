@@ -5,7 +5,7 @@ except for `seq_length`, the length of training samples.
 
 To add a model family, define its common fields below and add its shapes to `PRESETS`. A layer that the family
 needs and `ModelConfig` does not describe is a field there and a module in this package;
-`huggingface.families` describes the conversion of the family's checkpoints.
+`huggingface.tensor_names` describes the conversion of the family's checkpoints.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Learning-rate schedules: constant, linear, cosine, inverse square root and WSD, with warm-up.
 
-A schedule is a pure function from a step to a factor of the base learning rate.
+A schedule is a pure function from a step to a factor of the base learning rate. `Trainer.learning_rate`
+multiplies it with the scale of the search, and `engine/learning_rate.py` writes the rate into the optimizer.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The optimizers, by name, built from `OptimizerConfig`.
 
-To add one, write a function like `adamw`, add it to `OPTIMIZERS` and add a field that selects it to
-`OptimizerConfig`. `engine.saved_optimizer` lists the optimizer state that a checkpoint can carry over to
-another mesh.
+To add one, write a function like `adamw`, add it to `OPTIMIZERS`, add a field that selects it to
+`OptimizerConfig`, and pass this field to `build_optimizer` in `engine/base.py`. `engine.saved_optimizer`
+lists the optimizer state that a checkpoint can carry over to another mesh, and `planning.memory` counts its
+bytes.
 """
 
 from __future__ import annotations

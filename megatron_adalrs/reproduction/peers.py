@@ -141,7 +141,7 @@ def range_test(
     Returns:
         The rate that was found, and the number of steps.
     """
-    from megatron_adalrs.engine.lr_range_test import lr_range_test
+    from megatron_adalrs.engine.learning_rate import lr_range_test
 
     steps = min(config.training.train_iters, max(50, config.training.train_iters // 10))
     optimizer = build_optimizer(model, config.optimizer)

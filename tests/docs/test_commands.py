@@ -188,3 +188,13 @@ def test_links_lead_to_files(path: Path) -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("name", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_named_files_exist(name: str) -> None:
+    text = (ROOT / name).read_text()
+    paths = re.findall(r"`(?:megatron_adalrs/)?((?:[a-z_]+/)+[a-z_]+\.(?:py|sh|md))`", text)
+    assert paths
+    assert [
+        path for path in paths if not any((ROOT / start / path).exists() for start in ("", "megatron_adalrs"))
+    ] == []

@@ -1,4 +1,7 @@
-"""Names and layouts of the tensors of Hugging Face models that make up each of our parameters."""
+"""Names and layouts of the tensors of Hugging Face models that make up each of our parameters.
+
+Only import and export need this; `model/presets.py` says how to add a model family.
+"""
 
 from __future__ import annotations
 
