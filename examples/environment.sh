@@ -5,7 +5,7 @@
 prepare_environment() {
     local requirements="$1" python="${PYTHON:-python3}" venv stamp
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
-        echo "error: Python 3.10 or newer is required, $("$python" --version 2>&1) found; set PYTHON to another one" >&2
+        echo "error: Python 3.10 or newer is required, $("$python" --version 2>&1) found; set PYTHON to a newer one" >&2
         exit 2
     }
     venv="${VIRTUAL_ENV:-$PWD/.venv}"

@@ -10,7 +10,7 @@ data=data/quickstart
 run=runs/quickstart
 mkdir -p "$data"
 
-# The corpus: the sources of Python's standard library, which every machine with Python has.
+# The corpus: the source code of Python's standard library.
 corpus="$data/stdlib.jsonl"
 [ -s "$corpus" ] || megatron-adalrs collect-sources --output "$corpus"
 

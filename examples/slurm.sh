@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # sbatch examples/slurm.sh run.yaml runs/NAME
 #
-# Slurm warns the ranks two minutes before the time is over; they finish the step, undo a trial under way, save and end
-# with exit code 143. The job then goes back in the queue, and the next one resumes from the newest complete checkpoint.
-# It does so too after a node has failed.
+# Slurm signals the ranks two minutes before the time limit; they finish the step, undo a trial in progress, save and
+# exit with code 143. The job is then requeued and resumes from the newest complete checkpoint. It is also requeued
+# after a node has failed.
 #SBATCH --job-name=pretrain
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8
@@ -28,6 +28,6 @@ case $code in
     0) echo "the run is complete" ;;
     2) echo "the run was refused: see the error above" ;;
     5) echo "the loss guard stopped the run: see the last lines above" ;;
-    *) echo "exit code $code: back in the queue" && scontrol requeue "$SLURM_JOB_ID" ;;
+    *) echo "exit code $code: requeued" && scontrol requeue "$SLURM_JOB_ID" ;;
 esac
 exit $code

@@ -22,7 +22,7 @@ install_missing() { # PROGRAM:PACKAGE ...
 
 for argument in "$@"; do
     if [ "$argument" = --system ]; then
-        # A browser for the report; what makes two nodes of one machine.
+        # A browser for the report, and tools that simulate two nodes on one machine.
         install_missing chromium:chromium ip:iproute2 sshd:openssh-server ssh:openssh-client pdsh:pdsh
     fi
 done

@@ -128,7 +128,7 @@ class FixedRate:
         """
         if state.get("mode") != "fixed":
             raise ValueError(
-                "adalrs.enabled=False, but the saved state is of a run with adalrs.enabled=True: "
+                "adalrs.enabled=False, but the saved state comes from a run with adalrs.enabled=True: "
                 "without the search the learning rate that it found would be lost"
             )
         self.step = state["step"]

@@ -144,7 +144,7 @@ class PaperController:
         if self.step != self._trial_start:
             raise RuntimeError(
                 f"the state was saved {self.step - self._trial_start} steps into a trial and the snapshot to "
-                "undo it is gone: call interrupt() before saving"
+                "undo it was not saved: call interrupt() before saving"
             )
         return self._trial_started()
 

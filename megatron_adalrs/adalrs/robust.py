@@ -259,7 +259,7 @@ class RobustController:
         """
         if self.has_pending_rollback:
             raise RuntimeError(
-                "the state was saved within a race, whose snapshots are gone: call interrupt() first"
+                "the state was saved during a race, without its snapshots: call interrupt() first"
             )
         if self.step == 0 and self.needs_initial:
             return self._decide(
@@ -425,7 +425,7 @@ class RobustController:
             is_worse = event is Event.ABORTED or at_best < 0
             return self._go_back(event, why, tried, gain, undone, restart_is_due=is_worse)
         if event is Event.FAILED and at_best >= 0:
-            why += f", no worse for sure than {self._base:.4g}: half way between"
+            why += f", not significantly worse than {self._base:.4g}: continuing halfway between"
             self._base *= math.sqrt(self.settings.alpha)
             self._restart_may_come = False
         return self._go_back(event, why, tried, gain, undone)
@@ -441,11 +441,13 @@ class RobustController:
     def _restart_lower(self, event: Event, found: Finding) -> Decision:
         tried, undone = self.scale, len(self._trial)
         self._enter(State.RESTART, 0, tried / self.settings.restart_factor)
-        reason = f"no more finite than the old run: a new one at scale {self.scale:.4g}"
+        reason = f"its losses are not finite either: a new run at scale {self.scale:.4g}"
         return self._verdict(event, tried, reason, undone=undone, restore=INITIAL)
 
     def _catch_up(self, event: Event, found: Finding) -> Decision:
-        return self._decide(event, "the new run is as far as the old one", capture=self._slots["winner"])
+        return self._decide(
+            event, "the new run has reached the step of the old one", capture=self._slots["winner"]
+        )
 
     def _lose_restart(self, event: Event, found: Finding) -> Decision:
         if found.condition is Condition.BEHIND and found.gain:
@@ -553,7 +555,7 @@ class RobustController:
         reason = f"{why}: back to step {self.step}"
         self._begin_race(restart_is_due)
         if self._state is not State.RESTART_CONTROL:
-            reason += f", on at scale {self.scale:.4g}"
+            reason += f", continuing at scale {self.scale:.4g}"
         return self._verdict(event, tried, reason + self._then(), gain, undone, restore=self._slots["start"])
 
     def _rewind(self, event: Event) -> Decision:
@@ -599,11 +601,11 @@ class RobustController:
 
     def _what_follows(self) -> str:
         if self._state is State.RESTART_CONTROL:
-            return f"{self.plan.restart_steps} steps at scale {self.scale:.4g}, to compare a new run with"
+            return f"{self.plan.restart_steps} steps at scale {self.scale:.4g}, as the control for a new run"
         if self._fallback is Fallback.REPEAT:
-            return f"{self.plan.race_steps} steps at scale {self.scale:.4g}, to go back to"
+            return f"{self.plan.race_steps} steps at scale {self.scale:.4g}, to repeat the control"
         higher = self.scale * self._tried_factor
-        return f"{self._arm_steps} steps at scale {self.scale:.4g}, to race {higher:.4g} against"
+        return f"{self._arm_steps} steps at scale {self.scale:.4g}, as the control for {higher:.4g}"
 
     def _then(self) -> str:
         return "" if self._state in (State.BEFORE, State.ENDING) else f"; next {self._what_follows()}"

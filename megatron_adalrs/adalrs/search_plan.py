@@ -98,13 +98,13 @@ class RacePlan:
         further = self.restart_cost - self.race_steps
         climbs = self.most_climbs * self.climb_steps
         climb = (
-            f"climbs from step {self.climb_start} on in races of {self.climb_steps} steps an arm, discarding "
-            f"at most {climbs} steps ({climbs / self.train_iters:.1%}); "
+            f"climbs from step {self.climb_start} on in races of {self.climb_steps} steps per arm, "
+            f"discarding at most {climbs} steps ({climbs / self.train_iters:.1%}); "
         )
         return (
             f"{climb if climbs else ''}races scales from step {self.search_start} to {self.search_end}, "
-            f"{self.race_steps} steps an arm, discarding at most {most} steps "
-            f"({most / self.train_iters:.1%}); from a rate that proves too large {restart} more "
+            f"{self.race_steps} steps per arm, discarding at most {most} steps "
+            f"({most / self.train_iters:.1%}); if the rate proves too large, {restart} more "
             f"({restart / self.train_iters:.1%}) for a restart at a lower scale, and {further} for each "
             f"further one"
         )

@@ -31,7 +31,7 @@ class AdaLRSSettings:
     """Rule of the search: `paper` compares the loss descent velocity of consecutive windows, `robust`
     compares two continuations of the same weights on the same batches (a race)."""
     alpha: float = 3.0
-    """Factor by which a trial raises the learning rate, before decay. Above 1; in paper mode best coprime
+    """Factor by which a trial raises the learning rate, before decay. Above 1; in paper mode ideally coprime
     with beta."""
     beta: float = 2.0
     """Paper mode: divisor of the learning rate after a failed trial or a rising loss, before decay. Above
@@ -46,7 +46,7 @@ class AdaLRSSettings:
     """Progress (kept steps / train_iters) at which the search begins. In paper mode, two windows are observed
     before it."""
     search_end: float = 0.4
-    """Progress (kept steps / train_iters) by which the search has ended."""
+    """Progress (kept steps / train_iters) by which the search ends."""
     decay_threshold: float = 1.0
     """Paper mode: a trial starts when the velocity falls below this factor times the previous window's (theta
     in the paper)."""
@@ -192,12 +192,12 @@ class AdaLRSSettings:
             )
         if start < warmup_iters:
             raise ValueError(
-                f"{begins}, inside the warm-up of {warmup_iters} steps; raise adalrs.search_start"
+                f"{begins}, during the warm-up of {warmup_iters} steps; raise adalrs.search_start"
             )
         if end - start < plan.race_steps:
             raise ValueError(
                 f"{begins}, and adalrs.search_end={self.search_end} is step {end}: {end - start} steps "
-                f"cannot hold a race of adalrs.trial_steps + adalrs.return_steps = {trial_steps} + "
+                f"are too few for a race of adalrs.trial_steps + adalrs.return_steps = {trial_steps} + "
                 f"{return_steps} = {plan.race_steps} steps"
             )
         return plan
@@ -211,19 +211,19 @@ class AdaLRSSettings:
         plan = SearchPlan(window, start, end, train_iters, self.backtrack)
         arithmetic = (
             f"adalrs.search_start={self.search_start} of train_iters={train_iters} is step {start}, minus "
-            f"two windows of adalrs.window={window} steps: the watch begins at step {plan.watch_start}"
+            f"two windows of adalrs.window={window} steps: the first window begins at step {plan.watch_start}"
         )
         if plan.watch_start < 0:
             raise ValueError(f"{arithmetic}, before step 0; raise adalrs.search_start or lower adalrs.window")
         if plan.watch_start < warmup_iters:
             raise ValueError(
-                f"{arithmetic}, inside the warm-up of {warmup_iters} steps; raise adalrs.search_start, or "
+                f"{arithmetic}, during the warm-up of {warmup_iters} steps; raise adalrs.search_start, or "
                 "lower adalrs.window or the warm-up"
             )
         if end - start < window:
             raise ValueError(
                 f"adalrs.search_start={self.search_start} to adalrs.search_end={self.search_end} of "
-                f"train_iters={train_iters} is steps {start} to {end}: {end - start} steps cannot hold a "
+                f"train_iters={train_iters} is steps {start} to {end}: {end - start} steps are too few for a "
                 f"trial of adalrs.window={window} steps; raise adalrs.search_end or lower adalrs.window"
             )
         return plan
@@ -247,7 +247,9 @@ def check_same_search(
             `adalrs.snapshot_dir` may differ.
     """
     if saved.get("mode") == "fixed":
-        raise ValueError("adalrs.enabled=True, but the saved state is of a run with adalrs.enabled=False")
+        raise ValueError(
+            "adalrs.enabled=True, but the saved state comes from a run with adalrs.enabled=False"
+        )
     for name in ("settings", "plan"):
         if name not in saved:
             raise ValueError(f"the saved AdaLRS state lacks {name}")

@@ -25,7 +25,7 @@ class Arguments:
     and takes about three minutes. "overhead" takes 12 * pairs steps of two micro-batches with each of eight
     combinations of ranks and ZeRO stage. In both, every rank has one thread."""
     pairs: int = 60
-    """Number of measured pairs; a tenth more run first and do not count. "parallel" and "preprocessing" have
+    """Number of measured pairs; a tenth more run first as a warm-up. "parallel" and "preprocessing" have
     a fifth as many blocks in which all sides run. Without effect on "index"."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """ZeRO stage of the engine. Without effect on "overhead", which measures all."""

@@ -120,8 +120,8 @@ def require_same_tokenizer(model: str, theirs: str | None, ours: str | None) -> 
     """
     if theirs and ours and theirs != ours:
         raise ValueError(
-            f"{model} was trained with another tokenizer (SHA-256 {theirs:.12}) than the one of this data "
-            f"({ours:.12}): they must be the same"
+            f"{model} was trained with a different tokenizer (SHA-256 {theirs:.12}) than the one of "
+            f"this data ({ours:.12}): they must be the same"
         )
 
 

@@ -75,7 +75,7 @@ def describe_resume(checkpoint: Path, state: dict[str, Any], config: Config, mes
         return f"resumed from {at}"
     return (
         f"resumed on another mesh: from {at}, written with {'; '.join(differences)}; "
-        "random number generators (dropout) are seeded anew"
+        "random number generators (dropout) are reseeded"
     )
 
 

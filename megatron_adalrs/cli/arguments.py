@@ -128,7 +128,7 @@ def _with_shape_of_source(values: dict[str, Any], source: Path | str | None) -> 
         raise ValueError(f"--finetune-from: {error}") from None
     if not folder.is_dir():
         raise ValueError(
-            f"--finetune-from: {folder} is no folder: required one with config.json, a run or a checkpoint"
+            f"--finetune-from: {folder} is not a folder: required one with config.json, a run or a checkpoint"
         )
     return values
 

@@ -1,4 +1,4 @@
-"""Check that the files of an indexed dataset are consistent, and with which tokenizer they were made.
+"""Check the files of an indexed dataset, and optionally the tokenizer that it was made with.
 
     megatron-adalrs check-data data/corpus
     megatron-adalrs check-data data/corpus --tokenizer-type SentencePieceTokenizer --tokenizer-model t.model

@@ -1,4 +1,4 @@
-"""Write the sources of Python's standard library, which every machine has, as a JSON-lines corpus.
+"""Write the source code of Python's standard library, which is always available, as a JSON-lines corpus.
 
     megatron-adalrs collect-sources --output data/python.jsonl
 

@@ -3,7 +3,7 @@
     megatron-adalrs convert --from-hf Qwen2.5-1.5B --to checkpoints/qwen2.5-1.5b
     megatron-adalrs convert --from runs/mine --to-hf exported --dtype bfloat16
 
-The first command writes a checkpoint of the weights only, to be used with `pretrain --finetune-from` (which
+The first command writes a weights-only checkpoint, to be used with `pretrain --finetune-from` (which
 also reads a Hugging Face folder directly). The second reads the newest checkpoint of a run, or the checkpoint
 that is named, written with any parallel layout and ZeRO stage. Only one tensor is held in memory at a time.
 Existing files are never overwritten.

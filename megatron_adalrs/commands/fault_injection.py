@@ -9,7 +9,7 @@ it is complete, its losses must be bit-identical to those of a run that was neve
 --save-interval (1 to 3), --async-save, the learning-rate search and the choice of killed ranks (both at once,
 one after the other, only one) vary between the runs.
 
-The exit code is 0 if no check failed. At the first failed check the campaign stops, keeps its folder and
+The exit code is 0 if no check failed. At the first failed check the command stops, keeps its folder and
 returns 1.
 """
 

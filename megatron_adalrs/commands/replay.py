@@ -113,12 +113,12 @@ def _flags(adalrs: dict[str, Any]) -> type:
     texts = {
         "loss_log": "CSV or JSON-lines file, TensorBoard folder, or run directory of this package.",
         "train_iters": "Steps of the run. Default: those of the recorded run, or the last recorded step.",
-        "lr_warmup_iters": "Warm-up steps; no search begins in them. Default: the recorded run's, or 0.",
+        "lr_warmup_iters": "Warm-up steps; no search begins during them. Default: the recorded run's, or 0.",
         "column": "Column or key of the loss. Default: the one with the name of a training loss.",
         "tag": "TensorBoard tag of the loss. Default: the one with the name of a training loss.",
-        "unpaired": "Noise of the difference of two trials on the same batches, relative to that of trials "
-        "on different batches. Default: measured in the races of the recorded run, or 0.12 (0.05 to 0.18 was "
-        "measured). 1: different batches.",
+        "unpaired": "Noise of the difference between two trials on the same batches, relative to that of "
+        "trials on different batches. Default: measured in the races of the recorded run, or 0.12 (0.05 to "
+        "0.18 was measured). 1: different batches.",
         "json": "Print a JSON object.",
     }
 

@@ -39,7 +39,7 @@ _TEXTS = {
     "recorded loss, or of 0.17; this corresponds to batches of 16, 1 and 1/16 times the size.",
     "lengths": "Lengths of the windows or races, relative to their defaults for this run.",
     "initial": "Initial rates, relative to the best fixed rate.",
-    "runs": "Runs of each combination, with consecutive seeds from first_seed on.",
+    "runs": "Runs of each combination, with consecutive seeds starting at first_seed.",
     "first_seed": "First seed.",
     "json": "Print every mean as a JSON object.",
     "plot": "HTML file for a plot of the probability of ending within a factor of 2 of the best rate.",

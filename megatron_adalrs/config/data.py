@@ -30,7 +30,7 @@ class DataConfig(Group):
     test_data_path: Entries | None = None
     """With train_data_path: corpora for the test at the end of the run, in the same form."""
     blend_sizes: Literal["weights", "tokens", "epochs"] = "weights"
-    """Meaning of the sizes of the training corpora: weights of their samples, tokens to take of each, or
+    """Meaning of the sizes of the training corpora: weights of their samples, tokens to take from each, or
     passes over each. A run that is longer or shorter than their sum keeps the proportions."""
     split: str | None = None
     """Weights of the train, validation and test splits of data_path, which consist of whole documents and do
@@ -45,7 +45,7 @@ class DataConfig(Group):
     eod_token_id: NonNegativeInt | None = None
     """Id of the end-of-document token. Default: that of the tokenizer, else that recorded with the data."""
     data_cache_path: Path | None = None
-    """Folder of the sample indices. Default: a folder `cache` next to the data."""
+    """Folder for the sample indices. Default: a folder `cache` next to the data."""
     tokenizer_type: TokenizerKind | None = None
     """Tokenizer that the data was encoded with. It determines and checks the vocabulary size."""
     tokenizer_model: Path | None = None

@@ -30,7 +30,7 @@ class LossGuardConfig(Group):
     max_consecutive: PositiveInt = 5
     """Number of events without progress after which the next event stops the run, for any policy."""
     max_skipped: Fraction = 0.2
-    """Maximum number of skipped batches, as a fraction of train_iters; more stop the run."""
+    """Maximum number of skipped batches, as a fraction of train_iters. The run stops if it is exceeded."""
 
     def max_skipped_batches(self, train_iters: int) -> int:
         """Return the maximum number of skipped batches in the run."""

@@ -19,9 +19,9 @@ class RunConfig(Group):
     """YAML file with any of these fields. Flags take precedence. A run writes its effective configuration to
     <run_dir>/config.yaml."""
     run_dir: Path | None = None
-    """Folder of config.yaml, metrics.jsonl, decisions.jsonl and tensorboard/. Default: runs/<date-time>."""
+    """Folder for config.yaml, metrics.jsonl, decisions.jsonl and tensorboard/. Default: runs/<date-time>."""
     save: Path | None = None
-    """Folder of checkpoints. Default: <run_dir>/checkpoints."""
+    """Folder for checkpoints. Default: <run_dir>/checkpoints."""
     load: Path | None = None
     """Resume from this checkpoint, or from the newest checkpoint in this folder or run directory."""
     finetune_from: Path | None = None
@@ -55,10 +55,10 @@ class RunConfig(Group):
     log_interval: PositiveInt = 10
     """Steps between console lines and TensorBoard points. metrics.jsonl has every step."""
     tensorboard_dir: Path | None = None
-    """Folder of TensorBoard files. Default: <run_dir>/tensorboard."""
+    """Folder for TensorBoard files. Default: <run_dir>/tensorboard."""
     wandb_project: str | None = None
-    """Project of Weights & Biases to log the same scalars to as to TensorBoard. Its WANDB_* environment
-    variables apply, such as WANDB_MODE=offline."""
+    """Weights & Biases project that receives the same scalars as TensorBoard. WANDB_* environment variables
+    apply, such as WANDB_MODE=offline."""
     wandb_exp_name: str | None = None
     """Name of the run in Weights & Biases. Default: the name of run_dir."""
     dry_run: bool = False

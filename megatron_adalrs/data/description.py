@@ -69,8 +69,8 @@ def require_tokenizer(prefix: Path | str, note: Description, tokenizer: Tokenize
     """
     if tokenizer.sha256 != note.tokenizer_sha256:
         raise ValueError(
-            f"{named} (SHA-256 {tokenizer.sha256:.12}) is not what made {prefix} ({note.tokenizer_type}, "
-            f"{note.tokenizer_sha256:.12}, says {description_path(prefix)})"
+            f"{named} (SHA-256 {tokenizer.sha256:.12}) is not the tokenizer of {prefix} "
+            f"({note.tokenizer_type}, {note.tokenizer_sha256:.12}, says {description_path(prefix)})"
         )
 
 

@@ -177,7 +177,7 @@ def build_gpt_datasets(
         seq_length: Tokens per sample, without the last target.
         num_samples: Number of samples of each split. A split without samples or weight is None.
         seed: Seed of the order.
-        cache_dir: Folder of the sample indices. Default: the folder `cache` next to the data.
+        cache_dir: Folder for the sample indices. Default: the folder `cache` next to the data.
 
     Raises:
         FileNotFoundError: If a file of the pair is missing.

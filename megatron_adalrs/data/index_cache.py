@@ -39,7 +39,7 @@ def load_or_build(
         try:
             return _load(stem, record, description)
         except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
-            logger.warning("sample index %s is damaged (%s): it is built anew", record, error)
+            logger.warning("sample index %s is damaged (%s): rebuilding it", record, error)
     try:
         _save(stem, record, description, build())
     except OSError as error:

@@ -99,7 +99,7 @@ class SentencePieceTokenizer:
         self.eod: int = self._processor.eos_id()
         self.sha256 = hashlib.sha256(model).hexdigest()
         if self.eod < 0:
-            raise ValueError(f"{model_path} has no end-of-sentence piece: required, it ends a document")
+            raise ValueError(f"{model_path} has no end-of-sentence piece, which is required to end documents")
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = self._processor.encode(text.encode(), out_type=int)
@@ -166,9 +166,7 @@ class HuggingFaceTokenizer(_BackendTokenizer):
             candidates += special
         known = [token for token in candidates if token in vocabulary]
         if not known:
-            raise ValueError(
-                f"{path} has none of {', '.join(candidates)}: one is required, it ends a document"
-            )
+            raise ValueError(f"{path} has none of {', '.join(candidates)}: one is required to end documents")
         self.eod: int = vocabulary[known[0]]
 
 

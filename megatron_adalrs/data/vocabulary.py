@@ -102,7 +102,7 @@ def first_description(data: DataConfig) -> tuple[str, Description] | None:
     for prefix, note in noted.items():
         if first and note.tokenizer_sha256 != first[1].tokenizer_sha256:
             raise ValueError(
-                f"{description_path(prefix)} names another tokenizer ({note.tokenizer_type}, SHA-256 "
+                f"{description_path(prefix)} names a different tokenizer ({note.tokenizer_type}, SHA-256 "
                 f"{note.tokenizer_sha256:.12}) than {description_path(first[0])} ({first[1].tokenizer_type}, "
                 f"{first[1].tokenizer_sha256:.12}): required the same for all corpora"
             )

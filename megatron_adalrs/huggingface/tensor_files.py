@@ -92,7 +92,9 @@ def _files_of(folder: Path) -> list[str]:
         return [SINGLE]
     index = folder / INDEX
     if not index.is_file():
-        raise ValueError(f"{folder} has neither {SINGLE} nor {INDEX}: weights in other formats are not read")
+        raise ValueError(
+            f"{folder} has neither {SINGLE} nor {INDEX}: weights in other formats are not supported"
+        )
     try:
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files = sorted(set(places.values()))

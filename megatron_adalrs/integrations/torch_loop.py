@@ -69,15 +69,14 @@ class AdaLRS:
         settings = settings or AdaLRSSettings(enabled=True)
         if settings.mode != "paper":
             raise ValueError(
-                f"adalrs.mode={settings.mode!r} needs a loop that takes the same batches again from the "
-                f"first step on; "
-                'the plug-in runs mode "paper", pretrain_gpt.py both'
+                f"adalrs.mode={settings.mode!r} needs a loop that can repeat the same batches from the "
+                'first step on; the plug-in supports only mode "paper", pretrain_gpt.py supports both'
             )
         if settings.budget != "kept":
             raise ValueError(
-                f"adalrs.budget={settings.budget!r} needs a schedule that counts discarded steps, and a "
-                f"plain loop's "
-                'is taken back with them; the plug-in runs budget "kept", pretrain_gpt.py both'
+                f"adalrs.budget={settings.budget!r} needs a schedule that counts discarded steps, but the "
+                "schedule of a plain loop is rolled back with them; "
+                'the plug-in supports only budget "kept", pretrain_gpt.py supports both'
             )
         self._controller = build_controller(settings, train_iters, warmup_iters)
         self._train_iters = train_iters
@@ -183,7 +182,7 @@ class AdaLRS:
             RuntimeError: A trial is in progress; call `interrupt` before saving anything.
         """
         if self._controller.has_pending_rollback and not self._interrupted:
-            raise RuntimeError("a trial is under way: call interrupt() before saving and resume() after it")
+            raise RuntimeError("a trial is in progress: call interrupt() before saving and resume() after it")
         return {
             "controller": self._controller.state_dict(),
             "applied_scale": self._loop.applied_scale,
@@ -277,7 +276,7 @@ def _require_stateful(name: str, part: Any) -> None:
     for method in ("state_dict", "load_state_dict"):
         if not callable(getattr(part, method, None)):
             raise ValueError(
-                f"{name}: {type(part).__name__} has no {method}, and an undone trial has to take it back"
+                f"{name}: {type(part).__name__} has no {method}, which is needed to undo a trial"
                 + ("; torchdata's StatefulDataLoader has both" if name == "data" else "")
             )
 

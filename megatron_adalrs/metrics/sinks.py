@@ -62,7 +62,7 @@ class Metrics:
     def _failed(self, sink: Sink, error: OSError) -> None:
         self._missing[sink.name] += 1
         if self._missing[sink.name] == 1:
-            _warn(f"cannot write {sink.name}: {error.strerror or error}; training goes on without it")
+            _warn(f"cannot write {sink.name}: {error.strerror or error}; training continues without it")
 
     def _recovered(self, sink: Sink) -> None:
         if missing := self._missing.pop(sink.name, 0):

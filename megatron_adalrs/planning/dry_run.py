@@ -22,9 +22,9 @@ MOST_ROWS = 16
 """Largest number of ranks that have a row each; with more, a stage has one row."""
 WIDTH = 120
 NAMES = {"pipe": "stage", "data": "replica", "context": "part", "tensor": "shard"}
-ORDER = "Ranks count with the shard fastest, then the part of the sequence, the replica and the stage."
+ORDER = "Rank numbers increase along shards first, then parts of the sequence, replicas and stages."
 NOT_COUNTED = (
-    "peak: the most at one time; less than the sum, since activations are freed before the optimizer step.\n"
+    "peak: maximum at one time; less than the sum, since activations are freed before the optimizer step.\n"
     "Not counted: the device's context, the allocator's fragmentation, buffers inside collectives."
 )
 

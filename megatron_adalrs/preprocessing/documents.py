@@ -214,11 +214,11 @@ def _content(source: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
         try:
             yield raw, _decompressed(source, raw)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise ValueError(f"input {source} is not a whole gzip file: {error}") from error
+            raise ValueError(f"input {source} is not a complete gzip file: {error}") from error
         except OSError as error:
             if source.suffix != ".zst" or error.errno:  # errors of pyarrow have no number
                 raise
-            raise ValueError(f"input {source} is not a whole zstd file: {error}") from error
+            raise ValueError(f"input {source} is not a complete zstd file: {error}") from error
 
 
 def _skip(stream: BinaryIO, content_bytes: int) -> None:

@@ -61,7 +61,7 @@ def read_rows(source: Path, column: str, size: int, row_groups: int, row: int) -
                         yield Rows(values, number + (row == end), row, done)
                 first, stored = end, stored + extent
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"input {source} is not a whole Parquet file: {error}") from error
+        raise ValueError(f"input {source} is not a complete Parquet file: {error}") from error
 
 
 def package(source: Path) -> ModuleType:

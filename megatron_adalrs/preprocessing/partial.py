@@ -183,7 +183,9 @@ class Partial:
             return Progress()
         begun, progress = self._parsed("job.json", Job.from_json), self._parsed("state.json", _progress)
         if differences := job.differences(begun, None if progress.complete else progress.position):
-            raise ValueError(f"{self.folder} holds unfinished work on another job: {differences}; {_RESTART}")
+            raise ValueError(
+                f"{self.folder} contains unfinished work of another job: {differences}; {_RESTART}"
+            )
         return progress
 
     def _parsed(self, name: str, parse: Callable[[bytes], _T]) -> _T:
@@ -266,7 +268,7 @@ def _locked(folder: Path) -> TextIO:
             lock.seek(0)
             owner = lock.read()
             lock.close()
-            raise ValueError(f"{folder}: process {owner} works on it: required one at a time") from None
+            raise ValueError(f"{folder}: process {owner} is using it: required one at a time") from None
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock.fileno()), (folder / "lock").stat()):
                 lock.truncate(0)

@@ -138,7 +138,7 @@ def _continual(results: Results, scale: Scale) -> list[Section]:
     about = (
         f"Continual pretraining: {scale.continual_iters} steps on {CONTINUAL.corpus} from the weights that "
         f"{scale.train_iters} steps on {MAIN.corpus} at the best fixed rate ({source:g}, {schedule}, the "
-        "same seed) ended with. Optimizer, warm-up, schedule and search begin anew."
+        "same seed) ended with. Optimizer, warm-up, schedule and search start from scratch."
     )
     return [replace(search, table=replace(search.table, caption=f"{about} {search.table.caption}")), cost]
 

@@ -279,7 +279,7 @@ class LossGuard:
         most = self._max_skipped_batches * batch_size
         if skipped_samples > most:
             return (
-                f"loss_guard.max_skipped allows {most} skipped samples, and this fault would make "
+                f"loss_guard.max_skipped allows {most} skipped samples, and this event would raise that to "
                 f"{skipped_samples}"
             )
         return None

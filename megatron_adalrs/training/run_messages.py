@@ -49,7 +49,7 @@ def summary(config: Config, state: TrainState, global_batch_size: int, scale: fl
         cost = quantity(discarded * tokens, "token")
         kept = quantity(state.step * tokens, "token")
         lines += [
-            f"AdaLRS took the base learning rate from {lr:g} to {lr * scale:.4g} (x {scale:.4g})",
+            f"AdaLRS changed the base learning rate from {lr:g} to {lr * scale:.4g} (x {scale:.4g})",
             f"cost of the search: {discarded} discarded steps ({discarded / state.total_steps:.1%} of all; "
             f"{cost} in addition to {kept} kept) and {state.snapshot_seconds:.1f} s for snapshots",
         ]

@@ -17,7 +17,7 @@ def test_race_plan_in_steps() -> None:
     assert settings.resolve(10_000, 500) == RacePlan(500, 150, 1000, 4000, 150, 150, 60, 120, 40, 10_000, 500)
     assert settings.resolve(400) == RacePlan(16, 16, 40, 160, 20, 20, 8, 24, 8, 400)
     text = str(settings.resolve(10_000))
-    assert "climbs from step 150 on in races of 150 steps an arm, discarding at most 750 steps (7.5%)" in text
+    assert "step 150 on in races of 150 steps per arm, discarding at most 750 steps (7.5%)" in text
     assert "step 1000 to 4000" in text and "at most 3000 steps (30.0%)" in text
     assert "2380 more (23.8%) for a restart" in text and "1240 for each further one" in text
 
@@ -27,7 +27,7 @@ def test_race_plan_in_steps() -> None:
 def test_discarded_steps_stay_within_the_plan(best: float, climb: bool) -> None:
     run = start(best, climb=climb).train()
     plan = str(run.controller.plan)
-    most = sum(map(int, re.findall(r"(?:at most|too large) (\d+) (?:steps|more)", plan)))
+    most = sum(map(int, re.findall(r"(?:at most|too large,) (\d+) (?:steps|more)", plan)))
     further = int(re.findall(r"(\d+) for each further one", plan)[0])
     new_runs = sum(decision.restore == "initial" for decision in run.decisions)
     assert 0 < run.executed - N <= most + max(0, new_runs - 2) * further
@@ -40,7 +40,7 @@ def test_discarded_steps_stay_within_the_plan(best: float, climb: bool) -> None:
         (
             {"trial_steps": 300, "return_steps": 301},
             2000,
-            "600 steps cannot hold a race of .* 300 [+] 301 = 601",
+            "600 steps are too few for a race of .* 300 [+] 301 = 601",
         ),
         ({"window": 20}, 2000, "adalrs.window=20 must be left out in robust mode"),
         ({"return_steps": 9}, 2000, "adalrs.return_steps=9 must be .* at least 10"),
@@ -55,5 +55,5 @@ def test_impossible_search_is_rejected(values: dict[str, Any], steps: int, messa
 
 
 def test_races_begin_after_the_warm_up() -> None:
-    with pytest.raises(ValueError, match="inside the warm-up of 201 steps"):
+    with pytest.raises(ValueError, match="during the warm-up of 201 steps"):
         AdaLRSSettings(mode="robust").resolve(2000, 201)

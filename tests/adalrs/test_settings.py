@@ -79,14 +79,14 @@ def test_watch_inside_the_warm_up_is_rejected() -> None:
     settings = AdaLRSSettings(window=50)
     assert settings.resolve(2000, warmup_iters=100).watch_start == 100
     with pytest.raises(
-        ValueError, match=r"begins at step 100, inside the warm-up of 101 steps.*search_start"
+        ValueError, match=r"begins at step 100, during the warm-up of 101 steps.*search_start"
     ):
         settings.resolve(2000, warmup_iters=101)
 
 
 def test_range_too_short_for_a_trial_is_rejected() -> None:
     settings = AdaLRSSettings(window=50, search_start=0.1, search_end=0.12)
-    with pytest.raises(ValueError, match=r"steps 200 to 240: 40 steps cannot hold .*adalrs\.window=50"):
+    with pytest.raises(ValueError, match=r"steps 200 to 240: 40 steps are too few .*adalrs\.window=50"):
         settings.resolve(2000)
     assert settings.resolve(2500).search_end == 300
 

@@ -34,7 +34,7 @@ def test_other_mesh_and_zero_stage_are_described() -> None:
         "resumed on another mesh: from run/iter_0000003 at step 3, written with pipeline_model_parallel_size "
         "2, this "
         "run has 1; zero_stage 1, this run has 3; world_size 4, this run has 1; random number "
-        "generators (dropout) are seeded anew"
+        "generators (dropout) are reseeded"
     )
     same = state(1, zero_stage=3)
     assert describe_resume(CHECKPOINT, same, config, ONE_PROCESS) == "resumed from run/iter_0000003 at step 3"

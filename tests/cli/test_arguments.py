@@ -234,5 +234,5 @@ def test_the_shape_of_the_run_that_a_run_begins_with(tmp_path: Path) -> None:
         parse_arguments(["--finetune-from", str(tmp_path), "--preset", "gpt2", *needed]).model.hidden_size
         == 768
     )
-    with pytest.raises(ValueError, match=r"--finetune-from: .*nothing is no folder: required"):
+    with pytest.raises(ValueError, match=r"--finetune-from: .*nothing is not a folder: required"):
         parse_arguments(["--finetune-from", str(tmp_path / "nothing"), *needed])

@@ -146,7 +146,7 @@ def test_a_corpus_of_another_tokenizer_is_refused(
     done = tool("evaluate")(hf, *other, "--tokenizer-type", "ByteTokenizer")
     assert done.returncode == 2
     assert (
-        f"tokenizer_type: ByteTokenizer (SHA-256 {note['tokenizer_sha256']:.12}) is not what made"
+        f"tokenizer_type: ByteTokenizer (SHA-256 {note['tokenizer_sha256']:.12}) is not the tokenizer of"
         in done.stderr
     )
     assert tool("convert")("--from", run, "--to-hf", tmp_path / "hf").returncode == 0

@@ -81,7 +81,10 @@ def test_other_files_than_made_the_data_are_refused(one_rank: Ranks, files: Path
     vocab, merges = map(str, paths(tmp_path))
     named = {"vocab_size": None, "tokenizer_type": KIND, "vocab_file": vocab, "merge_file": merges}
     (message,) = one_rank.run(refusal, values(tmp_path / "corpus", tmp_path / "run", **named))
-    assert f"vocab_file: {vocab} (SHA-256 " in message and f"is not what made {tmp_path}/corpus" in message
+    assert (
+        f"vocab_file: {vocab} (SHA-256 " in message
+        and f"is not the tokenizer of {tmp_path}/corpus" in message
+    )
 
 
 def test_model_with_gpt2_files_generates(

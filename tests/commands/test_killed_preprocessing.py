@@ -140,7 +140,7 @@ def test_a_changed_input_is_one_line_and_exit_code_2(whole: Path, tmp_path: Path
     _, told = process.communicate()
     assert process.returncode == 2
     assert told.startswith(
-        f"error: {tmp_path}/out.partial holds unfinished work on another job: input file x.jsonl had "
+        f"error: {tmp_path}/out.partial contains unfinished work of another job: input file x.jsonl had "
     )
     assert told.endswith("; --restart throws the unfinished work away\n") and told.count("\n") == 1
     process = begin(tmp_path, tmp_path / "out", "--restart")

@@ -156,7 +156,7 @@ def test_a_run_terminated_in_a_trial_resumes_exactly(
     assert (killed / "checkpoints" / "latest").exists()
     output = finished(launch(config, tmp_path / "launched", "--run-dir", str(killed), "--load", str(killed)))
     assert "resumed from" in output
-    assert "AdaLRS took the base learning rate from 0.001 to" in output
+    assert "AdaLRS changed the base learning rate from 0.001 to" in output
     assert two_ranks.run(trained, config | {"run_dir": str(whole)}) == [0, 0]
     assert kept_losses(killed) == kept_losses(whole)
     assert list(kept_losses(whole)) == list(range(1, 61))

@@ -113,7 +113,7 @@ def test_one_loss_in_ten_steps_stands_for_ten(
         (["{record}", "--train-iters", "20000"], "ends at step 1000, before the search begins at step 2000"),
         (["{record}", "--adalrs.alpha", "0.5"], "adalrs.alpha=0.5 must be above 1"),
         (["{record}", "--adalrs.no-enabled"], "adalrs.enabled=False: there is no search to replay"),
-        (["{record}", "--adalrs.mode", "paper", "--lr-warmup-iters", "90"], "inside the warm-up of 90 steps"),
+        (["{record}", "--adalrs.mode", "paper", "--lr-warmup-iters", "90"], "during the warm-up of 90 steps"),
         (["{record}", "--unpaired", "-1"], "--unpaired=-1.0: must be at least 0"),
         (["{tmp}/nan.csv"], "nan.csv, loss: contains no finite loss"),
         (

@@ -43,10 +43,12 @@ def test_another_tokenizer_is_refused(one_rank: Ranks, tmp_path: Path, corpora: 
         return message
 
     message = refused(one, **named, tokenizer_model=str(f"{two}.model"))
-    assert f"tokenizer_model: {two}.model (SHA-256 " in message and f"is not what made {one}" in message
+    assert (
+        f"tokenizer_model: {two}.model (SHA-256 " in message and f"is not the tokenizer of {one}" in message
+    )
     config = values(one, run, train_iters=2, **named, tokenizer_model=str(f"{one}.model"))
     assert one_rank.run(trained, config) == [0]
-    told = "was trained with another tokenizer (SHA-256 "
+    told = "was trained with a different tokenizer (SHA-256 "
     assert told in refused(two, load=str(run), train_iters=2)
     assert told in refused(two, finetune_from=str(run))
     assert not (tmp_path / "other" / "metrics.jsonl").exists()
@@ -79,7 +81,7 @@ def test_corpora_of_different_tokenizers_are_refused(tmp_path: Path) -> None:
     assert known_vocabulary(config).size == 257
     (tmp_path / "a.json").write_text(json.dumps(NOTE | {"tokenizer_sha256": "2" * 64}))
     with pytest.raises(
-        ValueError, match=r"b.json names another tokenizer \(ByteTokenizer, SHA-256 1{12}\) than"
+        ValueError, match=r"b.json names a different tokenizer \(ByteTokenizer, SHA-256 1{12}\) than"
     ):
         known_vocabulary(config)
 

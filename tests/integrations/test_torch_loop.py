@@ -463,7 +463,7 @@ def test_search_that_does_not_fit_is_rejected() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"mode": "robust"}, "adalrs.mode='robust' needs a loop that takes the same batches again"),
+        ({"mode": "robust"}, "adalrs.mode='robust' needs a loop that can repeat the same batches"),
         ({"budget": "total"}, "adalrs.budget='total' needs a schedule that counts discarded steps"),
     ],
 )

@@ -62,7 +62,7 @@ def test_a_full_disk_loses_only_records_of_that_time(
     assert [step for step, _ in scalars(tmp_path / "tb", "train/loss")] in ([1, 4], [1, 2, 4])
     told = capsys.readouterr()
     file = tmp_path / "metrics.jsonl"
-    assert told.err.count(f"cannot write {file}: File too large; training goes on without it") == 1
+    assert told.err.count(f"cannot write {file}: File too large; training continues without it") == 1
     assert f"warning: {file} can be written again; it lacks 2 records" in told.err
     assert all(f"step  {step}/10" in told.out for step in (1, 2, 3, 4))
 
@@ -84,7 +84,7 @@ def test_permanent_failure_is_reported_at_the_end(tmp_path: Path, capsys: pytest
     metrics.close()
     assert (tmp_path / "lines").read_text().count("\n") == 3
     assert capsys.readouterr().err.splitlines() == [
-        "warning: cannot write a sink: No space left on device; training goes on without it",
+        "warning: cannot write a sink: No space left on device; training continues without it",
         "warning: a sink lacks 4 records of this run",
     ]
 
@@ -102,6 +102,6 @@ def test_a_closed_console_does_not_stop_the_run(
             metrics.write("train", train(step))
         metrics.close()
     assert capfd.readouterr().err.splitlines() == [
-        "warning: cannot write the console: the reader closed the pipe; training goes on without it",
+        "warning: cannot write the console: the reader closed the pipe; training continues without it",
         "warning: the console lacks 3 records of this run",
     ]

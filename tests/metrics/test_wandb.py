@@ -102,7 +102,7 @@ def test_where_it_cannot_begin_training_goes_on(
     metrics.close()
     told = capsys.readouterr().err
     assert told.count("warning: cannot write Weights & Biases' project project: ") == 1
-    assert "training goes on without it" in told and "lacks 3 records of this run" in told
+    assert "training continues without it" in told and "lacks 3 records of this run" in told
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 3
 
 

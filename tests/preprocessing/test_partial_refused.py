@@ -49,7 +49,7 @@ def test_another_job_is_refused_unless_discarded(tmp_path: Path, change: str) ->
     source = answer if isinstance(answer, Path) else source
     before = sorted((path.name, path.read_bytes()) for path in (tmp_path / "out.partial").iterdir())
     with pytest.raises(
-        ValueError, match=f"out.partial holds unfinished work on another job: {message}.*; --restart"
+        ValueError, match=f"out.partial contains unfinished work of another job: {message}.*; --restart"
     ):
         preprocess(source, tmp_path / "out", recipe, file_glob=EVERYTHING)
     after = sorted((path.name, path.read_bytes()) for path in (tmp_path / "out.partial").iterdir())
@@ -194,7 +194,7 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
 
     def second() -> None:
         with pytest.raises(
-            ValueError, match=r"out\.partial: process .* works on it: required one at a time"
+            ValueError, match=r"out\.partial: process .* is using it: required one at a time"
         ) as error:
             preprocess(source, tmp_path / "out", BYTES, restart=True)
         refused.append(str(error.value))

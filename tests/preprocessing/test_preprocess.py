@@ -112,7 +112,7 @@ def test_a_damaged_row_group_is_refused(tmp_path: Path) -> None:
     content = bytearray(source.read_bytes())
     content[4:60] = bytes(56)
     source.write_bytes(content)
-    with pytest.raises(ValueError, match=r"x\.parquet is not a whole Parquet file"):
+    with pytest.raises(ValueError, match=r"x\.parquet is not a complete Parquet file"):
         preprocess(source, tmp_path / "out", BYTES)
 
 
@@ -211,15 +211,18 @@ BAD_INPUTS = {
     "surrogate": (lines(GOOD + rb'{"text": "ab\ud83d"}'), r"x\.jsonl:2: unpaired surrogate at character 2"),
     "archive": (
         lines(b"no archive", "x.jsonl.gz"),
-        r"x\.jsonl\.gz is not a whole gzip file: Not a gzipped file",
+        r"x\.jsonl\.gz is not a complete gzip file: Not a gzipped file",
     ),
-    "cut archive": (lines(gzip.compress(GOOD)[:-6], "x.jsonl.gz"), r"x\.jsonl\.gz is not a whole gzip file"),
-    "zstd archive": (lines(b"no archive", "x.jsonl.zst"), r"x\.jsonl\.zst is not a whole zstd file"),
+    "cut archive": (
+        lines(gzip.compress(GOOD)[:-6], "x.jsonl.gz"),
+        r"x\.jsonl\.gz is not a complete gzip file",
+    ),
+    "zstd archive": (lines(b"no archive", "x.jsonl.zst"), r"x\.jsonl\.zst is not a complete zstd file"),
     "cut zstd archive": (
         lines(zstd(GOOD * 99)[:-6], "x.jsonl.zst"),
-        r"x\.jsonl\.zst is not a whole zstd file: Trunc",
+        r"x\.jsonl\.zst is not a complete zstd file: Trunc",
     ),
-    "no Parquet": (lines(b"no Parquet", "x.parquet"), r"input .*x\.parquet is not a whole Parquet file"),
+    "no Parquet": (lines(b"no Parquet", "x.parquet"), r"input .*x\.parquet is not a complete Parquet file"),
     "column": (
         lambda folder: parquet(folder, txt=["a"], id=[1]),
         r"x\.parquet: there is no column 'text'; columns found: 'txt', 'id'",
