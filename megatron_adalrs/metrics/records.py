@@ -1,4 +1,8 @@
-"""Fields of the records in `metrics.jsonl` and `decisions.jsonl`."""
+"""Fields of the records in `metrics.jsonl` and `decisions.jsonl`.
+
+To add a metric, add its field to `TrainStep`, write its value in `RunRecorder.log_step`
+(`training/run_recorder.py`), and add its name to `Scalars.TRAIN` (`scalars.py`) to show it in dashboards.
+"""
 
 from __future__ import annotations
 

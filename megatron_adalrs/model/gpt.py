@@ -3,6 +3,9 @@
 Shapes: b = micro batch, s = sequence, h = hidden size. Along a tensor axis each rank has an equal part of the
 heads, the MLP's width and the vocabulary; with sequence parallelism the residual stream is [b, s / axis, h].
 Along a context axis s is the rank's part of the sequence.
+
+The model reads tokens only. An encoder for other inputs, such as images, would be a module in this package
+whose output replaces positions in the output of `Embedding`, and of `PipelineEmbedding` in `pipeline.py`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Gradient clipping by global norm (arXiv 1211.5063), where DeepSpeed does not do it.
 
-With ZeRO or in low precision DeepSpeed clips (`gradient_clipping` in its configuration). In fp32 without
-ZeRO, its data-parallel engine does not report the norm, and its pipeline engine clips by the norm of the
-first stage alone; the engines call the functions of this module instead. In all cases the threshold is
-`--clip-grad`, and the norm is reported from before clipping.
+With ZeRO or in low precision DeepSpeed clips (`gradient_clipping`, which `engine/deepspeed_config.py` sets).
+In fp32 without ZeRO, its data-parallel engine does not report the norm, and its pipeline engine clips by the
+norm of the first stage alone; the engines call the functions of this module instead. In all cases the
+threshold is `--clip-grad`, and the norm is reported from before clipping.
 """
 
 from __future__ import annotations
