@@ -147,16 +147,16 @@ _SAVED = (
 
 
 class RobustController:
-    """Races the current rate against a higher one and, when the first race is lost, a restart at a lower one.
+    """Search that races the current rate against higher ones and, if necessary, restarts at a lower one.
 
-    A rate s that is far too small shows at once, and costs more the longer it stays. So the *climb* begins
-    at the end of the warm-up: s for `climb_steps` steps against s x alpha on the same batches. The trial is
-    kept, and the next race of the climb begins, if over the last half of the steps
-    mean(control - trial) > confidence x SE, and > `climb_gain` of what the loss has fallen by since the first
-    step. Above the rate that was given, 0.4 of that gain is enough, significant or not: a gain this early is
-    a small part of what a higher rate gains in the end. The first lost race ends the climb. If it was not the
-    run's very first and was not worse by confidence x SE, s becomes s x sqrt(alpha): two rates that are about
-    equally good lie on either side of the best one.
+    A rate s that is far too small is detected quickly, and costs more the longer it is used. Therefore the
+    *climb* begins at the end of the warm-up: it compares s with s x alpha over `climb_steps` steps on the
+    same batches. The trial is kept, and the next race of the climb begins, if over the last half of the steps
+    mean(control - trial) exceeds both confidence x SE and `climb_gain` times the decrease of the loss since
+    the first step. Above the initial rate, 0.4 times that gain is sufficient, even if it is not significant:
+    the gain at this point is a small part of the final gain of a higher rate. The first lost race ends the
+    climb. If it was not the first race of the run, and the trial was not worse by confidence x SE, s becomes
+    s x sqrt(alpha): two rates that are about equally good lie on either side of the best one.
 
     A full race from snapshot A: the *control* takes `race_steps` steps at s and ends in snapshot B. The
     *trial*, from A on the same batches, takes `trial_steps` at s x f and the remaining `return_steps` at s.
@@ -175,7 +175,7 @@ class RobustController:
     restart race is repeated; the climb and the races after it start again with f = alpha. A restart race of
     the climb that is lost by little may be repeated when the first full race is lost.
 
-    Steps that the optimizer skipped and losses that are not finite take no part in a difference. The state
+    Steps that the optimizer skipped and losses that are not finite are left out of the differences. The state
     can be saved wherever `has_pending_rollback` is False. The snapshots belong to the trainer.
     """
 
@@ -218,7 +218,7 @@ class RobustController:
     @property
     def needs_initial(self) -> bool:
         """Return whether a restart race is in progress or possible; it begins from snapshot `INITIAL`."""
-        # A trial that ends early may leave more of the budget than there seems to be while it lasts.
+        # A trial that ends early uses less of the budget than is reserved for it.
         is_affordable = self._state is State.TRIAL or self._may_restart(self._base)
         may_come = self._restart_may_come and self._state not in (State.ENDING, State.DONE) and is_affordable
         repeats = self._fallback is Fallback.REPEAT
@@ -228,7 +228,7 @@ class RobustController:
         """Count one more step and decide what comes next.
 
         Args:
-            loss: the step's training loss, the same on every rank.
+            loss: Training loss of the step, equal on every rank.
             applied: False when the optimizer skipped the step.
         """
         self.step += 1
@@ -312,7 +312,7 @@ class RobustController:
         if self._spread is None:
             self._spread = paired.spread(self._control)
         if behind := paired.left_behind(self._control, self._trial, self._spread):
-            return Finding(Condition.BEHIND, f"the trial stays behind, by {behind}", behind)
+            return Finding(Condition.BEHIND, f"the trial is far above the control, gain {behind}", behind)
         if len(self._trial) == self.plan.trial_steps and not self._in_climb:
             return Finding(Condition.RAISED_STEPS_ENDED)
         if len(self._trial) < self._arm_steps:
@@ -329,7 +329,7 @@ class RobustController:
                 return Finding(Condition.NEITHER_FINITE)
             return Finding(Condition.NOT_FINITE, "a loss of the new run is not finite")
         if behind := paired.hopeless(self._opening, self._trial, self.plan.warmup_iters):
-            return Finding(Condition.BEHIND, f"the new run stays behind, by {behind}", behind)
+            return Finding(Condition.BEHIND, f"the new run is far above the old one, gain {behind}", behind)
         if len(self._trial) == lead:
             return Finding(Condition.CAUGHT_UP)
         if len(self._trial) < lead + self.plan.restart_steps:
@@ -433,8 +433,7 @@ class RobustController:
     def _start_restart(self, event: Event, found: Finding) -> Decision:
         self._enter(State.RESTART, 0, self.scale)
         reason = (
-            f"a new run from the initial weights at scale {self.scale:.4g}, on the batches since the "
-            f"first step"
+            f"a new run from the initial weights at scale {self.scale:.4g}, on the batches from step 0 on"
         )
         return self._decide(event, reason, self._base, restore=INITIAL)
 
@@ -463,7 +462,7 @@ class RobustController:
         self.step, self._fallback = lead, Fallback.START
         self._spent_at_start = self._spent
         self._base = self.scale
-        # The steps down are coarse, and the last may be one too many.
+        # The steps down are large, so the last one may be too far.
         self._factor, self._may_climb = self.settings.alpha, True
         reason = f"{found.why}: scale {before:.4g} -> {self.scale:.4g} from the first step on"
         if self._may_restart(self.scale):

@@ -1,4 +1,4 @@
-"""AdaLRS for any torch optimizer and a plain training loop."""
+"""AdaLRS for a plain PyTorch training loop with any optimizer."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from megatron_adalrs.adalrs.settings import AdaLRSSettings
 from megatron_adalrs.snapshot.loop_snapshot import LoopSnapshot, Stateful
 from megatron_adalrs.snapshot.rng_state import RngState
 
-# Where torch's optimizers and schedulers keep learning rates: numbers, tensors, or lists by group.
+# Attributes in which PyTorch's optimizers and schedulers keep learning rates: numbers, tensors, or lists by
+# group.
 _GROUP_RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
 _SCHEDULER_RATES = ("base_lrs", "max_lrs", "min_lrs", "eta_min", "_last_lr")
 
 
 class AdaLRS:
-    """Searches the base learning rate of a loop while it trains.
+    """Learning-rate search in a training loop.
 
         adalrs = AdaLRS(model, optimizer, train_iters=10_000)
         while not adalrs.finished:
@@ -32,26 +33,26 @@ class AdaLRS:
     counts the steps that were kept.
 
     Args:
-        model: its parameters and buffers are what a failed trial restores.
-        optimizer: any torch optimizer whose step takes no closure.
-        train_iters: kept steps in the run.
-        scheduler: its learning rates are scaled along, floors included. Step it before `AdaLRS.step`. A loop
-            that sets `group["lr"]` itself multiplies it by `scale` instead.
-        data: what the batches come from, with `state_dict` and `load_state_dict` (torchdata's
-            StatefulDataLoader, say), so that the steps after an undone trial see the batches that the trial
-            saw. Take the batches from `batches()`: most loaders only rewind when they are iterated anew.
-            Without `data`, the steps after an undone trial see the batches that follow.
-        parts: more objects with `state_dict` and `load_state_dict` to restore, a GradScaler for instance.
-        warmup_iters: steps of warm-up in the scheduler, which the search stays clear of.
-        settings: of the search. Default: `AdaLRSSettings(enabled=True)`.
+        model: Model whose parameters and buffers are restored after an undone trial.
+        optimizer: Any PyTorch optimizer whose `step` needs no closure.
+        train_iters: Number of kept steps in the run.
+        scheduler: Scheduler whose learning rates, including lower limits, are scaled with those of the
+            optimizer. Step it before `AdaLRS.step`. A loop that sets `group["lr"]` itself must multiply it by
+            `scale` instead.
+        data: Source of the batches, with `state_dict` and `load_state_dict`, for example torchdata's
+            StatefulDataLoader, so that the steps after an undone trial use the batches of the trial. Take the
+            batches from `batches()`: most loaders only rewind with a new iterator. Without `data`, the steps
+            after an undone trial use the following batches.
+        parts: Further objects with `state_dict` and `load_state_dict` to restore, for example a GradScaler.
+        warmup_iters: Number of warm-up steps of the scheduler, in which no search begins.
+        settings: Settings of the search. Default: `AdaLRSSettings(enabled=True)`.
 
-    In distributed training, give `step` the loss averaged over all ranks, the very same number on each: every
-    rank then takes the same decisions.
+    In distributed training, pass the loss averaged over all ranks to `step`, so that every rank receives the
+    same number and takes the same decisions.
 
     Raises:
-        ValueError: the search does not fit in the run; see `AdaLRSSettings.resolve`. Or its mode is "robust",
-            or its budget "total". Or what is to go back with the model has no `state_dict` or
-            `load_state_dict`.
+        ValueError: If the search does not fit in the run (see `AdaLRSSettings.resolve`), its mode is "robust"
+            or its budget "total", or an object to restore has no `state_dict` or `load_state_dict`.
     """
 
     def __init__(
@@ -93,11 +94,11 @@ class AdaLRS:
         self._loop = _Loop(optimizer, scheduler, snapshot)
         self._interrupted = False
         self.discarded_steps = 0
-        """Steps that have been undone."""
+        """Number of undone steps."""
 
     @property
     def steps(self) -> int:
-        """Steps kept so far."""
+        """Number of kept steps."""
         return self._controller.step
 
     @property
@@ -116,14 +117,14 @@ class AdaLRS:
         return self._controller.phase
 
     def step(self, loss: float | Tensor, applied: bool = True) -> Decision:
-        """Decide what follows and apply the decision. Call it last in every step.
+        """Decide after a step and apply the decision. Call it last in every step.
 
         Args:
-            loss: the step's loss, a number or a tensor with one element.
-            applied: False when the optimizer skipped the step, for example because of a GradScaler.
+            loss: Loss of the step, a number or a tensor with one element.
+            applied: False if the optimizer skipped the step, for example because of a GradScaler.
 
         Raises:
-            RuntimeError: `interrupt` was called, but not `resume`.
+            RuntimeError: If `interrupt` was called, but not `resume`.
         """
         if self._interrupted:
             raise RuntimeError("a trial was interrupted: call resume() before the next step")
@@ -133,10 +134,10 @@ class AdaLRS:
         return decision
 
     def batches(self) -> Iterator[Any]:
-        """Yield batches of `data` until the run is finished; go back in the data when a trial is undone.
+        """Yield batches of `data` until the run is finished, and rewind the data when a trial is undone.
 
         Raises:
-            ValueError: There is no `data`, or it has no batches.
+            ValueError: If there is no `data`, or it yields no batches.
         """
         if self._data is None:
             raise ValueError("batches() needs the argument data of AdaLRS, which is None")
@@ -147,8 +148,8 @@ class AdaLRS:
             streams = RngState.capture()
             epoch = iter(self._data)
             if goes_on:
-                # Loaders draw a seed for every iterator, but a run that was never taken back or saved had no
-                # new iterator here.
+                # Loaders draw a seed for every iterator, but a run without undone trials or restarts has no new
+                # iterator here.
                 streams.restore()
             empty_epochs += 1
             for batch in epoch:
@@ -156,20 +157,20 @@ class AdaLRS:
                 yield batch
                 if self.finished or self._loop.rewinds != rewinds:
                     break
-            # One may be empty: data that went back to the end of an epoch.
+            # One epoch may be empty, if the data was rewound to the end of an epoch.
             if empty_epochs > 1:
                 raise ValueError("data yields no batches")
             goes_on = self._loop.rewinds != rewinds
 
     def interrupt(self) -> Decision:
-        """Undo the trial in progress, if any, so that a checkpoint can be saved. `resume` begins it again."""
+        """Undo the trial in progress, if any, so that a checkpoint can be saved. `resume` repeats it."""
         decision = self._controller.interrupt()
         if decision.event is not None:
             self._apply_decision(decision)
         return decision
 
     def resume(self) -> Decision:
-        """Begin the trial again that `interrupt` has undone, if any. `load_state_dict` calls this method."""
+        """Repeat the trial that `interrupt` has undone, if any. `load_state_dict` calls this method."""
         decision = self._controller.resume()
         if decision.event is not None:
             self._apply_decision(decision)
@@ -179,7 +180,7 @@ class AdaLRS:
         """Return the state to save along with that of the model, optimizer, scheduler and data.
 
         Raises:
-            RuntimeError: A trial is in progress; call `interrupt` before saving anything.
+            RuntimeError: If a trial is in progress; call `interrupt` before saving anything.
         """
         if self._controller.has_pending_rollback and not self._interrupted:
             raise RuntimeError("a trial is in progress: call interrupt() before saving and resume() after it")
@@ -193,13 +194,13 @@ class AdaLRS:
         """Continue from a saved state. Load the model, optimizer, scheduler and data first.
 
         Raises:
-            ValueError: The state is from a run with other settings.
+            ValueError: If the state is from a run with other settings.
         """
         self._controller.load_state_dict(state["controller"])
         self._loop.applied_scale = state["applied_scale"]
         self.discarded_steps = state["discarded_steps"]
         self._interrupted = False
-        self._loop.rewinds += 1  # a running `batches` goes on from what data has loaded
+        self._loop.rewinds += 1  # a running `batches` continues at the loaded position
         self.resume()
 
     def _apply_decision(self, decision: Decision) -> None:
@@ -215,9 +216,9 @@ class AdaLRS:
 
 
 class _Loop:
-    """The optimizer and scheduler that a search scales, and the snapshot of the loop.
+    """Optimizer and scheduler of a loop, and its snapshot.
 
-    Paper mode has one snapshot at a time, so that its name is not needed.
+    Paper mode has only one snapshot at a time, so the name of a snapshot is ignored.
     """
 
     def __init__(self, optimizer: Optimizer, scheduler: Any, snapshot: LoopSnapshot) -> None:
@@ -236,7 +237,7 @@ class _Loop:
         self._scale_at_capture = self.applied_scale
 
     def restore(self, name: str) -> None:
-        """Go back to the snapshot."""
+        """Return to the snapshot."""
         self._snapshot.restore()
         self.applied_scale = self._scale_at_capture
         self.rewinds += 1
@@ -253,11 +254,16 @@ class _Loop:
 
 
 def scale_learning_rates(optimizer: Optimizer, scheduler: Any, ratio: float) -> None:
-    """Multiply every learning rate that the optimizer and its scheduler (None: none) hold by `ratio`.
+    """Multiply all learning rates of an optimizer and its scheduler by `ratio`.
 
-    All of them, so that schedulers that compute a rate from its predecessor and those that compute it from
-    the base rate both follow, at once and for the rest of the schedule. Reaches into the schedulers of a
-    SequentialLR or ChainedScheduler.
+    Schedulers compute a rate from the previous rate or from the base rate, so both are scaled, for the
+    current step and the rest of the schedule.
+
+    Args:
+        optimizer: Optimizer whose learning rates are scaled in every parameter group.
+        scheduler: Scheduler of the optimizer, or None. The schedulers inside a SequentialLR or
+            ChainedScheduler are scaled too.
+        ratio: Factor on the learning rates.
     """
     tensors: set[int] = set()  # several groups may hold one tensor, which is scaled in place
     for group in optimizer.param_groups:
@@ -292,5 +298,5 @@ def _scaled(rate: Any, ratio: float) -> Any:
     if isinstance(rate, (list, tuple)):
         return type(rate)(one * ratio for one in rate)
     if isinstance(rate, Tensor):
-        return rate.mul_(ratio)  # in place: a compiled or captured step holds on to the tensor
+        return rate.mul_(ratio)  # in place: a compiled or captured step refers to this tensor
     return rate * ratio
