@@ -86,7 +86,7 @@ class Controller(Protocol):
 def schedule_step(controller: Controller, step: int, warmup_iters: int) -> int:
     """Return the step of the schedule after `step` kept steps.
 
-    A restart from the initial weights has its own warm-up, whatever was discarded before it.
+    A restart from the initial weights repeats the warm-up, independent of the number of discarded steps.
     """
     return step if step < warmup_iters else step + controller.schedule_offset
 

@@ -37,21 +37,21 @@ class Velocity(NamedTuple):
 
 
 class PaperController:
-    """Compares the descent velocity v of consecutive windows of k steps; tries a higher rate when it falls.
+    """Search that tries a higher rate when the descent velocity v of a window of k steps falls.
 
-    A velocity is minus the least-squares slope of the loss, e its standard error. Steps that the optimizer
-    skipped and losses that are not finite count as steps but have no place on the line: the weights did not
-    move, or the loss says nothing. With fewer than 3 losses a velocity is unknown: nothing is decided on such
-    a window, and such a trial is neutral.
+    A velocity is minus the least-squares slope of the loss, and e its standard error. Steps that the
+    optimizer skipped and losses that are not finite are counted as steps but excluded from the fit. With
+    fewer than 3 losses a velocity is unknown: no decision is based on such a window, and such a trial is
+    neutral.
 
     - Watching, at the end of a window: after two in a row with v < -2e the rate is multiplied by beta'.
       Otherwise, if v < theta * v of the previous window, a trial of k steps starts at alpha' times the rate.
     - A trial's verdict, with E the larger error of the trial and of the window before it: v > v_ref + 2E
       keeps steps and rate; v < v_ref - 2E undoes the steps and, with `on_fail="down"`, multiplies the rate by
       beta'; anything else undoes the steps. A loss that is not finite or above the largest before the trial
-      ends it at once as failed. A trial's own losses never raise that maximum, so that a diverging trial does
-      not lower the guard for the next.
-    - With `backtrack=False` no step is undone and no snapshot is asked for; the rest stays as it is.
+      ends it at once as failed. The losses of a trial never raise that maximum, so that a diverging trial
+      does not raise the threshold for the next one.
+    - With `backtrack=False` no step is undone and no snapshot is taken; all other rules are the same.
     - alpha' and beta' shrink with every verdict and cut: `AdaLRSSettings.raise_factor`, `cut_factor`.
 
     The state can be saved and loaded after any step. The snapshots belong to the trainer.
@@ -78,7 +78,7 @@ class PaperController:
 
     @property
     def schedule_offset(self) -> int:
-        """Steps that the schedule counts on top of `step`."""
+        """Number of steps that the schedule counts in addition to `step`."""
         return self._discarded if self.settings.budget == "total" else 0
 
     @property
@@ -95,7 +95,7 @@ class PaperController:
         """Count one more kept step and decide what comes next.
 
         Args:
-            loss: the step's training loss, the same on every rank.
+            loss: Training loss of the step, equal on every rank.
             applied: False when the optimizer skipped the step.
         """
         self.step += 1
@@ -182,7 +182,7 @@ class PaperController:
         if measured and threshold is not None and measured.value < threshold and self._may_try():
             return self._start_trial(measured)
         self._previous = measured
-        if self._room_for_a_window():
+        if self._fits_a_window():
             event, reason = Event.WINDOW, f"velocity {measured or 'unknown'}, before {previous or 'unknown'}"
             self._begin_window()
         else:
@@ -255,7 +255,7 @@ class PaperController:
 
     def _abort(self, loss: float) -> Decision:
         highest = self._highest_loss
-        why = f"loss {loss:.4g} of the trial, where the largest before was {highest:.4g}"
+        why = f"loss {loss:.4g} of the trial, largest earlier loss {highest:.4g}"
         return self._undo(Event.ABORTED, why, threshold=highest)
 
     def _undo(
@@ -278,7 +278,7 @@ class PaperController:
             threshold=threshold,
             restore=self._snapshot,
             discarded_steps=discarded,
-            reason=f"{why}: {'back to' if self._snapshot else 'on from'} step {self.step}, scale "
+            reason=f"{why}: {'back to' if self._snapshot else 'continue from'} step {self.step}, scale "
             f"{self.scale:.4g}",
         )
 
@@ -302,17 +302,17 @@ class PaperController:
     def _begin_window(self) -> None:
         self.phase = "watch"
         self._slope.reset()
-        # Where no window fits any more, the next step ends the search: one loss has no velocity to decide on.
-        self._boundary = self.step + (self.plan.window if self._room_for_a_window() else 1)
+        # If no further window fits, the next step ends the search: a single loss has no velocity.
+        self._boundary = self.step + (self.plan.window if self._fits_a_window() else 1)
 
-    def _room_for_a_window(self) -> bool:
+    def _fits_a_window(self) -> bool:
         return self.step + self.schedule_offset + self.plan.window <= self.plan.search_end
 
     def _may_try(self) -> bool:
         factor = self.settings.raise_factor(self._adjustments)
         affordable = self.settings.affords(self._discarded + self.plan.window, self.plan.train_iters)
         in_range = factor > 1 and self.scale * factor <= self.settings.max_scale
-        return in_range and affordable and self._room_for_a_window()
+        return in_range and affordable and self._fits_a_window()
 
     def _measure(self) -> Velocity | None:
         velocity = Velocity(-self._slope.slope, self._slope.error)

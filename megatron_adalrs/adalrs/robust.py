@@ -1,9 +1,10 @@
 """Robust mode: a state machine that races two continuations of the same weights on the same batches.
 
-A pure state machine: a loss in, a decision out. The rule is this project's own. The velocity of a short
-window is mostly noise, it falls by itself as training proceeds, and a lower rate looks better at first
-whatever it leads to. None of the three matters where both arms see the same batches and return to the same
-rate before they are compared. `TRANSITIONS` has every transition; docs/adalrs_states.md has the diagram.
+The controller performs no I/O: it receives a loss and returns a decision. The rule was developed in this
+project. The velocity of a short window is mostly noise, it falls as training proceeds, and a lower rate looks
+better at first even if it is worse in the end. None of this affects a race, because both arms use the same
+batches and return to the same rate before they are compared. `TRANSITIONS` contains every transition;
+docs/adalrs_states.md shows the diagram.
 """
 
 from __future__ import annotations
@@ -338,7 +339,7 @@ class RobustController:
         gain = paired.gain(self._control, self._trial, judged)
         gain = replace(gain, threshold=self.settings.restart_confidence * gain.error)
         why = f"the new run gained {gain} in loss, needed {gain.threshold:.4g}"
-        # A control without one usable loss is not worth keeping, whatever the new run is like.
+        # A control without a usable loss is never kept.
         unknown = math.isnan(gain.mean)
         is_lost = gain.mean <= gain.threshold or (unknown and paired.any_usable(self._control))
         return Finding(Condition.NOT_BETTER if is_lost else Condition.BETTER, why, gain)
@@ -544,7 +545,7 @@ class RobustController:
         undone: int | None = None,
         restart_is_due: bool = False,
     ) -> Decision:
-        """Go back to B, which becomes the next race's A, or to A where there is no B."""
+        """Return to B, which becomes A of the next race, or to A if there is no B."""
         if self._fallback is Fallback.CONTROL:
             self._swap("start", "control")
             self.step = self._start + self._arm_steps

@@ -148,8 +148,8 @@ class AdaLRS:
             streams = RngState.capture()
             epoch = iter(self._data)
             if goes_on:
-                # Loaders draw a seed for every iterator, but a run without undone trials or restarts has no new
-                # iterator here.
+                # Loaders draw a seed for every iterator, but a run without undone trials or restarts needs no
+                # new iterator here.
                 streams.restore()
             empty_epochs += 1
             for batch in epoch:

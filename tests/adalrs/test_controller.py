@@ -151,7 +151,7 @@ def test_failed_trial_is_kept_without_backtracking() -> None:
     failed = run.descend(0.1)
     assert (failed.event, failed.step, failed.scale_after) == (Event.FAILED, 25, pytest.approx(1 / 2))
     assert (failed.restore, failed.discarded_steps) == (None, 0)
-    assert "on from step 25" in failed.reason
+    assert "continue from step 25" in failed.reason
 
 
 def test_trial_can_be_saved_without_backtracking() -> None:
