@@ -140,7 +140,7 @@ def test_a_corpus_of_another_tokenizer_is_refused(
     done = tool("evaluate")(run, *other)
     assert (
         done.returncode == 2
-        and f"{run}/checkpoints/iter_0000120 was trained with another tokenizer" in done.stderr
+        and f"{run}/checkpoints/iter_0000120 was trained with a different tokenizer" in done.stderr
     )
     hf = saved(tmp_path / "theirs", "gpt2 tied")
     done = tool("evaluate")(hf, *other, "--tokenizer-type", "ByteTokenizer")
