@@ -1,4 +1,4 @@
-"""The search of the AdaLRS paper (arXiv 2506.13274) as a pure state machine: a loss in, a decision out."""
+"""Search of the AdaLRS paper (arXiv 2506.13274), as a state machine from losses to decisions."""
 
 from __future__ import annotations
 

@@ -272,7 +272,7 @@ def differences(decisions: Sequence[Replayed], journal: Sequence[Any]) -> str | 
         event = one.event.value if one.event else ""
         if (event, one.step, one.scale_after) != (other.event, other.step, other.scale_after):
             return (
-                f"decision {number} is {event} at step {one.step}, but {other.event} at step {other.step} in "
-                f"the journal"
+                f"decision {number} is {event} at step {one.step}, "
+                f"but {other.event} at step {other.step} in the journal"
             )
     return None
