@@ -8,11 +8,8 @@ import os
 import sys
 
 from megatron_adalrs import __version__
-from megatron_adalrs.cli.program import PROGRAM, USAGE_ERROR
+from megatron_adalrs.cli.program import BROKEN_PIPE, PROGRAM, USAGE_ERROR
 from megatron_adalrs.commands import COMMANDS
-
-BROKEN_PIPE = 141
-"""Exit code if standard output is a pipe that its reader closed, as a shell reports SIGPIPE."""
 
 
 def main() -> int:

@@ -54,7 +54,9 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps"]
-    subprocess.run([*install, "--no-index", str(wheel)], check=True)
+    # A PYTHONPATH with this checkout would make pip believe that the package is installed.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([*install, "--no-index", str(wheel)], check=True, env=environment)
     return folder / "bin"
 
 
@@ -154,10 +156,11 @@ def test_deepspeed_starts_the_module(installed: Path, tmp_path: Path) -> None:
     assert "done: 4 steps" in done.stdout
 
 
-def test_a_closed_pipe_is_no_error(installed: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("arguments", ["--help", "pretrain --help", "report --help"])
+def test_a_closed_pipe_is_no_error(installed: Path, tmp_path: Path, arguments: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    program = [installed / "megatron-adalrs", "--help"]
+    program = [installed / "megatron-adalrs", *arguments.split()]
     done = subprocess.run(program, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")

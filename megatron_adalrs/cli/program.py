@@ -18,6 +18,8 @@ from megatron_adalrs.config.data import TokenizerKind
 PROGRAM = "megatron-adalrs"
 USAGE_ERROR = 2
 """Exit code for a mistake of the user's: a wrong flag, or a file that cannot be read."""
+BROKEN_PIPE = 141
+"""Exit code if standard output is a pipe that its reader closed, as a shell reports SIGPIPE."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 

@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from megatron_adalrs.cli.arguments import parse_arguments
-from megatron_adalrs.cli.program import USAGE_ERROR
+from megatron_adalrs.cli.program import BROKEN_PIPE, USAGE_ERROR
 from megatron_adalrs.distributed.launcher import adopt_launch_environment
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0 if the run is complete; 2 if the configuration is not valid; 3 if --check-ranks-every found that
-        ranks disagree; 4 if another rank was lost; 5 if --loss-guard.policy stopped the run; 143 if the run
-        was interrupted and saved.
+        ranks disagree; 4 if another rank was lost; 5 if --loss-guard.policy stopped the run; 141 if the
+        output of --help or --dry-run is a closed pipe; 143 if the run was interrupted and saved.
     """
     adopt_launch_environment()
     is_first_rank = os.environ.get("RANK", "0") == "0"
@@ -49,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if is_first_rank:
                 print_plan(config)
             return 0
+    except BrokenPipeError:
+        return BROKEN_PIPE
     except (ValueError, OSError) as error:
         return refuse(error, is_first_rank)
     except SystemExit as ended:  # --help or a flag that cannot be parsed; the message is already printed
