@@ -101,11 +101,11 @@ def _expand(given: list[str], alias: Alias) -> list[str]:
         ]
     if any("=" in given[index] for index in positions):
         raise ValueError(f"{alias.flag}: takes no value")
-    rest = [token for index, token in enumerate(given) if index not in positions]
+    rest = _without_switch(given, alias.flag)
     opposite = alias.replacement.replace("--no-", "--", 1) if not alias.value else None
     other = _value(rest, alias.replacement) if alias.value else None
-    if opposite is not None and _positions(rest, opposite):
-        raise ValueError(f"{alias.flag}: contradicts {opposite}; give only one of them")
+    if opposite is not None:
+        _require_absent(rest, alias.flag, opposite)
     if other is not None and other != alias.value:
         raise ValueError(f"{alias.flag}: contradicts {alias.replacement} {other}; give only one of them")
     return [*rest, alias.replacement, *([alias.value] if alias.value else [])]
@@ -113,11 +113,10 @@ def _expand(given: list[str], alias: Alias) -> list[str]:
 
 def _expand_finetune(given: list[str]) -> list[str]:
     flag = "--finetune"
-    positions = _positions(given, flag)
-    if not positions:
+    if not _positions(given, flag):
         return given
     _require_absent(given, flag, "--finetune-from")
-    rest = [token for index, token in enumerate(given) if index not in positions]
+    rest = _without_switch(given, flag)
     source = _value(rest, "--load")
     if source is None:
         raise ValueError(f"{flag}: requires --load with the checkpoint whose weights the run begins with")
@@ -126,12 +125,11 @@ def _expand_finetune(given: list[str]) -> list[str]:
 
 def _require_query_groups(given: list[str], values: Mapping[str, Any]) -> list[str]:
     flag = "--group-query-attention"
-    positions = _positions(given, flag)
-    if not positions:
+    if not _positions(given, flag):
         return given
     if _field(given, values, "num_query_groups") is None:
         raise ValueError(f"{flag}: requires --num-query-groups, the number of key-value heads")
-    return [token for index, token in enumerate(given) if index not in positions]
+    return _without_switch(given, flag)
 
 
 def _derive_train_iters(given: list[str], values: Mapping[str, Any]) -> list[str]:
@@ -175,12 +173,8 @@ def _positions(given: Sequence[str], flag: str) -> list[int]:
     return [index for index, token in enumerate(given) if _plain(token) == flag]
 
 
-def _value(given: Sequence[str], flag: str) -> str | None:
-    """Return the last value of a flag, or None if the flag is not given.
-
-    Raises:
-        ValueError: The flag is given without a value.
-    """
+def find_value(given: Sequence[str], flag: str) -> str | None:
+    """Return the last value of a flag, or None if the flag is not given, or given without a value."""
     positions = _positions(given, flag)
     if not positions:
         return None
@@ -188,9 +182,25 @@ def _value(given: Sequence[str], flag: str) -> str | None:
     following = given[positions[-1] + 1 : positions[-1] + 2]
     if equals:
         return value
-    if not following:
+    return following[0] if following else None
+
+
+def _value(given: Sequence[str], flag: str) -> str | None:
+    """Return the last value of a flag, or None if the flag is not given.
+
+    Raises:
+        ValueError: The flag is given without a value.
+    """
+    value = find_value(given, flag)
+    if value is None and _positions(given, flag):
         raise ValueError(f"{flag}: requires a value")
-    return following[0]
+    return value
+
+
+def _without_switch(given: Sequence[str], flag: str) -> list[str]:
+    """Return the command line without a flag that takes no value."""
+    positions = _positions(given, flag)
+    return [token for index, token in enumerate(given) if index not in positions]
 
 
 def _without(given: Sequence[str], flag: str) -> list[str]:

@@ -23,7 +23,7 @@ from pydantic.fields import FieldInfo
 from tyro.conf import OmitArgPrefixes
 
 from megatron_adalrs.adalrs.settings import AdaLRSSettings
-from megatron_adalrs.cli.aliases import derive_lengths, expand_aliases
+from megatron_adalrs.cli.aliases import derive_lengths, expand_aliases, find_value
 from megatron_adalrs.cli.flag_help import flag_type
 from megatron_adalrs.config import NESTED, Config, LossGuardConfig
 from megatron_adalrs.config.base import describe_validation_error
@@ -201,15 +201,8 @@ def _flag_group(
 
 def _peek(arguments: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     """Return the values of some flags before the parser runs; the last occurrence wins."""
-    found = {}
-    for index, argument in enumerate(arguments):
-        flag, equals, value = argument.partition("=")
-        name = flag.removeprefix("--").replace("-", "_")
-        if flag.startswith("--") and name in names:
-            following = arguments[index + 1 : index + 2]
-            if equals or following:
-                found[name] = value if equals else following[0]
-    return found
+    values = {name: find_value(arguments, f"--{name.replace('_', '-')}") for name in names}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _checked(content: Mapping[str, Any], source: str) -> dict[str, Any]:
