@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -17,6 +16,7 @@ import pytest
 
 from megatron_adalrs.commands import COMMANDS
 from megatron_adalrs.data.indexed_dataset_builder import IndexedDatasetBuilder
+from megatron_adalrs.distributed.local_ranks import free_port
 
 ROOT = Path(__file__).parents[1]
 
@@ -146,10 +146,7 @@ def test_deepspeed_starts_the_module(installed: Path, tmp_path: Path) -> None:
     with IndexedDatasetBuilder(tmp_path / "corpus", np.uint16) as builder:
         builder.add_document([1, 2, 3] * 100)
         builder.finalize()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launch = ["-m", "deepspeed.launcher.runner", "--num_accelerators", "1", "--master_port", str(port)]
+    launch = ["-m", "deepspeed.launcher.runner", "--num_accelerators", "1", "--master_port", str(free_port())]
     module = ["--module", "megatron_adalrs.commands.pretrain", *TINY.split(), "--vocab-size", "8"]
     done = call(installed / "python", *launch, *module, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

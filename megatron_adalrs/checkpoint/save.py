@@ -102,8 +102,12 @@ class PendingSave:
         hashes = known | {name: digest for share in shares for name, digest in share.items()}
         facts = {"step": self.step, "mesh": vars(self._mesh.shape)}
         latest = self._folder.save / LATEST
-        on_first_rank(lambda: _publish(self._draft, self._target, latest, hashes, facts))
-        on_first_rank(lambda: remove_old_checkpoints(self._folder))
+
+        def publish() -> None:
+            _publish(self._draft, self._target, latest, hashes, facts)
+            remove_old_checkpoints(self._folder)
+
+        on_first_rank(publish)
         return self._target
 
 

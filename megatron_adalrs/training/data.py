@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from megatron_adalrs.checkpoint.train_state import TrainState, count_samples
@@ -35,7 +36,7 @@ class TrainingData:
         """Return a digest of the order of the first samples."""
         return self.blend.order_digest(min(samples, DIGEST_SAMPLES))
 
-    @property
+    @cached_property
     def order(self) -> str:
         """Digest of the order of all samples that the run consumes."""
         return self.order_digest(self.run.train_samples)

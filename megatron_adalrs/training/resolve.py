@@ -71,7 +71,7 @@ class ResolvedRun:
         """Number of parameters of the model."""
         return count_parameters(self.config.model, self.vocab_size)
 
-    @property
+    @cached_property
     def flops_per_token(self) -> float:
         """Floating-point operations of a training step per token."""
         model = self.config.model
