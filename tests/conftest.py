@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from tests.data.corpora import counting_corpus
 from tests.helpers.ranks import Ranks
 
 
@@ -23,6 +25,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("system"):
                 item.add_marker(pytest.mark.skip(reason="needs system packages: run ./tests/run.sh --system"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Create the corpus of `counting_corpus` and return its prefix; some modules override this."""
+    return counting_corpus(tmp_path_factory.mktemp("data") / "counting")
 
 
 @pytest.fixture(scope="session")

@@ -18,9 +18,9 @@ from megatron_adalrs.checkpoint.retention import checkpoints_in, remove_old_chec
 from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.metrics.run_log import read_run
 from megatron_adalrs.training.build import build_trainer
-from tests.data.corpora import counting_corpus
 from tests.helpers import runs
 from tests.helpers.ranks import Ranks
+from tests.helpers.settings import ONE_LAYER, counting_data
 
 
 def fake(save: Path, step: int, of: str = "a run") -> Path:
@@ -167,13 +167,8 @@ def test_published_checkpoint_is_complete(two_ranks: Ranks, tmp_path: Path) -> N
 def values(data: Path, run: Path, **changes: Any) -> dict[str, Any]:
     return {
         "preset": "gpt2-tiny",
-        "num_layers": 1,
-        "hidden_size": 16,
-        "num_attention_heads": 2,
-        "seq_length": 16,
-        "vocab_size": 50,
-        "data_path": str(data),
-        "split": "8,1,1",
+        **ONE_LAYER,
+        **counting_data(data),
         "micro_batch_size": 4,
         "train_iters": 25,
         "lr": 1e-3,
@@ -198,11 +193,6 @@ def trained(config: dict[str, Any], largest_file: int | None = None) -> int:
 def losses(run: Path) -> list[tuple[int, float]]:
     train = read_run(run).train
     return list(zip(train.step[train.kept].tolist(), train.loss[train.kept].tolist(), strict=True))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return counting_corpus(tmp_path_factory.mktemp("data") / "counting")
 
 
 def test_requeued_job_resumes_exactly(one_rank: Ranks, data: Path, tmp_path: Path) -> None:

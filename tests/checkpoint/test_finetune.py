@@ -13,15 +13,9 @@ import torch
 from megatron_adalrs.checkpoint.manifest import sha256, write_manifest
 from megatron_adalrs.metrics.run_log import read_run
 from tests.checkpoint.test_checkpoint import files_of, refusal, trained, values
-from tests.data.corpora import counting_corpus
 from tests.helpers.ranks import Ranks
 
 SEARCH = {"enabled": True, "mode": "robust", "restart_steps": 12, "trial_steps": 12, "return_steps": 12}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return counting_corpus(tmp_path_factory.mktemp("data") / "counting")
 
 
 @pytest.fixture(scope="module")

@@ -17,22 +17,13 @@ from megatron_adalrs.checkpoint import (
 )
 from tests.helpers import runs
 from tests.helpers.ranks import Ranks
+from tests.helpers.settings import TINY_QWEN2
 
 PIPE, TENSOR, CONTEXT = "pipeline_model_parallel_size", "tensor_model_parallel_size", "context_parallel_size"
 BEFORE, AFTER = 3, 5
 # Tied weights, shared key-value heads, biases on some projections, a padded vocabulary; clipping has an
 # effect.
-MODEL = {
-    "preset": "qwen2-tiny",
-    "num_layers": 2,
-    "hidden_size": 32,
-    "num_attention_heads": 4,
-    "num_query_groups": 2,
-    "untie_embeddings_and_output_weights": False,
-    "make_vocab_size_divisible_by": 3,
-    "lr": 3e-3,
-    "clip_grad": 0.5,
-}
+MODEL = TINY_QWEN2 | {"lr": 3e-3, "clip_grad": 0.5}
 UNTIED = MODEL | {"preset": "gpt2-tiny", "num_query_groups": 4, "untie_embeddings_and_output_weights": True}
 BF16 = {"bf16": True}
 SOURCES: dict[str, dict[str, Any]] = {

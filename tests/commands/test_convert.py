@@ -21,7 +21,6 @@ from megatron_adalrs.metrics.run_log import read_run
 from megatron_adalrs.preprocessing.preprocess import Recipe, preprocess
 from megatron_adalrs.preprocessing.tokenizer_training import train_sentencepiece
 from tests.checkpoint.test_checkpoint import files_of, refusal, trained, values
-from tests.data.corpora import counting_corpus
 from tests.helpers.programs import Done, called
 from tests.helpers.ranks import Ranks
 from tests.huggingface.models import KINDS, change_config, contents, made, saved
@@ -124,11 +123,6 @@ def test_refusals_leave_files_unchanged(tmp_path: Path, convert: Callable[..., D
     (source / "model.safetensors").unlink()
     assert f"--from-hf: {source} has neither model.safetensors nor" in refused(convert(*both))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "theirs"], "something was left behind"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return counting_corpus(tmp_path_factory.mktemp("data") / "counting")
 
 
 def test_weights_only_checkpoint_cannot_be_resumed(

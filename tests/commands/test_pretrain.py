@@ -22,9 +22,9 @@ import yaml
 from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.metrics.run_log import read_run
 from megatron_adalrs.training.build import build_trainer
-from tests.data.corpora import counting_corpus
 from tests.helpers.ranks import Ranks
 from tests.helpers.runs import refusal
+from tests.helpers.settings import TWO_LAYERS, counting_data
 
 ROOT = Path(__file__).parents[2]
 DEEPSPEED = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2", "--master_port"]
@@ -43,21 +43,11 @@ TORCHRUN = [
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return counting_corpus(tmp_path_factory.mktemp("data") / "counting")
-
-
 def values(data: Path, **changes: Any) -> dict[str, Any]:
     return {
         "preset": "llama-tiny",
-        "num_layers": 2,
-        "hidden_size": 32,
-        "num_attention_heads": 4,
-        "seq_length": 16,
-        "vocab_size": 50,
-        "data_path": str(data),
-        "split": "8,1,1",
+        **TWO_LAYERS,
+        **counting_data(data),
         "micro_batch_size": 2,
         "global_batch_size": 8,
         "train_iters": 60,

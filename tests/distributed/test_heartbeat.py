@@ -26,6 +26,7 @@ from megatron_adalrs.distributed.heartbeat import ROUNDS, Heartbeat, current_fun
 from megatron_adalrs.distributed.local_ranks import free_port, start_rank
 from megatron_adalrs.distributed.rendezvous import LOST, is_failed_collective, print_error
 from tests.data.corpora import counting_corpus
+from tests.helpers.settings import ONE_LAYER
 
 TIMEOUT = 0.3
 PATIENCE = 60.0
@@ -332,10 +333,7 @@ class RealRanks:
         self.port = free_port()
         values = {
             "preset": "llama-tiny",
-            "num_layers": 1,
-            "hidden_size": 16,
-            "num_attention_heads": 2,
-            "seq_length": 16,
+            **ONE_LAYER,
             "vocab_size": 50,
             "data_path": counting_corpus(folder / "counting"),
             "split": "8,1,1",

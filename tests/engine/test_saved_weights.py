@@ -10,17 +10,10 @@ import pytest
 from megatron_adalrs.engine import Engine, SavedWeights, build_engine
 from tests.helpers import runs
 from tests.helpers.ranks import Ranks
+from tests.helpers.settings import TINY_QWEN2
 
 PIPE, TENSOR, CONTEXT = "pipeline_model_parallel_size", "tensor_model_parallel_size", "context_parallel_size"
-MODEL = {
-    "preset": "qwen2-tiny",
-    "num_layers": 2,
-    "hidden_size": 32,
-    "num_attention_heads": 4,
-    "num_query_groups": 2,
-    "untie_embeddings_and_output_weights": False,
-    "make_vocab_size_divisible_by": 3,
-}
+MODEL = TINY_QWEN2
 SAVED = {
     "zero1": {"zero_stage": 1},
     "zero3": {"zero_stage": 3},

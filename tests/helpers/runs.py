@@ -12,6 +12,7 @@ from megatron_adalrs.distributed.process_mesh import ProcessMesh
 from megatron_adalrs.engine import Engine, build_engine
 from megatron_adalrs.snapshot.rng_state import seed_everything
 from megatron_adalrs.training.build import build_trainer
+from tests.helpers.settings import TWO_LAYERS
 
 VOCABULARY = 50
 
@@ -20,10 +21,7 @@ def tiny_config(**values: Any) -> Config:
     """Return the configuration of a tiny model: two micro-batches of two samples on each of two ranks."""
     defaults = {
         "preset": "gpt2-tiny",
-        "num_layers": 2,
-        "hidden_size": 32,
-        "num_attention_heads": 4,
-        "seq_length": 16,
+        **TWO_LAYERS,
         "train_iters": 100,
         "lr": 1e-2,
         "data_path": "none",

@@ -17,7 +17,6 @@ from megatron_adalrs.huggingface.config_json import Shape
 from megatron_adalrs.metrics.run_log import read_run
 from megatron_adalrs.training.data import batches_in_one_pass, build_datasets
 from tests.checkpoint.test_checkpoint import refusal, trained
-from tests.data.corpora import counting_corpus
 from tests.helpers.programs import Done, called
 from tests.helpers.ranks import Ranks
 from tests.huggingface.models import change_config, saved
@@ -28,11 +27,6 @@ GRIDS: dict[str, tuple[str, dict[str, Any]]] = {
     "pipe": ("gpt2 tied", {"pipeline_model_parallel_size": 2}),
     "zero3": ("llama scaled", {"zero_stage": 3}),
 }
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return counting_corpus(tmp_path_factory.mktemp("data") / "counting")
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import pytest
 from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.metrics.run_log import read_run
 from megatron_adalrs.training.build import build_trainer
-from tests.data.corpora import counting_corpus
 from tests.helpers.ranks import Ranks
+from tests.helpers.settings import ONE_LAYER, counting_data
 from tests.system.cluster import Cluster, NoNodes, two_nodes, wait_until
 
 pytestmark = pytest.mark.system
@@ -37,22 +37,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         pytest.skip(str(reason))
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return counting_corpus(tmp_path_factory.mktemp("data") / "counting")
-
-
 def values(data: Path, run_dir: Path) -> dict[str, Any]:
     """Return a configuration whose steps have many micro-batches, so that a fault can come between them."""
     return {
         "preset": "llama-tiny",
-        "num_layers": 1,
-        "hidden_size": 16,
-        "num_attention_heads": 2,
-        "seq_length": 16,
-        "vocab_size": 50,
-        "data_path": str(data),
-        "split": "8,1,1",
+        **ONE_LAYER,
+        **counting_data(data),
         "micro_batch_size": 1,
         "global_batch_size": 16,
         "train_iters": STEPS,

@@ -15,21 +15,11 @@ from megatron_adalrs.metrics.run_log import RunLog, read_run
 from megatron_adalrs.training.build import build_trainer
 from tests.helpers.ranks import Ranks
 from tests.helpers.runs import refusal
+from tests.helpers.settings import ONE_LAYER, SHORT_ROBUST_SEARCH
 from tests.helpers.sinks import Interrupt
 
 STEPS = 60
-LOST = {
-    "enabled": True,
-    "mode": "robust",
-    "alpha": 2.0,
-    "search_start": 0.3,
-    "search_end": 0.9,
-    "trial_steps": 4,
-    "return_steps": 10,
-    "restart_steps": 12,
-    "confidence": 1e9,
-    "min_scale": 1.0,
-}
+LOST = SHORT_ROBUST_SEARCH | {"confidence": 1e9, "min_scale": 1.0}
 """Search whose races are all lost, so that all steps of its trials are undone."""
 
 
@@ -49,10 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def values(data: Path, run: Path, **changes: Any) -> dict[str, Any]:
     return {
         "preset": "llama-tiny",
-        "num_layers": 1,
-        "hidden_size": 16,
-        "num_attention_heads": 2,
-        "seq_length": 16,
+        **ONE_LAYER,
         "vocab_size": 50,
         "micro_batch_size": 1,
         "global_batch_size": 4,

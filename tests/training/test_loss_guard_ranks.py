@@ -13,9 +13,9 @@ from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.metrics.run_log import RunLog, read_run
 from megatron_adalrs.training.build import build_trainer
 from megatron_adalrs.training.trainer import INTERRUPTED, STOPPED
-from tests.data.corpora import counting_corpus
 from tests.helpers.faults import Fault
 from tests.helpers.ranks import Ranks
+from tests.helpers.settings import TWO_LAYERS, counting_data
 from tests.helpers.sinks import HeldSnapshots, TrialSteps
 
 STEPS, BATCH = 9, 8
@@ -32,23 +32,13 @@ REWOUND = ((2 * BATCH, 5 * BATCH), (7 * BATCH, 9 * BATCH))
 Spans = tuple[tuple[int, int], ...]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return counting_corpus(tmp_path_factory.mktemp("data") / "counting")
-
-
 def values(data: Path, run: Path, policy: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     settings = {"rewind_interval": 2, "min_history": 4, "max_skipped": 0.7} | changes.get("loss_guard", {})
     return (
         {
             "preset": "gpt2-tiny",
-            "num_layers": 2,
-            "hidden_size": 32,
-            "num_attention_heads": 4,
-            "seq_length": 16,
-            "vocab_size": 50,
-            "data_path": str(data),
-            "split": "8,1,1",
+            **TWO_LAYERS,
+            **counting_data(data),
             "micro_batch_size": 2,
             "global_batch_size": BATCH,
             "train_iters": STEPS,

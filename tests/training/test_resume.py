@@ -11,22 +11,13 @@ from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.metrics import Record
 from megatron_adalrs.metrics.run_log import RunLog, read_run
 from megatron_adalrs.training.build import build_trainer
-from tests.data.corpora import counting_corpus
 from tests.helpers.ranks import Ranks
+from tests.helpers.settings import ONE_LAYER, SHORT_ROBUST_SEARCH, counting_data
 from tests.helpers.sinks import Interrupt
 
 STEPS = 60
 PAPER = {"enabled": True, "window": 5, "search_start": 0.25, "search_end": 0.8, "decay_threshold": 9.0}
-ROBUST = {
-    "enabled": True,
-    "mode": "robust",
-    "alpha": 2.0,
-    "search_start": 0.3,
-    "search_end": 0.9,
-    "trial_steps": 4,
-    "return_steps": 10,
-    "restart_steps": 12,
-}
+ROBUST = SHORT_ROBUST_SEARCH
 PIPE = {"pipeline_model_parallel_size": 2, "num_layers": 2}
 CELLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "zero0": ({}, PAPER),
@@ -38,21 +29,11 @@ CELLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return counting_corpus(tmp_path_factory.mktemp("data") / "counting")
-
-
 def values(data: Path, run: Path, search: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return {
         "preset": "llama-tiny",
-        "num_layers": 1,
-        "hidden_size": 16,
-        "num_attention_heads": 2,
-        "seq_length": 16,
-        "vocab_size": 50,
-        "data_path": str(data),
-        "split": "1,0,0",
+        **ONE_LAYER,
+        **counting_data(data, split="1,0,0"),
         "micro_batch_size": 2,
         "global_batch_size": 8,
         "train_iters": STEPS,

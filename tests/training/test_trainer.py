@@ -12,8 +12,8 @@ from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.metrics.run_log import RunLog, read_run
 from megatron_adalrs.optim.lr_schedule import build_schedule
 from megatron_adalrs.training.build import build_trainer
-from tests.data.corpora import counting_corpus
 from tests.helpers.ranks import Ranks
+from tests.helpers.settings import TWO_LAYERS, counting_data
 from tests.helpers.sinks import HeldSnapshots, Interrupt
 
 STEPS = 160
@@ -30,21 +30,11 @@ SEARCH = {
 }
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return counting_corpus(tmp_path_factory.mktemp("data") / "counting")
-
-
 def values(data: Path, run: Path, search: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return {
         "preset": "llama-tiny",
-        "num_layers": 2,
-        "hidden_size": 32,
-        "num_attention_heads": 4,
-        "seq_length": 16,
-        "vocab_size": 50,
-        "data_path": str(data),
-        "split": "8,1,1",
+        **TWO_LAYERS,
+        **counting_data(data),
         "micro_batch_size": 2,
         "global_batch_size": 8,
         "train_iters": STEPS,
