@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import tyro
 
 from megatron_adalrs.cli.program import TokenizerFlags, parse_flags, reports_errors
@@ -40,7 +42,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _require_same_tokenizer(flags)
     size = f"{dataset.num_documents} documents, {dataset.num_tokens} tokens of {dataset.dtype}"
     print(f"{flags.data_path}: {size}")
+    if dataset.modes is not None:
+        print(_describe_modes(dataset.modes))
     return 0
+
+
+def _describe_modes(modes: npt.NDArray[np.int8]) -> str:
+    """Describe the sequences of a multimodal dataset."""
+    counts = (
+        f"{count} of mode {mode}{' (text)' if mode == 0 else ''}"
+        for mode, count in zip(
+            *(found.tolist() for found in np.unique(modes, return_counts=True)), strict=True
+        )
+    )
+    note = "" if not modes.any() else "; only text can be trained on here"
+    return f"multimodal, sequences: {', '.join(counts)}{note}"
 
 
 def _require_same_tokenizer(flags: Arguments) -> None:

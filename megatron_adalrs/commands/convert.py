@@ -107,7 +107,9 @@ def export_model(source: Path, target: Path, dtype: str | None, max_shard_size: 
     cast = getattr(torch, dtype) if dtype else None
     try:
         family = family_of(opened.model)
-        more, note = export_tokenizer(tokenizer.kind, tokenizer.files, family.model_type)
+        more, note = export_tokenizer(
+            tokenizer.kind, tokenizer.files, family.model_type, opened.model.max_positions
+        )
         write_model(
             target,
             opened.model,

@@ -107,6 +107,7 @@ def evaluate_model(given: Arguments) -> dict[str, Any]:
     opened = open_model(locate_model(given.source, "model"), "model")
     data_path, split = corpus_of(given, opened)
     indexed = IndexedDataset(data_path)
+    indexed.require_text()
     documents = documents_of(given, opened, indexed, split)
     tokenizer, reason = tokenizer_of_corpus(opened, data_path, given.tokenizer_type, *tokenizer_paths(given))
     note = read_description(data_path)

@@ -93,7 +93,7 @@ class Config(Group):
 
     @property
     def lr_decay_iters(self) -> int:
-        """Step at which the decay reaches min_lr."""
+        """Step at which the decay ends."""
         return self.optimizer.lr_decay_iters or self.training.train_iters
 
     @property

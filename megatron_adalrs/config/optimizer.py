@@ -24,9 +24,10 @@ class OptimizerConfig(Group):
     lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = "cosine"
     """Schedule after the warm-up."""
     lr_decay_iters: PositiveInt | None = None
-    """Step at which the decay reaches min_lr. Default: train_iters."""
+    """Step at which the decay ends; after it the rate is min_lr. No effect on `constant`. Default:
+    train_iters."""
     lr_warmup_iters: NonNegativeInt = 0
-    """Number of steps of linear warm-up from 0."""
+    """Number of steps of linear warm-up; step k of n has k/n of the rate."""
     lr_wsd_decay_style: DecayShape = "exponential"
     """Decay in the last phase of WSD."""
     lr_wsd_decay_iters: PositiveInt | None = None

@@ -29,7 +29,8 @@ class GPTDataset:
     samples continue the order of fewer. The first process builds it and stores it in `cache_dir`.
 
     Raises:
-        ValueError: If a size is out of range, or the documents have fewer than `seq_length` + 1 tokens.
+        ValueError: If a size is out of range, the documents have fewer than `seq_length` + 1 tokens, or the
+            dataset contains other things than text.
         OSError: If the cache cannot be written.
     """
 
@@ -47,6 +48,7 @@ class GPTDataset:
         offsets = indexed.document_offsets[documents.start : documents.stop + 1]
         self.num_tokens = int(offsets[-1] - offsets[0])
         _require_sizes(split, seq_length, num_samples, seed)
+        indexed.require_text()
         if indexed.dtype.kind == "f":
             raise ValueError(
                 f"{bin_path(indexed.prefix)} has token type {indexed.dtype.name}: required integers"
@@ -210,11 +212,12 @@ def build_gpt_datasets(
 
 
 def check_vocabulary(data_path: Path | str, vocab_size: int) -> None:
-    """Raise ValueError if the data contains a token outside a vocabulary of `vocab_size`.
+    """Raise ValueError if the data contains a token outside a vocabulary of `vocab_size`, or is not text.
 
     Up to 10 million tokens are all read; of more tokens, 100 blocks are read that are spread evenly.
     """
     indexed = IndexedDataset(data_path)
+    indexed.require_text()
     starts = range(0, indexed.num_tokens, _SCANNED_BLOCK)
     if indexed.num_tokens > _SCANNED_TOKENS:
         last = indexed.num_tokens - _SCANNED_BLOCK

@@ -10,6 +10,7 @@ Layout of the index, little endian, as written by Megatron-LM's `core/datasets/i
     int32[S]  tokens in each sequence
     int64[S]  byte offset of each sequence in the .bin
     int64[D]  first sequence of each document, and S at the end
+    int8[S]   in multimodal datasets only: mode of each sequence, 0 for text
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import hashlib
 import struct
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +62,7 @@ class IndexedDataset:
         sizes: Tokens in each of the S sequences, int32[S]. The length of the dataset is S.
         document_indices: First sequence of each of the D documents, and S, int64[D + 1].
         dtype: Type of the tokens.
+        modes: Mode of each sequence, int8[S], of which 0 is text; None if the dataset is not multimodal.
 
     Raises:
         FileNotFoundError: If a file of the pair is missing.
@@ -76,14 +78,18 @@ class IndexedDataset:
                     f"indexed dataset {prefix}: there is no file {path} "
                     "(required: the common prefix of a .bin/.idx pair, without the extension)"
                 )
-        self.dtype, sequences = _read_header(index)
+        header = _read_header(index)
+        self.dtype = header.dtype
         sections = np.asarray(np.memmap(index, dtype=np.uint8, mode="r", offset=HEADER.size))
-        lengths_end, pointers_end = 4 * sequences, 12 * sequences
+        lengths_end, pointers_end, documents_end = header.section_ends
         self.sizes: npt.NDArray[np.int32] = sections[:lengths_end].view("<i4")
         pointers: npt.NDArray[np.int64] = sections[lengths_end:pointers_end].view("<i8")
-        self.document_indices: npt.NDArray[np.int64] = sections[pointers_end:].view("<i8")
+        self.document_indices: npt.NDArray[np.int64] = sections[pointers_end:documents_end].view("<i8")
+        self.modes: npt.NDArray[np.int8] | None = None
+        if len(sections) > documents_end:
+            self.modes = sections[documents_end:].view("i1")
         total_bytes = _check_sequences(index, self.sizes, pointers, self.dtype.itemsize)
-        _check_documents(index, self.document_indices, sequences)
+        _check_documents(index, self.document_indices, header.sequences)
         found = tokens.stat().st_size
         if found != total_bytes:
             raise ValueError(
@@ -104,6 +110,19 @@ class IndexedDataset:
     @property
     def num_tokens(self) -> int:
         return len(self._tokens)
+
+    def require_text(self) -> None:
+        """Raise ValueError if the dataset is multimodal and a sequence has another mode than 0, text."""
+        if self.modes is None:
+            return
+        others = np.flatnonzero(self.modes)
+        if len(others):
+            first = int(others[0])
+            raise ValueError(
+                f"{idx_path(self.prefix)} is multimodal: {len(others)} of its {len(self)} sequences are not "
+                f"text, the first of them sequence {first} with mode {self.modes[first]}: required text, "
+                "which is mode 0"
+            )
 
     @cached_property
     def digest(self) -> str:
@@ -154,33 +173,48 @@ class IndexedDataset:
         return self._tokens[start + offset : start + offset + length]
 
 
-def _read_header(index: Path) -> tuple[np.dtype[Any], int]:
-    """Return token type and number of sequences after checking the size of the file against the header."""
+class _Header(NamedTuple):
+    """Content of the header of an index."""
+
+    dtype: np.dtype[Any]
+    sequences: int
+    documents: int
+    """Number of document indices."""
+
+    @property
+    def section_ends(self) -> tuple[int, int, int]:
+        """Bytes after the header at which lengths, offsets and document indices end."""
+        return 4 * self.sequences, 12 * self.sequences, 12 * self.sequences + 8 * self.documents
+
+
+def _read_header(index: Path) -> _Header:
+    """Return the header after checking the size of the file against it."""
     found = index.stat().st_size
     with index.open("rb") as stream:
-        header = stream.read(HEADER.size)
-    if header[: len(MAGIC)] != MAGIC:
+        content = stream.read(HEADER.size)
+    if content[: len(MAGIC)] != MAGIC:
         raise ValueError(
-            f"{index} starts with {header[: len(MAGIC)]!r}: required {MAGIC!r}, a Megatron index"
+            f"{index} starts with {content[: len(MAGIC)]!r}: required {MAGIC!r}, a Megatron index"
         )
-    if len(header) < HEADER.size:
+    if len(content) < HEADER.size:
         raise ValueError(
             f"{index} has {found} bytes: required at least {HEADER.size}, the header of an index"
         )
-    _, version, code, sequences, documents = HEADER.unpack(header)
+    _, version, code, sequences, documents = HEADER.unpack(content)
     if version != VERSION:
         raise ValueError(f"{index} has version {version}: required {VERSION}")
     if code not in DTYPES:
         raise ValueError(f"{index} has token type code {code}: required {min(DTYPES)} to {max(DTYPES)}")
     if documents < 1:
         raise ValueError(f"{index} has no document indices: required at least 1")
-    expected = HEADER.size + 12 * sequences + 8 * documents
-    if found != expected:
+    header = _Header(DTYPES[code], sequences, documents)
+    of_text = HEADER.size + header.section_ends[-1]
+    if found not in (of_text, of_text + sequences):
         raise ValueError(
-            f"{index} has {found} bytes: required {expected} for its {sequences} sequences and "
-            f"{documents} document indices"
+            f"{index} has {found} bytes: required {of_text} for its {sequences} sequences and {documents} "
+            f"document indices, or {of_text + sequences} with the mode of each sequence (multimodal)"
         )
-    return DTYPES[code], sequences
+    return header
 
 
 def _check_sequences(index: Path, sizes: npt.NDArray[Any], pointers: npt.NDArray[Any], itemsize: int) -> int:

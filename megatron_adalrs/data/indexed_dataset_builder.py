@@ -99,8 +99,13 @@ class IndexedDatasetBuilder:
         self._document_indices.append(len(self._lengths))
 
     def append(self, prefix: Path | str) -> None:
-        """Append every document of another pair. Raises ValueError if it has another token type."""
+        """Append every document of another pair.
+
+        Raises:
+            ValueError: If it has another token type, or is not text only: modes are not written.
+        """
         other = IndexedDataset(prefix)
+        other.require_text()
         if other.dtype != self.dtype:
             raise ValueError(
                 f"{idx_path(prefix)} has token type {other.dtype.name}: required {self.dtype.name}"

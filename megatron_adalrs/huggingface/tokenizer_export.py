@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
 END_OF_DOCUMENT = "<|endoftext|>"
+MAX_LENGTH = "model_max_length"
+"""Key in tokenizer_config.json: the longest sequence, beyond which transformers warns or truncates."""
 _CODE = b"""from transformers import PreTrainedTokenizerFast
 
 
@@ -39,19 +41,44 @@ class PlainTokenizer(PreTrainedTokenizerFast):
 
 
 def export_tokenizer(
-    kind: str | None, files: Mapping[str, Path], model_type: str
+    kind: str | None, files: Mapping[str, Path], model_type: str, max_positions: int
 ) -> tuple[dict[str, bytes], str]:
     """Convert a run's tokenizer, so that AutoTokenizer returns the same ids.
 
     Args:
-        kind: Kind of the tokenizer; None if the files came with a model and are complete.
+        kind: Kind of the tokenizer; None if the files came with a model, whose export does not change them.
         files: Files of the tokenizer by their names in Hugging Face folders.
         model_type: `model_type` in config.json.
+        max_positions: Positions of the model, which become `model_max_length` unless the files name another.
 
     Returns:
         Contents of the files to add to those of the tokenizer, and a note for the user.
     """
-    if kind is None or (TOKENIZER_JSON in files and kind != "HuggingFaceTokenizer"):
+    if kind is None:
+        return {}, ""
+    made, note = _convert(kind, files, model_type)
+    return made | _with_max_length(files, made, max_positions), note
+
+
+def _with_max_length(
+    files: Mapping[str, Path], made: Mapping[str, bytes], max_positions: int
+) -> dict[str, bytes]:
+    """Return tokenizer_config.json with the longest sequence, if there is a tokenizer that lacks it."""
+    if not {TOKENIZER_JSON, TOKENIZER_CONFIG, VOCAB} & {*files, *made}:
+        return {}
+    config: dict[str, Any] = {}
+    if TOKENIZER_CONFIG in made:
+        config = json.loads(made[TOKENIZER_CONFIG])
+    elif TOKENIZER_CONFIG in files:
+        config = json_object(files[TOKENIZER_CONFIG])
+    if config.get(MAX_LENGTH) is not None:
+        return {}
+    return {TOKENIZER_CONFIG: _json(config | {MAX_LENGTH: max_positions})}
+
+
+def _convert(kind: str, files: Mapping[str, Path], model_type: str) -> tuple[dict[str, bytes], str]:
+    """Return the files to add for the same ids, and a note for the user; see `export_tokenizer`."""
+    if TOKENIZER_JSON in files and kind != "HuggingFaceTokenizer":
         return {}, ""
     named = (
         json_object(files[TOKENIZER_CONFIG]) if TOKENIZER_JSON in files and TOKENIZER_CONFIG in files else {}

@@ -15,7 +15,11 @@ Schedule = Callable[[int], float]
 
 
 def build_schedule(config: Config) -> Schedule:
-    """Return the configured schedule: it maps the number of completed steps to the next step's factor."""
+    """Return the configured schedule: it maps the number of completed steps to the next step's factor.
+
+    The values are those of Megatron-LM's `OptimizerParamScheduler.get_lr`, but for the warm-up, which is one
+    step ahead of Megatron-LM's: its first step has the factor 1 / warmup here and 0 there.
+    """
     optimizer = config.optimizer
     floor = optimizer.min_lr / optimizer.lr
     warmup, decay_end = optimizer.lr_warmup_iters, config.lr_decay_iters
@@ -23,18 +27,19 @@ def build_schedule(config: Config) -> Schedule:
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
+        if optimizer.lr_decay_style == "constant":
+            return 1.0
+        if step > decay_end:
+            return floor
         match optimizer.lr_decay_style:
-            case "constant":
-                return 1.0
             case "inverse-square-root":
                 return max(floor, inverse_square_root(step, warmup))
             case "WSD":
                 start = decay_end - config.lr_wsd_decay_iters
-                progress = min(max(step - start, 0) / config.lr_wsd_decay_iters, 1.0)
+                progress = max(step - start, 0) / config.lr_wsd_decay_iters
                 return decay_factor(optimizer.lr_wsd_decay_style, progress, floor)
             case style:
-                progress = min((step - warmup) / (decay_end - warmup), 1.0)
-                return decay_factor(style, progress, floor)
+                return decay_factor(style, (step - warmup) / (decay_end - warmup), floor)
 
     return factor
 

@@ -50,9 +50,8 @@ def of_data(kind: str, *files: Path | None, known: bool = True) -> DataTokenizer
 def exported(folder: Path, kind: str, **files: Path) -> Path:
     folder.mkdir()
     named = {name.replace("_", "."): path for name, path in files.items()}
-    contents = {name: path.read_bytes() for name, path in named.items()} | export_tokenizer(
-        kind, named, "gpt2"
-    )[0]
+    contents = {name: path.read_bytes() for name, path in named.items()}
+    contents |= export_tokenizer(kind, named, "gpt2", 1024)[0]
     for name, content in contents.items():
         (folder / name).write_bytes(content)
     return folder

@@ -176,7 +176,7 @@ def test_tokens_unknown_to_tokenizer_are_no_text(
     told = f"{tmp_path}/corpus.bin holds token 299: required 0 to 256"
     refused = tool("evaluate")(*corpus, "--tokenizer-type", "ByteTokenizer")
     assert refused.returncode == 2 and told in refused.stderr
-    for name, content in export_tokenizer("ByteTokenizer", {}, "gpt2")[0].items():
+    for name, content in export_tokenizer("ByteTokenizer", {}, "gpt2", 64)[0].items():
         (model / name).write_bytes(content)
     done = tool("evaluate")(*corpus, "--json")
     assert (done.returncode, json.loads(done.stdout)["bits_per_byte"]) == (0, None)

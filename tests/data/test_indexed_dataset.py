@@ -8,8 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from megatron_adalrs.commands.check_data import main as check_data
+from megatron_adalrs.data.gpt_dataset import build_gpt_datasets
 from megatron_adalrs.data.indexed_dataset import DTYPES, IndexedDataset, best_dtype
 from megatron_adalrs.data.indexed_dataset_builder import IndexedDatasetBuilder
+from megatron_adalrs.preprocessing.merging import merge
 
 # Documents [1, 2, 3], [] and [4, 5 | 6] as uint16, spelled out by hand from the format's description.
 BIN = struct.pack("<6H", 1, 2, 3, 4, 5, 6)
@@ -109,6 +112,38 @@ def test_every_token_type_reads_and_writes_its_vector(
     assert (tmp_path / "built.bin").read_bytes() == tokens
 
 
+@pytest.mark.parametrize("modes", [[0, 0, 0, 0], [0, 1, 0, -1]])
+def test_modes_of_a_multimodal_index_are_read(tmp_path: Path, modes: list[int]) -> None:
+    dataset = IndexedDataset(write_pair(tmp_path / "x", IDX + struct.pack("4b", *modes)))
+    assert dataset.modes is not None and dataset.modes.tolist() == modes
+    assert [dataset.get_document(document).tolist() for document in range(3)] == [[1, 2, 3], [], [4, 5, 6]]
+    assert dataset.document_indices.tolist() == [0, 1, 2, 4]
+
+
+def test_other_modes_than_text_are_refused(tmp_path: Path) -> None:
+    text = IndexedDataset(write_pair(tmp_path / "text", IDX + bytes(4)))
+    text.require_text()
+    IndexedDataset(write_pair(tmp_path / "plain")).require_text()
+    write_pair(tmp_path / "image", IDX + bytes([0, 0, 1, 2]))
+    refused = (
+        r"image\.idx is multimodal: 2 of its 4 sequences are not text, the first of them sequence 2 with "
+        "mode 1: required text"
+    )
+    with pytest.raises(ValueError, match=refused):
+        build_gpt_datasets(tmp_path / "image", "1,0,0", 2, (1, 0, 0), 1)
+    with pytest.raises(ValueError, match=refused):
+        merge([tmp_path / "text", tmp_path / "image"], tmp_path / "merged")
+    merge([tmp_path / "text", tmp_path / "plain"], tmp_path / "merged")
+    assert IndexedDataset(tmp_path / "merged").modes is None
+    assert build_gpt_datasets(tmp_path / "text", "1,0,0", 2, (1, 0, 0), 1)[0] is not None
+
+
+def test_check_data_names_modes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check_data([str(write_pair(tmp_path / "x", IDX + bytes([0, 0, 1, 0])))]) == 0
+    printed = capsys.readouterr().out
+    assert "multimodal, sequences: 3 of mode 0 (text), 1 of mode 1; only text can be trained on" in printed
+
+
 def test_get_reads_parts_and_refuses_what_is_outside(tmp_path: Path) -> None:
     dataset = IndexedDataset(write_pair(tmp_path / "hand"))
     assert dataset.get(0, 1).tolist() == [2, 3]
@@ -143,7 +178,7 @@ def test_tokens_cannot_be_changed_through_the_reader(tmp_path: Path) -> None:
         (IDX[:17] + b"\x09" + IDX[18:], BIN, r"x\.idx has token type code 9: required 1 to 8"),
         (IDX[:17] + b"\x00" + IDX[18:], BIN, r"x\.idx has token type code 0"),
         (IDX[:-1], BIN, r"x\.idx has 113 bytes: required 114 for its 4 sequences and 4 document indices"),
-        (IDX + b"\x00", BIN, r"x\.idx has 115 bytes: required 114"),
+        (IDX + b"\x00", BIN, r"x\.idx has 115 bytes: required 114 .*, or 118 with the mode of each sequence"),
         (IDX[:26] + struct.pack("<Q", 0) + IDX[34:], BIN, r"x\.idx has no document indices"),
         (
             HEADER + struct.pack("<4i", 3, -1, 3, 1) + POINTERS + DOCUMENTS,

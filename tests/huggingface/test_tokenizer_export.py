@@ -22,6 +22,7 @@ from tests.preprocessing.texts import TEXTS, require_protocol, write_corpus
 
 CONFIGS = (GPT2Config, LlamaConfig, Qwen2Config)
 KINDS = ("bytes", "bpe", "unigram")
+POSITIONS = 4096
 ANY_CHARACTER = st.characters(exclude_categories=["Cs"], exclude_characters="\u2581\U0010ffff")
 # Pieces and the names of special ones meet more often than in texts of any characters.
 ANY_TEXT = st.one_of(st.text(ANY_CHARACTER), st.text(st.sampled_from("ab <>/s\n\t(=,.)ertx0414unk")))
@@ -38,7 +39,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path | None]:
 def made(model: Path | None, model_type: str = "gpt2") -> tuple[Tokenizer, Mapping[str, bytes], str]:
     """Return a tokenizer of ours, its exported files, and the note."""
     kind = "SentencePieceTokenizer" if model else "ByteTokenizer"
-    files, told = export_tokenizer(kind, {"tokenizer.model": model} if model else {}, model_type)
+    files, told = export_tokenizer(kind, {"tokenizer.model": model} if model else {}, model_type, POSITIONS)
     return build_tokenizer(kind, model), files, told
 
 
@@ -69,6 +70,7 @@ def test_auto_tokenizer_gives_our_ids(
         assert theirs.decode(ids) == again.decode(ids) == text
     assert (theirs.eos_token_id, again.eod) == (ours.eod, ours.eod)
     assert len(theirs) == again.vocab_size == ours.vocab_size
+    assert theirs.model_max_length == POSITIONS
     assert theirs.bos_token is None, "lm-eval would begin with a token that training has never seen"
     require_protocol(again)
     theirs.save_pretrained(tmp_path / "again")
@@ -151,7 +153,7 @@ def test_incompatible_protobuf_is_reported(
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    files, told = export_tokenizer("ByteTokenizer", {}, "gpt2")
+    files, told = export_tokenizer("ByteTokenizer", {}, "gpt2", POSITIONS)
     assert (files, told) == (
         {},
         "no tokenizer.json is made: it needs the package tokenizers: pip install 'megatron-adalrs[hf]'",
@@ -173,7 +175,8 @@ def test_tokenizer_json_gets_missing_settings(
     if named is not None:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(named))
     config(vocab_size=600, bos_token_id=0, eos_token_id=0).save_pretrained(tmp_path)
-    added, told = export_tokenizer("HuggingFaceTokenizer", find_companion_files(tmp_path), config.model_type)
+    found = find_companion_files(tmp_path)
+    added, told = export_tokenizer("HuggingFaceTokenizer", found, config.model_type, POSITIONS)
     for name, content in added.items():
         (tmp_path / name).write_bytes(content)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
@@ -181,9 +184,8 @@ def test_tokenizer_json_gets_missing_settings(
         if name != "markers":  # as everywhere, special tokens in texts are special tokens to a tokenizer.json
             assert theirs(text)["input_ids"] == ours.encode(text)
             assert theirs.decode(ours.encode(text)) == text
-    is_whole = named and "tokenizer_class" in named and config is not Qwen2Config
-    assert (bool(added), told) == (not is_whole, "")
-    if added:
+    assert (theirs.model_max_length, told) == (POSITIONS, "")
+    if "tokenizer_class" not in (named or {}) or config is Qwen2Config:
         assert (theirs.eos_token, theirs.padding_side) == ("</s>", (named or {}).get("padding_side", "right"))
 
 
@@ -192,17 +194,17 @@ def test_renamed_tokenizer_json_splits_special_tokens(
 ) -> None:
     (tmp_path / "mine.json").write_bytes(made(models["bpe"])[1]["tokenizer.json"])
     (tmp_path / "tokenizer_config.json").write_text('{"split_special_tokens": true}')
-    added, _ = export_tokenizer("HuggingFaceTokenizer", {"tokenizer.json": tmp_path / "mine.json"}, "gpt2")
+    files = {"tokenizer.json": tmp_path / "mine.json"}
+    added, _ = export_tokenizer("HuggingFaceTokenizer", files, "gpt2", POSITIONS)
     assert json.loads(added["tokenizer_config.json"])["split_special_tokens"] is True
 
 
 def test_complete_files_are_unchanged(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
-    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
-    assert export_tokenizer("HuggingFaceTokenizer", find_companion_files(tmp_path), "qwen2") == ({}, ""), (
-        "Qwen's own"
-    )
+    config = {"tokenizer_class": "Qwen2Tokenizer", "model_max_length": 7}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    files = find_companion_files(tmp_path)
+    assert export_tokenizer("HuggingFaceTokenizer", files, "qwen2", POSITIONS) == ({}, ""), "Qwen's own"
     (tmp_path / "tokenizer_config.json").unlink()
-    assert export_tokenizer(None, find_companion_files(tmp_path), "gpt2") == ({}, ""), (
-        "they came with a model"
-    )
+    files = find_companion_files(tmp_path)
+    assert export_tokenizer(None, files, "gpt2", POSITIONS) == ({}, ""), "they came with a model"

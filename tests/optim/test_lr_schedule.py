@@ -67,6 +67,51 @@ def test_wsd_decays_over_a_tenth_by_default() -> None:
     assert [factor(90), factor(95)] == pytest.approx([1.0, 0.5])
 
 
+def megatron_factor(
+    step: int, style: str, warmup: int, end: int, floor: float, last: int, shape: str
+) -> float:
+    """Return get_lr of Megatron-LM's core/optimizer_param_scheduler.py for max_lr 1 after the warm-up."""
+    if style == "constant":
+        return 1.0
+    if step > end:
+        return floor
+    if style == "inverse-square-root":
+        return max(floor, max(warmup, 1) ** 0.5 / max(step, 1) ** 0.5)
+    progress = (step - warmup) / (end - warmup)
+    if style == "WSD":
+        style, progress = shape, max(0.0, (step - (end - last)) / last)
+    remaining = {
+        "linear": 1.0 - progress,
+        "cosine": 0.5 * (math.cos(math.pi * progress) + 1.0),
+        "exponential": 2.0 * math.pow(0.5, progress) - 1.0,
+        "minus_sqrt": 1.0 - math.sqrt(progress),
+    }
+    return floor + (1.0 - floor) * remaining[style]
+
+
+@pytest.mark.parametrize("warmup", [0, 10])
+@pytest.mark.parametrize("shape", ["linear", "cosine", "exponential", "minus_sqrt"])
+@pytest.mark.parametrize("style", ["constant", "linear", "cosine", "inverse-square-root", "WSD"])
+def test_same_values_as_megatron_at_every_step(style: str, shape: str, warmup: int) -> None:
+    factor = schedule(
+        lr_decay_style=style,
+        lr_wsd_decay_style=shape,
+        lr_warmup_iters=warmup,
+        lr_decay_iters=60,
+        lr_wsd_decay_iters=12,
+        min_lr=0.01,
+    )
+    expected = [megatron_factor(step, style, warmup, 60, 0.01, 12, shape) for step in range(warmup, 100)]
+    assert [factor(step) for step in range(warmup, 100)] == pytest.approx(expected)
+
+
+def test_after_the_decay_the_rate_is_min_lr() -> None:
+    factor = schedule(lr_decay_style="inverse-square-root", lr_warmup_iters=4, lr_decay_iters=16, min_lr=0.25)
+    assert [factor(15), factor(16)] == pytest.approx([(4 / 15) ** 0.5, 0.5])
+    assert [factor(17), factor(99)] == [0.25, 0.25]
+    assert schedule(lr_decay_style="constant", lr_decay_iters=50, min_lr=0.25)(99) == 1.0
+
+
 def test_an_unknown_shape_is_refused() -> None:
     with pytest.raises(ValueError, match="'step'"):
         decay_factor("step", 0.5, 0.0)
