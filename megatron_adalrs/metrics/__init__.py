@@ -55,7 +55,7 @@ def open_metrics(
         [
             JsonLines(run_dir / "metrics.jsonl", frozenset({"train", "eval", "corpora", "run"})),
             JsonLines(run_dir / "decisions.jsonl", frozenset({"decision"})),
-            *(Scalars(target, log_interval) for target in targets),
+            *(Scalars(target, log_interval, first_step) for target in targets),
             ConsoleSink(train_iters, log_interval, first_step, budget),
         ]
     )

@@ -24,7 +24,7 @@ class EventFile:
 
     Args:
         folder: Folder of the event files.
-        first_step: If not 0, TensorBoard drops the points of this step and later ones in earlier files.
+        first_step: TensorBoard drops the points after this step in earlier files.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
@@ -35,13 +35,17 @@ class EventFile:
         self._file = AtomicAppend(folder / name)
         self._records = RecordWriter(self._file)
         self._write(Event(file_version="brain.Event:2"))
-        if first_step:
-            self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
+        self.drop_after(first_step)
 
     def add(self, values: Mapping[str, float], step: int) -> None:
         """Write the scalars of one step by tag, or raise OSError and write none of them."""
         summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
         self._write(Event(step=step, summary=summary))
+
+    def drop_after(self, step: int) -> None:
+        """Let TensorBoard drop the points after a step."""
+        # The start of a session drops the points of its own step and later ones.
+        self._write(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def close(self) -> None:
         self._file.close()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from megatron_adalrs.metrics.scalars import SEARCH
 from megatron_adalrs.utils.format import first_line
 
 _SECONDS_TO_START = 60
@@ -53,12 +52,14 @@ class WandbRun:
         """Log the scalars of one step by tag, or raise OSError."""
         if self._failure is None:
             try:
-                axis = "total_steps" if next(iter(values)).startswith(SEARCH) else "step"
-                self._run.log({**values, axis: step})
+                self._run.log({**values, "step": step})
                 return
             except Exception as error:
                 self._failure = first_line(error)
         raise OSError(self._failure)
+
+    def drop_after(self, step: int) -> None:
+        """Do nothing: points that were logged cannot be removed, and later ones have the same steps."""
 
     def close(self) -> None:
         """Finish the run, or raise OSError."""
@@ -83,9 +84,6 @@ class WandbRun:
             config=self._config,
             settings=wandb.Settings(console="off", init_timeout=_SECONDS_TO_START),
         )
-        for axis in ("step", "total_steps"):
-            run.define_metric(axis, hidden=True)
+        run.define_metric("step", hidden=True)
         run.define_metric("*", step_metric="step")
-        for name in ("scale", "velocity"):  # an exact name takes precedence over the pattern
-            run.define_metric(f"{SEARCH}{name}", step_metric="total_steps")
         return run

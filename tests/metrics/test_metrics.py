@@ -41,6 +41,7 @@ def decision(event: str, step: int, restore: str | None = None) -> dict[str, Any
         "step": step,
         "total_steps": step,
         "velocity": 0.1,
+        "gain": None,
         "scale_after": 3.0,
         "reason": f"why {event}",
     }
@@ -107,6 +108,54 @@ def test_tensorboard_shows_trials_once_they_are_kept(
     assert [step for step, _ in scalars(tmp_path, "trial/loss")] == [10, 15]
     assert scalars(tmp_path, "valid/loss") == [(15, 1.5)]
     assert scalars(tmp_path, "train/lr")[0] == (5, pytest.approx(1e-3))
+
+
+def test_resume_keeps_the_checkpoints_own_step(tmp_path: Path) -> None:
+    for first, last in ((0, 30), (20, 30), (30, 40), (10, 15), (0, 5)):  # resumed, and twice rolled back
+        metrics = open_metrics(tmp_path, tmp_path / "tb", 40, 5, first, is_first_rank=True)
+        metrics.write("corpora", corpora(first))
+        for step in range(first + 1, last + 1):
+            metrics.write("train", train(step, loss=float(first)))
+            if step % 10 == 0:
+                metrics.write("corpora", corpora(step))
+                metrics.write("eval", {"split": "valid", "step": step, "loss": 1.5, "perplexity": 4.5})
+                metrics.write("decision", decision("window", step) | {"total_steps": step + 100})
+        metrics.close()
+        kept = list(range(10, last + 1, 10))
+        for tag in ("valid/loss", "adalrs/scale", "corpora/a/tokens"):
+            assert [step for step, _ in scalars(tmp_path / "tb", tag)] == kept
+        losses = scalars(tmp_path / "tb", "train/loss")
+        assert [step for step, _ in losses] == list(range(5, last + 1, 5))
+        assert {loss for step, loss in losses if step > first} == {float(first)}
+
+
+def corpora(step: int) -> dict[str, Any]:
+    use = {"name": "a", "samples": step, "tokens": step, "epochs": 0.1}
+    return {"step": step, "total_steps": step, "corpora": [use]}
+
+
+def test_undone_steps_leave_no_points(tmp_path: Path) -> None:
+    board = Metrics([Scalars(EventFile(tmp_path, 0), 5)])
+    for step in range(1, 21):
+        board.write("train", train(step))
+    board.write("decision", decision("loss_guard_rewound", 10))
+    board.write("train", train(15, loss=1.0))
+    assert scalars(tmp_path, "train/loss") == [(5, 2.0), (10, 2.0), (15, 1.0)]
+    for step in range(1, 21):  # a restart race, which is won: the new run is kept up to step 15
+        board.write("train", train(step, phase="restart", loss=0.5))
+    board.write("decision", decision("accepted", 15) | {"gain": 0.25})
+    board.close()
+    assert scalars(tmp_path, "train/loss") == [(5, 0.5), (10, 0.5), (15, 0.5)]
+    assert scalars(tmp_path, "adalrs/gain") == [(15, 0.25)]
+
+
+def test_executed_steps_are_a_curve_of_their_own(tmp_path: Path) -> None:
+    board = Metrics([Scalars(EventFile(tmp_path, 0), 5)])
+    board.write("train", train(5) | {"total_steps": 25})
+    board.write("decision", decision("window", 5) | {"total_steps": 25})
+    board.close()
+    assert scalars(tmp_path, "train/executed_steps") == [(5, 25.0)]
+    assert scalars(tmp_path, "adalrs/velocity") == [(5, pytest.approx(0.1))]
 
 
 def test_the_console_shows_what_a_person_asks_for(capsys: pytest.CaptureFixture[str]) -> None:
