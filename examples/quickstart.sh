@@ -40,6 +40,6 @@ cat <<MESSAGE
 report: $run/report.html
 To compare with a run at the initial learning rate, without the search:
   source $VIRTUAL_ENV/bin/activate; export OMP_NUM_THREADS=1
-  deepspeed --num_accelerators 2 pretrain_gpt.py --config examples/quickstart.yaml --adalrs.no-enabled --run-dir runs/quickstart-fixed
+  deepspeed --num_accelerators 2 pretrain_gpt.py --config examples/quickstart.yaml --adalrs.mode off --run-dir runs/quickstart-fixed
   megatron-adalrs report runs/quickstart-fixed runs/quickstart --output runs/comparison.html
 MESSAGE

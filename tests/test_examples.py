@@ -33,7 +33,7 @@ def test_a_launch_file_fits_its_gpus(file: Path, schedule: str, monkeypatch: pyt
     assert 10e9 < stage.peak < 72e9, "80 GB, with room for the context, fragmentation and NCCL"
     command = re.search(r"^#   (.*)$", file.read_text(), re.MULTILINE)[1]
     assert f"--config examples/{file.name} " in command
-    assert config.run.keep_last and config.adalrs.enabled
+    assert config.run.keep_last and config.adalrs.is_on
 
 
 def test_each_size_has_three_launch_files() -> None:

@@ -114,7 +114,7 @@ def test_an_unknown_command_exits_with_2(
 
 TINY = (
     "--preset gpt2-tiny --num-layers 1 --seq-length 16 --data-path corpus --split 100,0,0 "
-    "--micro-batch-size 2 --train-iters 4 --lr 1e-3 --adalrs.no-enabled --run-dir run"
+    "--micro-batch-size 2 --train-iters 4 --lr 1e-3 --adalrs.mode off --run-dir run"
 )
 
 

@@ -127,9 +127,11 @@ class FixedRate:
             ValueError: The state is from a run with a search, whose scale would be lost.
         """
         if state.get("mode") != "fixed":
+            mode = state.get("mode")
             raise ValueError(
-                "adalrs.enabled=False, but the saved state comes from a run with adalrs.enabled=True: "
-                "without the search the learning rate that it found would be lost"
+                f"adalrs.mode=off, but the saved state comes from a run with adalrs.mode={mode}: without the "
+                f"search the rate that it found would be lost; continue with --adalrs.mode {mode} and its "
+                "settings"
             )
         self.step = state["step"]
 
@@ -140,7 +142,7 @@ def build_controller(settings: AdaLRSSettings, train_iters: int, warmup_iters: i
     Raises:
         ValueError: The search does not fit in the run; see `AdaLRSSettings.resolve`.
     """
-    if not settings.enabled:
+    if not settings.is_on:
         return FixedRate()
     plan = settings.resolve(train_iters, warmup_iters)
     if isinstance(plan, SearchPlan):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from megatron_adalrs.adalrs.search_plan import RacePlan, SearchPlan
 
@@ -16,6 +16,47 @@ _SHORTEST_DEFAULT_WINDOW = 20
 _SHORTEST_OPENING = 16
 _TOTAL_DISCARDED = 0.5
 
+Mode = Literal["off", "paper", "robust"]
+_OF_MODE: dict[str, tuple[str, ...]] = {
+    "paper": ("beta", "decay", "window", "decay_threshold", "on_fail", "backtrack"),
+    "robust": (
+        "climb",
+        "climb_steps",
+        "climb_gain",
+        "trial_steps",
+        "return_steps",
+        "restart_steps",
+        "confidence",
+        "restart_factor",
+        "restart_confidence",
+        "finest_factor",
+    ),
+}
+"""Settings that only one mode uses; all others belong to both."""
+
+
+def uses_setting(mode: str, name: str) -> bool:
+    """Return whether a search in this mode uses the setting; with mode `off`, only `mode` is used."""
+    if name == "mode" or mode == "off":
+        return name == "mode"
+    return not any(name in names for other, names in _OF_MODE.items() if other != mode)
+
+
+def check_given(mode: str, names: Iterable[str]) -> None:
+    """Reject settings that a search in this mode does not use, whatever their values.
+
+    Raises:
+        ValueError: Names the first of these settings and the mode that uses it.
+    """
+    for name in names:
+        if uses_setting(mode, name):
+            continue
+        owner = next((other for other, of_mode in _OF_MODE.items() if name in of_mode), None)
+        if mode == "off":
+            modes = f"--adalrs.mode {owner}" if owner else "--adalrs.mode robust or --adalrs.mode paper"
+            raise ValueError(f"adalrs.{name}: has no effect without a search; choose {modes}")
+        raise ValueError(f"adalrs.{name}: belongs to adalrs.mode={owner}, but adalrs.mode is {mode}")
+
 
 @dataclass(frozen=True)
 class AdaLRSSettings:
@@ -25,11 +66,10 @@ class AdaLRSSettings:
         ValueError: A field is out of its range; the message names it as `adalrs.<field>`.
     """
 
-    enabled: bool = False
-    """Search the base learning rate while training."""
-    mode: Literal["paper", "robust"] = "paper"
-    """Rule of the search: `paper` compares the loss descent velocity of consecutive windows, `robust`
-    compares two continuations of the same weights on the same batches (a race)."""
+    mode: Mode = "off"
+    """Search of the base learning rate while training: `off` trains at the given rate; `robust` compares two
+    continuations of the same weights on the same batches (a race), the usual choice; `paper` compares the
+    loss descent velocity of consecutive windows, to reproduce the paper."""
     alpha: float = 3.0
     """Factor by which a trial raises the learning rate, before decay. Above 1; in paper mode ideally coprime
     with beta."""
@@ -98,11 +138,12 @@ class AdaLRSSettings:
     each lost race; races end when it falls below this value. Above 1."""
 
     def __post_init__(self) -> None:
+        _require(self.mode in get_args(Mode), "mode", self.mode, '"off", "paper" or "robust"')
+        check_given(self.mode, [f.name for f in fields(self) if getattr(self, f.name) != f.default])
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(field.default, float) and not _is_finite_number(value):
                 raise _bad(field.name, value, "a finite number")
-        _require(self.mode in ("paper", "robust"), "mode", self.mode, '"paper" or "robust"')
         _require(self.budget in ("kept", "total"), "budget", self.budget, '"kept" or "total"')
         _require(self.on_fail in ("down", "stay"), "on_fail", self.on_fail, '"down" or "stay"')
         _require(self.alpha > 1, "alpha", self.alpha, "above 1")
@@ -114,18 +155,6 @@ class AdaLRSSettings:
             if steps is not None:
                 requirement = f"a whole number of steps, at least {shortest}"
                 _require(is_whole and steps >= shortest, name, steps, requirement)
-        _require(
-            self.window is None or self.mode == "paper",
-            "window",
-            self.window,
-            "left out in robust mode: use trial_steps",
-        )
-        _require(
-            self.backtrack or self.mode == "paper",
-            "backtrack",
-            self.backtrack,
-            "left out in robust mode, which has to undo steps",
-        )
         if self.max_discarded is not None:
             is_share = _is_finite_number(self.max_discarded) and self.max_discarded >= 0
             _require(is_share, "max_discarded", self.max_discarded, "a number of at least 0")
@@ -144,12 +173,27 @@ class AdaLRSSettings:
         _require(0 < self.min_scale <= 1, "min_scale", self.min_scale, "above 0 and at most 1")
         _require(self.max_scale >= 1, "max_scale", self.max_scale, "at least 1")
 
+    @property
+    def is_on(self) -> bool:
+        """Whether the run searches the learning rate."""
+        return self.mode != "off"
+
+    def used(self) -> dict[str, Any]:
+        """Return the settings that the mode uses, without those that are None."""
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if uses_setting(self.mode, name) and value is not None
+        }
+
     def resolve(self, train_iters: int, warmup_iters: int = 0) -> SearchPlan | RacePlan:
         """Return the plan in steps for a run of `train_iters` steps, of which `warmup_iters` are warm-up.
 
         Raises:
-            ValueError: The search does not fit into the run; the message shows the arithmetic.
+            ValueError: There is no search, or it does not fit into the run; the message shows the arithmetic.
         """
+        if not self.is_on:
+            raise ValueError("adalrs.mode=off: there is no search")
         if train_iters < 1:
             raise ValueError(f"train_iters={train_iters} must be at least 1")
         resolve = self._resolve_windows if self.mode == "paper" else self._resolve_races
@@ -243,17 +287,18 @@ def check_same_search(
     """Reject a saved search that was made under other settings, or lacks an entry.
 
     Raises:
-        ValueError: Names the first field that differs, or what is missing. `adalrs.enabled` and
-            `adalrs.snapshot_dir` may differ.
+        ValueError: Names the first field that differs, or what is missing. `adalrs.snapshot_dir` may
+            differ.
     """
     if saved.get("mode") == "fixed":
         raise ValueError(
-            "adalrs.enabled=True, but the saved state comes from a run with adalrs.enabled=False"
+            f"adalrs.mode={settings.mode}, but the saved state comes from a run with adalrs.mode=off: a "
+            "search needs the run from its start; continue with --adalrs.mode off, or begin a new run"
         )
     for name in ("settings", "plan"):
         if name not in saved:
             raise ValueError(f"the saved AdaLRS state lacks {name}")
-    may_differ = ("enabled", "snapshot_dir")
+    may_differ = ("snapshot_dir",)
     mine = {f"adalrs.{name}": value for name, value in asdict(settings).items() if name not in may_differ}
     theirs = {f"adalrs.{name}": value for name, value in saved["settings"].items()}
     # train_iters before the rest of the plan, which follows from it

@@ -117,10 +117,10 @@ def replay(
         interruptions: Numbers of executed steps after which the recorded run was interrupted and resumed.
 
     Raises:
-        ValueError: If the search is not enabled or does not fit in the run.
+        ValueError: If the search is off or does not fit in the run.
     """
-    if not settings.enabled:
-        raise ValueError("adalrs.enabled=False: there is no search to replay")
+    if not settings.is_on:
+        raise ValueError("adalrs.mode=off: there is no search to replay")
     plan = settings.resolve(train_iters, warmup_iters)
     controller = build_controller(settings, train_iters, warmup_iters)
     record = _Record(controller, np.asarray(losses, dtype=np.float64), arms, unpaired, executed, settings)

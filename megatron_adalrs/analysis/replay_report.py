@@ -168,7 +168,7 @@ def _on_points(settings: AdaLRSSettings, plan: Any, interval: int) -> AdaLRSSett
 
 def _executed(log: LossLog) -> tuple[list[Executed], set[int]]:
     """Return the executed steps and interruptions of a run with a search; both are empty without a search."""
-    if log.run is None or not log.run.config.get("adalrs", {}).get("enabled"):
+    if log.run is None or log.run.config.get("adalrs", {}).get("mode", "off") == "off":
         return [], set()
     columns = (getattr(log.run.train, name).tolist() for name in Executed._fields)
     interruptions = {

@@ -167,7 +167,7 @@ def idle_search(mode: Mode, train_iters: int) -> Controller:
     """Return a search that observes every step and decides nothing for a twentieth of the run."""
     span = train_iters // 20
     spans: dict[str, Any] = {"window": span} if mode == "paper" else {"climb": False, "trial_steps": span}
-    settings = AdaLRSSettings(enabled=True, mode=mode, search_start=0.11, search_end=1.0, **spans)
+    settings = AdaLRSSettings(mode=mode, search_start=0.11, search_end=1.0, **spans)
     controller = build_controller(settings, train_iters, 0)
     while controller.phase == "before":
         controller.observe(9.0)
@@ -181,7 +181,7 @@ def whole_search(mode: Mode) -> dict[str, Any]:
         Numbers of captures, restores, discarded steps and snapshots held at once, and mean seconds of a
         decision by phase.
     """
-    settings = AdaLRSSettings(enabled=True, mode=mode)
+    settings = AdaLRSSettings(mode=mode)
     controller = build_controller(settings, RUN_STEPS, 0)
     steps = np.arange(RUN_STEPS + 1)
     losses = 3 + 6 / np.sqrt(1 + steps / 200) + np.random.default_rng(0).normal(0, 0.02, len(steps))

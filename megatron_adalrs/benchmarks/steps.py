@@ -68,7 +68,7 @@ def build(arguments: Arguments, folder: Path) -> Trainer:
             "run_dir": folder / "run",
             "log_interval": 1_000_000,
             "adalrs": {
-                "enabled": True,
+                "mode": "paper",
                 "search_start": 0.9,
                 "search_end": 1.0,
                 "window": round(0.05 * train_iters),

@@ -22,7 +22,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from tyro.conf import OmitArgPrefixes
 
-from megatron_adalrs.adalrs.settings import AdaLRSSettings
+from megatron_adalrs.adalrs.settings import AdaLRSSettings, check_given, uses_setting
 from megatron_adalrs.cli.aliases import derive_lengths, expand_aliases, find_value
 from megatron_adalrs.cli.flag_help import flag_type
 from megatron_adalrs.config import NESTED, Config, LossGuardConfig
@@ -55,6 +55,7 @@ RENAMED = {
     "pass_over": "extra_skipped_batches",
     "max_in_a_row": "max_consecutive",
     "max_passed_over": "max_skipped",
+    "enabled": "adalrs.mode: off, paper or robust",
 }
 """Keys of version 0.1 and their names of today, for the message that refuses them."""
 NESTED_FIELDS: dict[str, dict[str, FieldInfo]] = {
@@ -75,18 +76,22 @@ def parse_arguments(arguments: Sequence[str], print_errors: bool = True) -> Conf
         SystemExit: `--help` (0), or flags that cannot be parsed (2; the message is already printed).
     """
     arguments = expand_aliases(arguments)
+    _refuse_renamed(arguments)
     chosen = _peek(arguments, ("config", "preset", "finetune_from"))
     values = load_yaml(Path(chosen["config"])) if "config" in chosen else {}
     preset = chosen.get("preset", values.get("preset"))
     if preset in PRESETS:
         values = PRESETS[preset] | values
     values = _with_shape_of_source(values, chosen.get("finetune_from", values.get("finetune_from")))
+    values = _of_chosen_mode(values, arguments)
     arguments = derive_lengths(arguments, values)
     flags: Any = tyro.cli(
         _flags(values), args=arguments, description=Config.__doc__, console_outputs=print_errors
     )
     given = {name: value for group in GROUPS for name, value in vars(getattr(flags, group)).items()}
-    return config_from_values(given | {name: vars(getattr(flags, name)) for name in NESTED})
+    searching = values.get("adalrs", {}).keys() | _search_flags(arguments)
+    adalrs = {name: value for name, value in vars(flags.adalrs).items() if name in searching}
+    return config_from_values(given | {"loss_guard": vars(flags.loss_guard), "adalrs": adalrs})
 
 
 def config_from_values(values: Mapping[str, Any]) -> Config:
@@ -102,12 +107,37 @@ def config_from_values(values: Mapping[str, Any]) -> Config:
     groups: dict[str, Any] = {
         name: {key: flat[key] for key in group.model_fields if key in flat} for name, group in GROUPS.items()
     }
+    adalrs = flat.get("adalrs", {})
+    check_given(adalrs.get("mode", "off"), adalrs)
     try:
-        return Config(
-            **groups, loss_guard=flat.get("loss_guard", {}), adalrs=AdaLRSSettings(**flat.get("adalrs", {}))
-        )
+        return Config(**groups, loss_guard=flat.get("loss_guard", {}), adalrs=AdaLRSSettings(**adalrs))
     except ValidationError as error:
         raise ValueError(describe_validation_error(error)) from None
+
+
+def _search_flags(arguments: Sequence[str]) -> list[str]:
+    """Return the names of the settings of the search that a command line gives."""
+    flags = [token.partition("=")[0] for token in arguments if token.startswith("--adalrs.")]
+    return [flag.removeprefix("--adalrs.").removeprefix("no-").replace("-", "_") for flag in flags]
+
+
+def _refuse_renamed(arguments: Sequence[str]) -> None:
+    """Reject the switch of the search of version 0.1.
+
+    Raises:
+        ValueError: Names the flag that takes its place.
+    """
+    if "enabled" in _search_flags(arguments):
+        raise ValueError("--adalrs.enabled: no such flag; use --adalrs.mode off, paper or robust")
+
+
+def _of_chosen_mode(values: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """Drop those search settings of a file that the mode given by a flag does not use."""
+    mode, settings = find_value(arguments, "--adalrs.mode"), values.get("adalrs", {})
+    if mode is None or mode == settings.get("mode", "off"):
+        return values
+    kept = {name: value for name, value in settings.items() if uses_setting(mode, name)}
+    return values | {"adalrs": kept}
 
 
 def _with_shape_of_source(values: dict[str, Any], source: Path | str | None) -> dict[str, Any]:
@@ -231,6 +261,8 @@ def _add(values: dict[str, Any], fields: Mapping[str, FieldInfo], key: str, valu
     if value is None:
         return
     field = fields[key]
+    if value is False and "off" in typing.get_args(field.annotation):
+        value = "off"  # YAML reads an unquoted off as False
     try:
         values[key] = TypeAdapter(field.rebuild_annotation()).validate_python(value)
     except ValidationError as error:

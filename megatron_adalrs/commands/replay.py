@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from pydantic.fields import FieldInfo
 
-from megatron_adalrs.adalrs.settings import AdaLRSSettings
+from megatron_adalrs.adalrs.settings import AdaLRSSettings, uses_setting
 from megatron_adalrs.cli.arguments import adalrs_flags
 from megatron_adalrs.cli.program import parse_flags, reports_errors
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from megatron_adalrs.analysis.loss_log import LossLog
     from megatron_adalrs.analysis.replay_report import Report
 
-MODES = ("paper", "robust")
+MODES: tuple[Literal["paper", "robust"], ...] = ("paper", "robust")
 _MODE = FieldInfo(
     annotation=Literal["paper", "robust"] | None,
     default=None,
@@ -84,7 +84,7 @@ def replay_modes(flags: Any, log: LossLog, config: Mapping[str, Any]) -> tuple[d
     reasons: dict[str, str] = {}
     for mode in [flags.adalrs.mode] if flags.adalrs.mode else MODES:
         try:
-            settings = AdaLRSSettings(**vars(flags.adalrs) | {"mode": mode})
+            settings = _settings(mode, flags, config)
             reports[mode] = report(settings, train_iters, log, warmup, flags.unpaired)
         except ValueError as error:
             reasons[mode] = str(error)
@@ -97,18 +97,25 @@ def replay_modes(flags: Any, log: LossLog, config: Mapping[str, Any]) -> tuple[d
 
 def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the search settings of the recorded run, except those that this command chooses itself."""
-    return {
-        name: value for name, value in config.get("adalrs", {}).items() if name not in ("mode", "enabled")
+    return {name: value for name, value in config.get("adalrs", {}).items() if name != "mode"}
+
+
+def _settings(mode: Literal["paper", "robust"], flags: Any, config: Mapping[str, Any]) -> AdaLRSSettings:
+    """Return the settings of a replay in this mode.
+
+    Settings of the other mode that the recorded run had are left out; those that a flag gives are refused.
+    """
+    recorded = _defaults(config)
+    values = {
+        name: value
+        for name, value in vars(flags.adalrs).items()
+        if uses_setting(mode, name) or value != recorded.get(name)
     }
+    return AdaLRSSettings(**values | {"mode": mode})
 
 
 def _flags(adalrs: dict[str, Any]) -> type:
-    enabled = FieldInfo(
-        annotation=bool,
-        default=True,
-        description="Must be true: without a search there is nothing to replay.",
-    )
-    group = adalrs_flags(adalrs, mode=_MODE, enabled=enabled)
+    group = adalrs_flags(adalrs, mode=_MODE)
 
     texts = {
         "loss_log": "CSV or JSON-lines file, TensorBoard folder, or run directory of this package.",

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from pydantic.fields import FieldInfo
 
-from megatron_adalrs.adalrs.settings import AdaLRSSettings
+from megatron_adalrs.adalrs.settings import AdaLRSSettings, uses_setting
 from megatron_adalrs.cli.arguments import adalrs_flags
 from megatron_adalrs.cli.program import parse_flags, reports_errors
 
@@ -59,7 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     check(flags)
     modes = [flags.adalrs.mode] if flags.adalrs.mode else ["paper", "robust"]
-    settings = [AdaLRSSettings(**vars(flags.adalrs) | {"mode": mode}) for mode in modes]
+    given = vars(flags.adalrs)
+    settings = [
+        AdaLRSSettings(
+            **{name: value for name, value in given.items() if flags.adalrs.mode or uses_setting(mode, name)}
+            | {"mode": mode}
+        )
+        for mode in modes
+    ]
     surface = surface_of(flags.like, flags.column, flags.tag, flags.schedule, flags.like_ratio)
     noises = flags.noise or [surface.noise / 4, surface.noise, surface.noise * 4]
     started = time.perf_counter()
@@ -105,7 +112,6 @@ def check(flags: Any) -> None:
 
 def _flags() -> type:
     mode = FieldInfo(annotation=Literal["paper", "robust"] | None, default=None, description="Default: both.")
-    enabled = FieldInfo(annotation=bool, default=True, description="False: simulate fixed rates.")
     kinds: dict[str, tuple[Any, Any]] = {
         "train_iters": (int, 2000),
         "block": (int | None, None),
@@ -126,9 +132,7 @@ def _flags() -> type:
         (name, Annotated[kind, tyro.conf.arg(help=_TEXTS[name])], default)
         for name, (kind, default) in kinds.items()
     ]
-    return dataclasses.make_dataclass(
-        "Flags", [("adalrs", adalrs_flags({}, mode=mode, enabled=enabled)), *fields]
-    )
+    return dataclasses.make_dataclass("Flags", [("adalrs", adalrs_flags({}, mode=mode)), *fields])
 
 
 if __name__ == "__main__":

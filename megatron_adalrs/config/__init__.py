@@ -40,7 +40,7 @@ NESTED = ("adalrs", "loss_guard")
 
 
 class Config(Group):
-    """Pretrain a GPT model with DeepSpeed. --adalrs.enabled searches the learning rate during the run."""
+    """Pretrain a GPT model with DeepSpeed. --adalrs.mode robust searches the learning rate."""
 
     model: ModelConfig
     data: DataConfig
@@ -64,7 +64,7 @@ class Config(Group):
                 f"lr_wsd_decay_iters: warm-up {warmup} + decay {self.lr_wsd_decay_iters} exceed "
                 f"lr_decay_iters {decay}",
             )
-        if self.adalrs.enabled:
+        if self.adalrs.is_on:
             self.adalrs.resolve(self.training.train_iters, warmup)
         return self
 
@@ -105,7 +105,7 @@ class Config(Group):
     def live_snapshots(self) -> int:
         """Maximum number of snapshots at a time: those of the search, and one to rewind to."""
         to_rewind = int(self.loss_guard.policy == "rewind")
-        if not self.adalrs.enabled:
+        if not self.adalrs.is_on:
             return to_rewind
         plan = self.adalrs.resolve(self.training.train_iters, self.optimizer.lr_warmup_iters)
         return plan.live_snapshots + to_rewind
@@ -140,6 +140,7 @@ class Config(Group):
         }
         for name in ("config", "local_rank"):
             flat.pop(name, None)
+        nested["adalrs"] = self.adalrs.used()
         return flat | {
             group: {name: value for name, value in fields.items() if value is not None}
             for group, fields in nested.items()

@@ -94,7 +94,7 @@ def _require_possible_offload(zero: dict[str, Any], config: Config) -> None:
         if device != "cpu" and config.live_snapshots:
             raise ValueError(
                 f"{place}: snapshots copy the optimizer's state from memory; "
-                "use 'cpu', or --adalrs.no-enabled without --loss-guard.policy rewind"
+                "use 'cpu', or --adalrs.mode off without --loss-guard.policy rewind"
             )
 
 

@@ -22,12 +22,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "ZeRO 0": {"zero_stage": 0},
     "ZeRO 1, searching": {
         "zero_stage": 1,
-        "adalrs": {"enabled": True, "window": 6, "search_start": 0.25, "search_end": 0.8},
+        "adalrs": {"mode": "paper", "window": 6, "search_start": 0.25, "search_end": 0.8},
     },
     "ZeRO 2": {"zero_stage": 2},
     "ZeRO 3, searching": {
         "zero_stage": 3,
-        "adalrs": {"enabled": True, "window": 6, "search_start": 0.25, "search_end": 0.8},
+        "adalrs": {"mode": "paper", "window": 6, "search_start": 0.25, "search_end": 0.8},
     },
 }
 DURING_SAVE = 0.85

@@ -45,7 +45,7 @@ class AdaLRS:
             after an undone trial use the following batches.
         parts: Further objects with `state_dict` and `load_state_dict` to restore, for example a GradScaler.
         warmup_iters: Number of warm-up steps of the scheduler, in which no search begins.
-        settings: Settings of the search. Default: `AdaLRSSettings(enabled=True)`.
+        settings: Settings of the search. Default: `AdaLRSSettings(mode="paper")`.
 
     In distributed training, pass the loss averaged over all ranks to `step`, so that every rank receives the
     same number and takes the same decisions.
@@ -67,8 +67,8 @@ class AdaLRS:
         warmup_iters: int = 0,
         settings: AdaLRSSettings | None = None,
     ) -> None:
-        settings = settings or AdaLRSSettings(enabled=True)
-        if settings.mode != "paper":
+        settings = settings or AdaLRSSettings(mode="paper")
+        if settings.mode == "robust":
             raise ValueError(
                 f"adalrs.mode={settings.mode!r} needs a loop that can repeat the same batches from the "
                 'first step on; the plug-in supports only mode "paper", pretrain_gpt.py supports both'

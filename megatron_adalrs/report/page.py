@@ -195,7 +195,7 @@ def _commands(runs: Sequence[Run], output: Path) -> list[dict[str, str]]:
         baseline = f"{first.path}-fixed"
         ranks = next((event.world_size for event in first.events if event.world_size), 1)
         train = ["deepspeed", "--num_accelerators", str(ranks), "pretrain_gpt.py"]
-        train += ["--config", str(first.path / "config.yaml"), "--adalrs.no-enabled"]
+        train += ["--config", str(first.path / "config.yaml"), "--adalrs.mode", "off"]
         # config.yaml names the folders of its own run, which the other must not write to.
         train += ["--run-dir", baseline, "--save", f"{baseline}/checkpoints"]
         train += ["--tensorboard-dir", f"{baseline}/tensorboard"]

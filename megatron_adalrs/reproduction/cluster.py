@@ -79,7 +79,7 @@ def cluster_values(run: Run, scale: ClusterScale, data_path: str) -> dict[str, A
         "lr_warmup_iters": round(0.03 * scale.train_iters),
         "eval_interval": scale.train_iters // 20,
         "save_interval": scale.train_iters // 50,
-        "adalrs": {"enabled": False} if run.method == "fixed" else {"enabled": True, "mode": run.method},
+        "adalrs": {"mode": "off" if run.method == "fixed" else run.method},
     }
     values = {name: value for name, value in values.items() if value is not None}
     config_from_values(values)

@@ -133,7 +133,7 @@ def run_values(run: Run, scale: Scale) -> dict[str, Any]:
         "eval_interval": max(1, train_iters // 20),
         "eval_iters": scale.eval_iters,
         "log_interval": 1000,
-        "adalrs": {"enabled": True, "mode": run.method, **settings} if is_search else {"enabled": False},
+        "adalrs": {"mode": run.method, **settings} if is_search else {"mode": "off"},
         **begins,
     }
 

@@ -156,7 +156,7 @@ def start_metrics(
         config.run.log_interval,
         state.step,
         run.mesh.is_first,
-        config.adalrs.budget if config.adalrs.enabled else "kept",
+        config.adalrs.budget if config.adalrs.is_on else "kept",
         wandb_run(config),
     )
     start = {

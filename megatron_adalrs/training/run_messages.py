@@ -23,7 +23,7 @@ def opening(run: ResolvedRun, data: TrainingData, snapshot_bytes: int, weights_s
     lines = [f"run directory {run.config.run.run_dir}", _describe_size(run), *_describe_data(data)]
     if origin := _describe_origin(run, weights_step):
         lines.append(origin)
-    if run.config.adalrs.enabled:
+    if run.config.adalrs.is_on:
         lines.append(_describe_search(run.config))
     if run.config.live_snapshots:
         lines.append(_describe_snapshots(run.config, snapshot_bytes))
@@ -42,7 +42,7 @@ def summary(config: Config, state: TrainState, global_batch_size: int, scale: fl
     if state.skipped_samples:
         batches = count_samples(state.skipped_samples) // global_batch_size
         lines.append(f"loss guard: {state.guard_undone_steps} steps undone, {batches} batches skipped")
-    if config.adalrs.enabled:
+    if config.adalrs.is_on:
         lr = config.optimizer.lr
         tokens = global_batch_size * config.model.seq_length
         discarded = state.discarded_steps - state.guard_undone_steps
@@ -64,7 +64,7 @@ def _describe_size(run: ResolvedRun) -> str:
     sequence = " with sequence parallelism" if config.parallel.sequence_parallel else ""
     has_model_axes = len(axes) > 1 or mesh.data.size != mesh.world_size
     shape = f" = {' x '.join(axes)}{sequence}" if has_model_axes else ""
-    is_total = config.adalrs.enabled and config.adalrs.budget == "total"
+    is_total = config.adalrs.is_on and config.adalrs.budget == "total"
     counted = ", including discarded steps" if is_total else ""
     tokens = run.global_batch_size * config.model.seq_length
     return (

@@ -95,7 +95,7 @@ class Run:
 
 
 def start(best: float, loss_at: Callable[[Weights, float], float] = Weights.loss, **values: Any) -> Run:
-    controller = build_controller(AdaLRSSettings(enabled=True, mode="robust", **values), N)
+    controller = build_controller(AdaLRSSettings(mode="robust", **values), N)
     assert isinstance(controller, RobustController)
     return Run(controller, best, loss_at)
 

@@ -25,7 +25,7 @@ WATCH_START, SEARCH_START, SEARCH_END = 10, 20, 60
 
 
 def make(**changes: Any) -> PaperController:
-    settings = AdaLRSSettings(enabled=True, window=K, search_start=0.2, search_end=0.6, **changes)
+    settings = AdaLRSSettings(mode="paper", window=K, search_start=0.2, search_end=0.6, **changes)
     return build_controller(settings, train_iters=100)
 
 
@@ -95,7 +95,7 @@ def test_phases_follow_the_plan() -> None:
 
 
 def test_watch_can_begin_at_step_0() -> None:
-    settings = AdaLRSSettings(enabled=True, window=5, search_start=0.1, search_end=0.6)
+    settings = AdaLRSSettings(mode="paper", window=5, search_start=0.1, search_end=0.6)
     run = Run(build_controller(settings, train_iters=100))
     assert run.controller.phase == "watch"
     run.descend(1.0)
@@ -425,7 +425,7 @@ def test_state_of_other_settings_is_rejected(field: str, changes: dict[str, Any]
 
 
 def test_state_of_another_run_length_is_rejected() -> None:
-    settings = AdaLRSSettings(enabled=True, window=K)
+    settings = AdaLRSSettings(mode="paper", window=K)
     with pytest.raises(ValueError, match=r"train_iters=2000.*train_iters=1000"):
         build_controller(settings, 2000).load_state_dict(build_controller(settings, 1000).state_dict())
 
@@ -454,9 +454,9 @@ def test_without_a_search_every_step_is_ordinary() -> None:
 
 
 def test_search_cannot_be_switched_on_or_off() -> None:
-    with pytest.raises(ValueError, match=r"adalrs\.enabled=False"):
+    with pytest.raises(ValueError, match=r"adalrs\.mode=off"):
         FixedRate().load_state_dict(make().state_dict())
-    with pytest.raises(ValueError, match=r"adalrs\.enabled=True"):
+    with pytest.raises(ValueError, match=r"adalrs\.mode="):
         make().load_state_dict(FixedRate().state_dict())
 
 

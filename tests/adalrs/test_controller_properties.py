@@ -20,7 +20,7 @@ NO_LOSS = (math.nan, math.inf, -math.inf, 1.7e308, -1.7e308)
 @st.composite
 def searches(draw: st.DrawFn) -> tuple[AdaLRSSettings, SearchPlan]:
     search = AdaLRSSettings(
-        enabled=True,
+        mode="paper",
         alpha=draw(st.sampled_from([3.0, 1.5, 1.05])),
         beta=draw(st.sampled_from([2.0, 1.43, 1.05])),
         decay=draw(st.sampled_from([0.99, 0.8, 1.0])),
@@ -212,7 +212,7 @@ def test_interrupting_at_any_step_changes_nothing(
 @settings(max_examples=150, deadline=None)
 def test_arbitrary_losses_are_accepted(losses: list[tuple[float, bool]]) -> None:
     plan = SearchPlan(window=3, search_start=8, search_end=60, train_iters=70)
-    controller = PaperController(AdaLRSSettings(enabled=True), plan)
+    controller = PaperController(AdaLRSSettings(mode="paper"), plan)
     kept = 0
     for loss, applied in losses:
         decision = controller.observe(loss, applied)

@@ -20,7 +20,6 @@ NO_LOSS = (math.nan, math.inf, -math.inf, 1.7e308, -1.7e308, 1e101)
 def searches(draw: st.DrawFn) -> tuple[AdaLRSSettings, int]:
     short = draw(st.booleans())
     search = AdaLRSSettings(
-        enabled=True,
         mode="robust",
         alpha=draw(st.sampled_from([3.0, 1.7, 10.0])),
         finest_factor=draw(st.sampled_from([1.6, 1.6, 1.1, 4.0])),

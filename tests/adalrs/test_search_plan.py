@@ -42,7 +42,7 @@ def test_discarded_steps_stay_within_the_plan(best: float, climb: bool) -> None:
             2000,
             "600 steps are too few for a race of .* 300 [+] 301 = 601",
         ),
-        ({"window": 20}, 2000, "adalrs.window=20 must be left out in robust mode"),
+        ({"window": 20}, 2000, "adalrs.window: belongs to adalrs.mode=paper"),
         ({"return_steps": 9}, 2000, "adalrs.return_steps=9 must be .* at least 10"),
         ({"max_discarded": -0.1}, 2000, "adalrs.max_discarded=-0.1"),
         ({"budget": "all"}, 2000, 'adalrs.budget=.all. must be "kept" or "total"'),

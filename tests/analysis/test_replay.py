@@ -15,7 +15,7 @@ from megatron_adalrs.analysis.replay import Arms, Executed, differences, replay,
 from megatron_adalrs.analysis.simulate import State, Surface
 
 N = 800
-PAPER, ROBUST = (AdaLRSSettings(enabled=True, mode=mode) for mode in ("paper", "robust"))
+PAPER, ROBUST = (AdaLRSSettings(mode=mode) for mode in ("paper", "robust"))
 STEPS = np.arange(N)
 RECORD = 2 + 3 / (1 + STEPS / 50) + 0.1 * np.random.default_rng(0).standard_normal(N)
 """A falling loss with noise."""
@@ -177,5 +177,5 @@ def test_unpaired_share_is_measured_on_races() -> None:
 
 
 def test_replay_requires_an_enabled_search() -> None:
-    with pytest.raises(ValueError, match=r"adalrs\.enabled=False: there is no search to replay"):
+    with pytest.raises(ValueError, match=r"adalrs\.mode=off: there is no search to replay"):
         replay(AdaLRSSettings(), N, RECORD)

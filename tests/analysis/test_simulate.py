@@ -14,7 +14,7 @@ from megatron_adalrs.analysis.search_lengths import lengths_in_steps, with_lengt
 from megatron_adalrs.analysis.simulate import Simulation, State, Surface, surface_like
 
 N = 1000
-PAPER, ROBUST = (AdaLRSSettings(enabled=True, mode=mode) for mode in ("paper", "robust"))
+PAPER, ROBUST = (AdaLRSSettings(mode=mode) for mode in ("paper", "robust"))
 
 
 def cosine(steps: int) -> list[float]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from megatron_adalrs.adalrs.settings import AdaLRSSettings, Mode
 from megatron_adalrs.cli.arguments import config_from_values, parse_arguments
 from megatron_adalrs.config import Config
 from megatron_adalrs.config.run import RUN_CONFIG
@@ -44,12 +45,12 @@ def test_flags_a_megatron_user_knows() -> None:
         " --weight-decay 0.01 --clip-grad 0.5 --split 9,1,0 --tokenizer-type ByteTokenizer --save s --load l"
         " --save-interval 10 --eval-interval 20 --eval-iters 3 --log-interval 4 --tensorboard-dir t "
         "--zero-stage 2"
-        " --bf16 --seed 7 --adalrs.enabled --adalrs.alpha 2.5 --adalrs.window 5 --adalrs.search-start 0.2"
+        " --bf16 --seed 7 --adalrs.mode paper --adalrs.alpha 2.5 --adalrs.window 5 --adalrs.search-start 0.2"
     )
     assert config.model.num_layers == 2
     assert (config.training.zero_stage, config.training.bf16, config.training.seed) == (2, True, 7)
     assert (config.optimizer.lr_decay_style, config.optimizer.clip_grad) == ("WSD", 0.5)
-    assert (config.adalrs.enabled, config.adalrs.alpha) == (True, 2.5)
+    assert (config.adalrs.mode, config.adalrs.alpha) == ("paper", 2.5)
     assert config.run.save == Path("s")
 
 
@@ -66,7 +67,7 @@ def test_flags_override_the_file_and_file_the_preset(tmp_path: Path) -> None:
         "train_iters": 400,
         "lr": "1e-4",
         "data_path": "x",
-        "adalrs": {"beta": 1.5},
+        "adalrs": {"mode": "paper", "beta": 1.5},
     }
     file = write(tmp_path / "c.yaml", content)
     config = parse(f"--config {file} --num-layers 5 --adalrs.alpha 2")
@@ -82,7 +83,7 @@ def test_checks_between_fields_wait_for_the_flags(tmp_path: Path) -> None:
 
 def test_the_effective_configuration_can_be_read_back(tmp_path: Path) -> None:
     config = parse(
-        REQUIRED + " --preset qwen2-tiny --bf16 --adalrs.enabled --adalrs.window 5 --adalrs.max-scale 50"
+        REQUIRED + " --preset qwen2-tiny --bf16 --adalrs.mode paper --adalrs.window 5 --adalrs.max-scale 50"
     )
     file = write(tmp_path / "config.yaml", config.to_flat())
     assert parse(f"--config {file}").to_flat() == config.to_flat()
@@ -163,8 +164,8 @@ def test_a_missing_and_a_broken_file(tmp_path: Path) -> None:
             "--lr-decay-style WSD --lr-warmup-iters 50 --lr-wsd-decay-iters 60",
             "lr_wsd_decay_iters: warm-up 50 + decay 60 exceed lr_decay_iters 100",
         ),
-        ("--adalrs.enabled --adalrs.window 40", "adalrs.search_start"),
-        ("--adalrs.enabled --adalrs.alpha 0.5", "adalrs.alpha"),
+        ("--adalrs.mode paper --adalrs.window 40", "adalrs.search_start"),
+        ("--adalrs.mode paper --adalrs.alpha 0.5", "adalrs.alpha"),
         ("--loss-guard.sigma -1", "loss_guard.sigma: -1.0: input should be greater than 0"),
         ("--loss-guard.sigma inf", "loss_guard.sigma: inf: input should be a finite number"),
         (
@@ -236,3 +237,47 @@ def test_the_shape_of_the_run_that_a_run_begins_with(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"--finetune-from: .*nothing is not a folder: required"):
         parse_arguments(["--finetune-from", str(tmp_path / "nothing"), *needed])
+
+
+SEARCH = REQUIRED + " --preset gpt2-tiny"
+
+
+@pytest.mark.parametrize(
+    ("flags", "content", "message"),
+    [
+        (" --adalrs.window 20", "", r"adalrs\.window: .*--adalrs\.mode paper"),
+        (" --adalrs.alpha 3.0", "", r"adalrs\.alpha: .*--adalrs\.mode robust"),
+        (" --adalrs.no-climb", "", r"adalrs\.climb: .*--adalrs\.mode robust"),
+        ("", "adalrs: {climb: true}", r"adalrs\.climb: .*--adalrs\.mode robust"),
+        ("", "adalrs: {mode: off, alpha: 3.0}", r"adalrs\.alpha: .*--adalrs\.mode"),
+        ("", "adalrs: {mode: true}", r"mode: True: input should be 'off', 'paper' or 'robust'"),
+        ("", "adalrs: {enabled: true}", r"enabled: no such field.*mode"),
+        (" --adalrs.enabled", "", r"--adalrs\.enabled: no such flag; use --adalrs\.mode"),
+        (" --adalrs.mode robust --adalrs.beta 2.0", "", r"adalrs\.beta: belongs to adalrs\.mode=paper"),
+    ],
+)
+def test_search_settings_without_effect_are_refused(
+    tmp_path: Path, flags: str, content: str, message: str
+) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        parse_arguments((SEARCH + flags + f" --config {path}").split())
+
+
+@pytest.mark.parametrize("mode", ["off", "paper", "robust"])
+def test_written_search_settings_are_read_back(tmp_path: Path, mode: Mode) -> None:
+    config = parse_arguments((SEARCH + f" --train-iters 2000 --adalrs.mode {mode}").split())
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.to_flat()))
+    modes: tuple[Mode, ...] = ("off", "paper", "robust")
+    for other in modes:
+        changed = parse_arguments(["--config", str(path), "--adalrs.mode", other])
+        assert changed.adalrs == AdaLRSSettings(mode=other)
+    assert parse_arguments(["--config", str(path)]).adalrs == config.adalrs
+
+
+def test_unquoted_off_in_yaml_is_no_search(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("adalrs: {mode: off}")
+    assert not parse_arguments((SEARCH + f" --config {path}").split()).adalrs.is_on

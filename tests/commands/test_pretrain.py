@@ -54,7 +54,7 @@ def values(data: Path, **changes: Any) -> dict[str, Any]:
         "lr": 1e-3,
         "eval_iters": 3,
         "log_interval": 1,
-        "adalrs": {"enabled": True, "window": 6, "search_start": 0.25, "search_end": 0.8},
+        "adalrs": {"mode": "paper", "window": 6, "search_start": 0.25, "search_end": 0.8},
     } | changes
 
 
@@ -214,7 +214,7 @@ def held(folder: Path) -> Path:
 
 def test_a_checkpoint_of_another_run_is_refused(one_rank: Ranks, tmp_path: Path, data: Path) -> None:
     run = tmp_path / "run"
-    short = {"train_iters": 3, "run_dir": str(run), "adalrs": {"enabled": False}}
+    short = {"train_iters": 3, "run_dir": str(run), "adalrs": {"mode": "off"}}
     assert one_rank.run(trained, values(data, **short)) == [0]
 
     def refused(**changes: Any) -> str:
@@ -229,7 +229,7 @@ def test_a_checkpoint_of_another_run_is_refused(one_rank: Ranks, tmp_path: Path,
     assert "its steps have 8 samples, those of this run 4" in refused(zero_stage=1, global_batch_size=4)
     assert "was trained with data order" in refused(seed=7)
     assert "vocab_size 50, this run has 60" in refused(vocab_size=60)
-    assert "adalrs.enabled" in refused(train_iters=120, adalrs=values(data)["adalrs"])
+    assert "adalrs.mode" in refused(train_iters=120, adalrs=values(data)["adalrs"])
     assert f"run_dir: {run} already holds a run" in one_rank.run(refusal, values(data, **short))[0]
     assert "accepted" in refused()
     weights = next(run.rglob("mp_rank_00_model_states.pt"))

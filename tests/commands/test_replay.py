@@ -62,10 +62,8 @@ def test_json_under_the_settings_of_a_run(replay: Callable[..., Done], record: P
     assert paper["noise"] == pytest.approx(0.1, rel=0.1)
     decisions = paper["scenarios"][0]["decisions"]
     assert decisions[0]["step"] == 170 and decisions[0]["velocity"] is not None
-    assert (
-        "robust" not in content
-        and "adalrs.window=30 must be left out in robust mode" in content["refused"][0]
-    )
+    assert "robust" not in content
+    assert "adalrs.window: belongs to adalrs.mode=paper" in content["refused"][0]
     alone = json.loads(replay(record, "--adalrs.mode", "robust", "--unpaired", "0.3", "--json").stdout)[
         "robust"
     ]
@@ -112,7 +110,10 @@ def test_one_loss_in_ten_steps_stands_for_ten(
         (["{record}", "--column", "lose"], "--column=lose: "),
         (["{record}", "--train-iters", "20000"], "ends at step 1000, before the search begins at step 2000"),
         (["{record}", "--adalrs.alpha", "0.5"], "adalrs.alpha=0.5 must be above 1"),
-        (["{record}", "--adalrs.no-enabled"], "adalrs.enabled=False: there is no search to replay"),
+        (
+            ["{record}", "--adalrs.mode", "robust", "--adalrs.window", "30"],
+            "adalrs.window: belongs to adalrs.mode=paper, but adalrs.mode is robust",
+        ),
         (["{record}", "--adalrs.mode", "paper", "--lr-warmup-iters", "90"], "during the warm-up of 90 steps"),
         (["{record}", "--unpaired", "-1"], "--unpaired=-1.0: must be at least 0"),
         (["{tmp}/nan.csv"], "nan.csv, loss: contains no finite loss"),

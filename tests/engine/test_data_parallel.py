@@ -99,7 +99,7 @@ def decisions_on_losses_that_differ(values: dict[str, Any]) -> dict[str, Any]:
 def decision_in_trial(loss: float, highest: float) -> Decision:
     """Return the decision of a controller in a trial before which no loss was above `highest`."""
     controller = build_controller(
-        AdaLRSSettings(enabled=True, window=3, search_start=0.01, search_end=1.0), 1000
+        AdaLRSSettings(mode="paper", window=3, search_start=0.01, search_end=1.0), 1000
     )
     for step in range(100):
         if controller.phase == "trial":

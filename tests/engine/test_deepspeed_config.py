@@ -68,8 +68,8 @@ def test_contradictions_name_both_sides(tmp_path: Path, overlay: Any, message: s
 
 def test_a_search_needs_the_optimizer_in_memory(tmp_path: Path) -> None:
     overlay = {"zero_optimization": {"offload_optimizer": {"device": "nvme", "nvme_path": "/scratch"}}}
-    with pytest.raises(ValueError, match=r"device = 'nvme': snapshots copy .*--adalrs.no-enabled"):
-        overlaid(tmp_path, overlay, zero_stage=3, adalrs={"enabled": True, "window": 3})
+    with pytest.raises(ValueError, match=r"device = 'nvme': snapshots copy .*--adalrs.mode off"):
+        overlaid(tmp_path, overlay, zero_stage=3, adalrs={"mode": "paper", "window": 3})
     settings = overlaid(tmp_path, overlay, zero_stage=3)
     assert settings["zero_optimization"] == {"stage": 3} | overlay["zero_optimization"]
 

@@ -15,7 +15,6 @@ TINY_QWEN2 = TWO_LAYERS | {
 }
 """Tied weights, shared key-value heads, biases on some projections, and a padded vocabulary."""
 SHORT_ROBUST_SEARCH = {
-    "enabled": True,
     "mode": "robust",
     "alpha": 2.0,
     "search_start": 0.3,

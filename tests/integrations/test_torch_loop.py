@@ -90,7 +90,7 @@ class Loop:
     scheduler_name: str = "none"
     settings: AdaLRSSettings = field(
         default_factory=lambda: AdaLRSSettings(
-            enabled=True, window=WINDOW, search_start=0.2, search_end=0.6, on_fail="stay"
+            mode="paper", window=WINDOW, search_start=0.2, search_end=0.6, on_fail="stay"
         )
     )
     batches_per_epoch: int = 7
@@ -271,7 +271,7 @@ def test_accepted_trial_keeps_its_steps_and_rate(scheduler: str) -> None:
 
 
 def test_failed_trial_halves_the_rate() -> None:
-    settings = AdaLRSSettings(enabled=True, window=WINDOW, search_start=0.2, search_end=0.6)
+    settings = AdaLRSSettings(mode="paper", window=WINDOW, search_start=0.2, search_end=0.6)
     loop = Loop(scheduler_name="lambda", settings=settings)
     loop.train(diverging, lambda: any(decision.event is Event.ABORTED for decision in loop.decisions))
     calm = Loop(scheduler_name="lambda")
@@ -348,7 +348,7 @@ def test_interruption_restores_the_rate() -> None:
 
 
 def test_trial_is_saved_without_backtracking() -> None:
-    settings = AdaLRSSettings(enabled=True, window=WINDOW, search_start=0.2, search_end=0.6, backtrack=False)
+    settings = AdaLRSSettings(mode="paper", window=WINDOW, search_start=0.2, search_end=0.6, backtrack=False)
     loop = Loop(settings=settings)
     loop.train(slowing, lambda: loop.adalrs.phase == "trial")
     assert loop.adalrs.interrupt().event is None
@@ -385,7 +385,9 @@ def test_search_raises_a_far_too_low_rate() -> None:
         torch.manual_seed(0)
         model = nn.Linear(2, 1)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-        adalrs = AdaLRS(model, optimizer, train_iters=800, settings=AdaLRSSettings(enabled=enabled))
+        adalrs = AdaLRS(
+            model, optimizer, train_iters=800, settings=AdaLRSSettings(mode="paper" if enabled else "off")
+        )
         while not adalrs.finished:
             x = torch.randn(64, 2)
             loss = (model(x) - x.sum(1, keepdim=True) - 1).square().mean()
@@ -474,5 +476,5 @@ def test_modes_unsupported_by_a_loop_are_rejected(values: dict[str, Any], messag
             model,
             torch.optim.SGD(model.parameters(), lr=0.1),
             2000,
-            settings=AdaLRSSettings(enabled=True, **values),
+            settings=AdaLRSSettings(**{"mode": "paper"} | values),
         )

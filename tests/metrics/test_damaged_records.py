@@ -23,7 +23,7 @@ def small_run(path: Path) -> Path:
         decision("trial_started", 2, 2, 1.0, 3.0),
         decision("failed", 2, 3, 3.0, 0.5, discarded_steps=1),
     ]
-    return write(path, metrics, decisions, "lr: 1.0e-4\nadalrs:\n  enabled: true\n")
+    return write(path, metrics, decisions, "lr: 1.0e-4\nadalrs:\n  mode: paper\n")
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

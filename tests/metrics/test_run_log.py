@@ -71,12 +71,12 @@ def failed_trial_run(path: Path) -> Path:
 
 def test_a_plain_run_is_all_kept(tmp_path: Path) -> None:
     metrics = [run_event("start", 0, 0, 100.0), *steps(1, 4), evaluation(4, 4), run_event("end", 4, 4, 106.0)]
-    run = read_run(write(tmp_path, metrics, config="lr: 1.0e-4\nadalrs:\n  enabled: false\n"))
+    run = read_run(write(tmp_path, metrics, config="lr: 1.0e-4\nadalrs:\n  mode: 'off'\n"))
 
     assert run.train.step.tolist() == [1, 2, 3, 4]
     assert run.train.kept.all() and run.train.applied.all()
     assert np.isnan(run.train.grad_norm).all()
-    assert run.config == {"lr": 1e-4, "adalrs": {"enabled": False}}
+    assert run.config == {"lr": 1e-4, "adalrs": {"mode": "off"}}
     assert [e.loss for e in run.evaluations] == [4.0]
     assert run.decisions == run.trials == ()
     assert run.scale == 1.0

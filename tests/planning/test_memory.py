@@ -116,10 +116,10 @@ def test_snapshots_count_with_search_or_rewind() -> None:
     def snapshots(**values: Any) -> int:
         return plan(MeshShape(), **values).stages[0].snapshot
 
-    one = snapshots(adalrs={"enabled": True})
+    one = snapshots(adalrs={"mode": "paper"})
     assert snapshots() == snapshots(loss_guard={"policy": "skip"}) == 0 < one
     assert snapshots(loss_guard={"policy": "rewind"}) == one
-    assert snapshots(loss_guard={"policy": "rewind"}, adalrs={"enabled": True, "mode": "robust"}) == 5 * one
+    assert snapshots(loss_guard={"policy": "rewind"}, adalrs={"mode": "robust"}) == 5 * one
     assert "; snapshots 1.49 GB on the host" in describe(plan(MeshShape(), loss_guard={"policy": "rewind"}))
 
 

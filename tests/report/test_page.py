@@ -153,10 +153,10 @@ def test_decision_table_and_windows(make_run: MakeRun) -> None:
 
 
 def test_configuration_is_flat_and_complete(make_run: MakeRun) -> None:
-    config = {"lr": 1e-4, "bf16": False, "adalrs": {"enabled": True, "alpha": 3.0}}
+    config = {"lr": 1e-4, "bf16": False, "adalrs": {"mode": "paper", "alpha": 3.0}}
     page = Page(write_report([make_run("run", config=config)]))
 
-    assert "lr 0.0001 bf16 False adalrs.enabled True adalrs.alpha 3.0" in page.sections["configuration"]
+    assert "lr 0.0001 bf16 False adalrs.mode paper adalrs.alpha 3.0" in page.sections["configuration"]
 
 
 def test_commands_to_compare(make_run: MakeRun) -> None:
@@ -165,12 +165,12 @@ def test_commands_to_compare(make_run: MakeRun) -> None:
 
     assert f"megatron-adalrs report '{run}' --output '{run}/report.html'" in commands
     assert "deepspeed --num_accelerators 2 pretrain_gpt.py" in commands
-    assert f"--adalrs.no-enabled --run-dir '{run}-fixed' --save '{run}-fixed/checkpoints'" in commands
+    assert f"--adalrs.mode off --run-dir '{run}-fixed' --save '{run}-fixed/checkpoints'" in commands
 
 
 def test_two_runs_are_compared(make_run: MakeRun, tmp_path: Path) -> None:
-    fixed = make_run("fixed", adalrs=False, config={"lr": 1e-4, "seed": 1, "adalrs": {"enabled": False}})
-    search = make_run("search", config={"lr": 1e-4, "seed": 1, "adalrs": {"enabled": True}})
+    fixed = make_run("fixed", adalrs=False, config={"lr": 1e-4, "seed": 1, "adalrs": {"mode": "off"}})
+    search = make_run("search", config={"lr": 1e-4, "seed": 1, "adalrs": {"mode": "paper"}})
     page = Page(write_report([fixed, search], tmp_path / "both.html", title="Fixed or found"))
 
     assert page.title == "Fixed or found"
@@ -183,9 +183,7 @@ def test_two_runs_are_compared(make_run: MakeRun, tmp_path: Path) -> None:
         colors = [trace(page.figures[key], name)["line"]["color"] for name in ("fixed", "search")]
         assert len(set(colors)) == 2
     assert "1 of 3 settings differ" in page.sections["configuration"]
-    assert page.sections["configuration"].index("adalrs.enabled") < page.sections["configuration"].index(
-        "seed"
-    )
+    assert page.sections["configuration"].index("adalrs.mode") < page.sections["configuration"].index("seed")
     assert "fixed No decision was recorded" in page.sections["decisions"]
 
 

@@ -181,7 +181,6 @@ def test_a_run_with_persistent_faults_stops(
 
 
 SEARCH = {
-    "enabled": True,
     "mode": "robust",
     "alpha": 8.0,
     "search_start": 0.4,

@@ -16,7 +16,7 @@ from tests.helpers.settings import ONE_LAYER, SHORT_ROBUST_SEARCH, counting_data
 from tests.helpers.sinks import Interrupt
 
 STEPS = 60
-PAPER = {"enabled": True, "window": 5, "search_start": 0.25, "search_end": 0.8, "decay_threshold": 9.0}
+PAPER = {"mode": "paper", "window": 5, "search_start": 0.25, "search_end": 0.8, "decay_threshold": 9.0}
 ROBUST = SHORT_ROBUST_SEARCH
 PIPE = {"pipeline_model_parallel_size": 2, "num_layers": 2}
 CELLS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

@@ -19,7 +19,6 @@ from tests.helpers.sinks import HeldSnapshots, Interrupt
 STEPS = 160
 NEVER = 1e9
 SEARCH = {
-    "enabled": True,
     "mode": "robust",
     "alpha": 2.0,
     "search_start": 0.25,
@@ -68,7 +67,7 @@ def kept(run: RunLog) -> list[tuple[int, float, float]]:
 
 
 def fixed(ranks: Ranks, data: Path, folder: Path, lr: float) -> RunLog:
-    ranks.run(trained, values(data, folder, {"enabled": False}, lr=lr))
+    ranks.run(trained, values(data, folder, {"mode": "off"}, lr=lr))
     return read_run(folder)
 
 
