@@ -10,9 +10,11 @@ TensorBoard and Weights & Biases should show it.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from megatron_adalrs.metrics.console import ConsoleSink
+from megatron_adalrs.metrics.console_text import time_stamp, wrap
 from megatron_adalrs.metrics.json_lines import JsonLines
 from megatron_adalrs.metrics.scalars import Scalars, Target
 from megatron_adalrs.metrics.sinks import Metrics, Record, Sink
@@ -64,4 +66,4 @@ def open_metrics(
 def announce(text: str, is_first_rank: bool) -> None:
     """Print a message on the first rank, before there is a run to record."""
     if is_first_rank:
-        print(text, flush=True)
+        print(wrap(text, time_stamp(sys.stdout)), flush=True)

@@ -55,6 +55,16 @@ def duration(seconds: float) -> str:
     return f"{h}h {m:02d}m" if hours else f"{m}m {s:02d}s"
 
 
+def clock(seconds: float) -> str:
+    """Return a time as on a clock: '0:09', '12:03', '1:20:11' or '2d 03:10:11'."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days:
+        return f"{days}d {h:02d}:{m:02d}:{s:02d}"
+    return f"{h}:{m:02d}:{s:02d}" if h else f"{m}:{s:02d}"
+
+
 def velocity(value: float | None, error: float | None) -> str:
     """Return a loss descent velocity with two standard errors, in nats per 1000 steps.
 

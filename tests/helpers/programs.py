@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,11 @@ class Done(NamedTuple):
     returncode: int
     stdout: str
     stderr: str
+
+
+def unwrapped(output: str) -> str:
+    """Return the output of a run with each of its wrapped lines on one line."""
+    return re.sub(r"\n {13}(?=\S)", " ", output)
 
 
 def called(

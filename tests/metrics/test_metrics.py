@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -158,37 +159,50 @@ def test_executed_steps_are_a_curve_of_their_own(tmp_path: Path) -> None:
     assert scalars(tmp_path, "adalrs/velocity") == [(5, pytest.approx(0.1))]
 
 
-def test_the_console_shows_what_a_person_asks_for(capsys: pytest.CaptureFixture[str]) -> None:
-    terminal = ConsoleSink(train_iters=100, log_interval=5, first_step=0)
+def test_console_lines_fit_and_begin_with_the_time(capsys: pytest.CaptureFixture[str]) -> None:
+    file = ConsoleSink(train_iters=100, log_interval=5, first_step=0)
     for step in range(1, 6):
-        terminal.write("train", train(step))
-    terminal.write("decision", decision("window", 5))
-    terminal.write("decision", decision("trial_started", 5))
-    terminal.write("decision", decision("loss_guard_rewound", 5))
-    terminal.write("eval", {"split": "valid", "step": 5, "loss": 1.5, "perplexity": 4.4817})
-    terminal.close()
-    line, started, rewound, evaluated = capsys.readouterr().out.strip().splitlines()
-    for part in (
-        "step   5/100",
-        "loss 2.0000",
-        "lr 1.00e-03",
-        "scale 3",
-        "watch",
-        "grad norm 0.50",
-        "12.3 ktoken/s",
-        "2.5 TFLOP/s",
-        "3 GB",
-        "48s left",
-    ):
-        assert part in line
-    assert "AdaLRS trial started | why trial_started" in started
-    assert rewound == "loss guard rewound | why loss_guard_rewound"
-    assert "valid at step 5 | loss 1.5000 | perplexity 4.48" in evaluated
+        file.write("train", train(step, loss=float(step)))
+    file.write("decision", decision("window", 5))
+    file.write("decision", decision("trial_started", 5) | {"reason": "[see] " + "a reason " * 20})
+    file.write("decision", decision("loss_guard_rewound", 5))
+    file.write("eval", {"split": "valid", "step": 5, "loss": 1.5, "perplexity": 4.4817})
+    file.write("run", {"message": f"done: 5 steps, checkpoint in {'/long' * 20}"})
+    file.close()
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 80 or line.strip() == "/long" * 20 for line in lines)
+    assert all(re.match(r"\d\d:\d\d:\d\d \S|             \S", line) for line in lines)
+    texts = [line[9:] for line in lines]
+    assert texts[0] == "step   5/100 | loss 3.0000 | lr 1.00e-03 | scale 3 | watching"
+    assert texts[1] == "    grad norm 0.50 | 12.3 ktoken/s | 3 GB | elapsed 0:00, left 0:48"
+    assert texts[2].startswith("AdaLRS trial started | [see] a reason")
+    assert "loss guard rewound | why loss_guard_rewound" in texts
+    assert "valid at step 5 | loss 1.5000 | perplexity 4.48" in texts
+    assert texts[-1] == "    " + "/long" * 20
+
+
+def test_printed_loss_is_the_mean_since_the_last(capsys: pytest.CaptureFixture[str]) -> None:
+    console = ConsoleSink(train_iters=100, log_interval=2, first_step=0)
+    for step in range(1, 5):
+        console.write("train", train(step, loss=float(step)))
+    console.write("train", train(5, loss=100.0))
+    console.write("decision", decision("trial_started", 5))
+    console.write("train", train(6, loss=7.0, phase="trial"))
+    assert re.findall(r"loss ([\d.]+)", capsys.readouterr().out) == ["1.5000", "3.5000", "7.0000"]
+
+
+@pytest.mark.parametrize(
+    ("phase", "words"), [("done", "search over"), ("before", "search to come"), ("fixed", None)]
+)
+def test_phases_are_in_words(capsys: pytest.CaptureFixture[str], phase: str, words: str | None) -> None:
+    ConsoleSink(train_iters=1600, log_interval=210, first_step=0).write("train", train(210, phase))
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line.endswith(f"scale 3 | {words}" if words else "lr 1.00e-03")
 
 
 def test_total_budget_console_counts_executed_steps(capsys: pytest.CaptureFixture[str]) -> None:
     terminal = ConsoleSink(train_iters=100, log_interval=5, first_step=0, budget="total")
     for step in range(1, 6):
         terminal.write("train", train(step) | {"total_steps": step + 3})
-    (line,) = capsys.readouterr().out.strip().splitlines()
-    assert "step   5/100" in line and "48s left" in line
+    printed = capsys.readouterr().out
+    assert "step   5/100" in printed and "left 0:48" in printed
