@@ -76,11 +76,12 @@ def pretrain(config: Config, is_first_rank: bool) -> int:
     # Import torch and DeepSpeed only here, so that --help and mistakes in the flags are answered quickly.
     from megatron_adalrs.distributed.heartbeat import heartbeat_monitor
     from megatron_adalrs.distributed.rendezvous import rendezvous_errors
-    from megatron_adalrs.engine import end_distributed
+    from megatron_adalrs.engine import end_distributed, show_library_messages
     from megatron_adalrs.training.build import build_trainer
     from megatron_adalrs.training.consistency_check import RanksDiffer
     from megatron_adalrs.training.resolve import join_ranks
 
+    show_library_messages(config.run.verbose)
     trainer = None
     try:
         with rendezvous_errors():

@@ -54,6 +54,9 @@ class RunConfig(Group):
     """Batches of global_batch_size per evaluation, at most one pass over the validation data."""
     log_interval: PositiveInt = 10
     """Steps between console lines and TensorBoard points. metrics.jsonl has every step."""
+    verbose: bool = False
+    """Show the log messages and warnings of DeepSpeed and PyTorch too, not only errors. The launcher's own
+    lines do not depend on it."""
     tensorboard_dir: Path | None = None
     """Folder for TensorBoard files. Default: <run_dir>/tensorboard."""
     wandb_project: str | None = None

@@ -27,6 +27,7 @@ from megatron_adalrs.config import Config
 from megatron_adalrs.distributed.process_mesh import ProcessMesh
 from megatron_adalrs.engine.base import Engine, StepResult, reduce_bucket_size
 from megatron_adalrs.engine.data_parallel import DataParallelEngine
+from megatron_adalrs.engine.deepspeed_import import show_library_messages
 from megatron_adalrs.engine.pipeline import PipelineParallelEngine, stage_bounds
 from megatron_adalrs.engine.process_group import (
     computes_on_cpu,
@@ -58,6 +59,7 @@ __all__ = [
     "open_training_state",
     "reduce_bucket_size",
     "require_supported",
+    "show_library_messages",
     "stage_bounds",
 ]
 

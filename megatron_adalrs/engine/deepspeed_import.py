@@ -15,3 +15,11 @@ warnings.filterwarnings("ignore", message=r"`torch\.distributed\.", category=Fut
 import deepspeed  # noqa: E402, F401 (imported for its side effects, after the two lines above)
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+
+
+def show_library_messages(verbose: bool) -> None:
+    """Show the log messages and warnings of DeepSpeed and PyTorch, or only their errors."""
+    for name in ("DeepSpeed", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.INFO if verbose else logging.ERROR)
+    if not verbose:
+        warnings.filterwarnings("ignore", module=r"(torch|deepspeed)(\.|$)")
