@@ -172,6 +172,8 @@ class PaperController:
         self._previous = state["previous"] and Velocity(*state["previous"])
         self._reference = state["reference"] and Velocity(*state["reference"])
         self._set_scale(self.scale)
+        if state["plan"] != asdict(self.plan):
+            self.phase = "done"  # an extended run keeps the rate that was found
 
     def _end_window(self) -> Decision:
         measured, previous = self._measure(), self._previous

@@ -288,6 +288,9 @@ class RobustController:
         self._state, self._fallback = State(state["phase"]), Fallback(state["fallback"])
         self._spread = None
         self._set_scale(self.scale)
+        if state["plan"] != asdict(self.plan):  # an extended run keeps the rate that was found
+            self._state = State.DONE
+            self._opening, self._control, self._trial = [], [], []
 
     # Conditions
 

@@ -13,6 +13,7 @@ from megatron_adalrs.adalrs.search_plan import RacePlan, SearchPlan
 # one once the first steps of a return or a restart are left out.
 _SHORTEST = {"window": 3, "climb_steps": 8, "trial_steps": 1, "return_steps": 10, "restart_steps": 12}
 _SHORTEST_DEFAULT_WINDOW = 20
+_SHORTEST_SHRUNK_WINDOW = 5
 _SHORTEST_OPENING = 16
 _TOTAL_DISCARDED = 0.5
 
@@ -81,7 +82,7 @@ class AdaLRSSettings:
     decay."""
     window: int | None = None
     """Paper mode: steps in a window and in a trial, at least 3. Default: 0.025 * train_iters, but at least
-    20."""
+    20, or less where two windows of 20 do not fit between the warm-up and search_start."""
     search_start: float = 0.1
     """Progress (kept steps / train_iters) at which the search begins. In paper mode, two windows are observed
     before it."""
@@ -211,10 +212,11 @@ class AdaLRSSettings:
         return _TOTAL_DISCARDED if self.budget == "total" else math.inf
 
     def _resolve_races(self, train_iters: int, warmup_iters: int) -> RacePlan:
-        trial_steps = self.trial_steps or max(20, round(0.015 * train_iters))
-        return_steps = self.return_steps or max(20, round(0.015 * train_iters))
-        restart_steps = self.restart_steps or max(24, round(0.012 * train_iters))
         start, end = round(self.search_start * train_iters), round(self.search_end * train_iters)
+        arm = max(_SHORTEST["return_steps"], min((end - start) // 2, max(20, round(0.015 * train_iters))))
+        trial_steps = self.trial_steps or arm
+        return_steps = self.return_steps or arm
+        restart_steps = self.restart_steps or max(24, round(0.012 * train_iters))
         climb_steps = self.climb_steps or max(16, round(0.015 * train_iters))
         plan = RacePlan(
             min(start, max(warmup_iters, climb_steps)) if self.climb else start,
@@ -230,47 +232,55 @@ class AdaLRSSettings:
             warmup_iters,
         )
         begins = f"adalrs.search_start={self.search_start} of train_iters={train_iters} is step {start}"
+        first = max(_SHORTEST_OPENING, warmup_iters)
+        remedy = self._range_that_fits(first, plan.race_steps, train_iters)
         if start < _SHORTEST_OPENING:
-            raise ValueError(
-                f"{begins}: a race needs {_SHORTEST_OPENING} steps before it; raise adalrs.search_start"
-            )
+            raise ValueError(f"{begins}: a race needs {_SHORTEST_OPENING} steps before it; {remedy}")
         if start < warmup_iters:
-            raise ValueError(
-                f"{begins}, during the warm-up of {warmup_iters} steps; raise adalrs.search_start"
-            )
+            raise ValueError(f"{begins}, during the warm-up of {warmup_iters} steps; {remedy}")
         if end - start < plan.race_steps:
             raise ValueError(
                 f"{begins}, and adalrs.search_end={self.search_end} is step {end}: {end - start} steps "
                 f"are too few for a race of adalrs.trial_steps + adalrs.return_steps = {trial_steps} + "
-                f"{return_steps} = {plan.race_steps} steps"
+                f"{return_steps} = {plan.race_steps} steps; "
+                f"{self._range_that_fits(start, plan.race_steps, train_iters)}"
             )
         return plan
 
     def _resolve_windows(self, train_iters: int, warmup_iters: int) -> SearchPlan:
-        window = self.window
-        if window is None:
-            window = max(_SHORTEST_DEFAULT_WINDOW, round(0.025 * train_iters))
         start = round(self.search_start * train_iters)
         end = round(self.search_end * train_iters)
+        window = self.window
+        if window is None:
+            fits = min((start - warmup_iters) // 2, end - start)
+            usual = max(_SHORTEST_DEFAULT_WINDOW, round(0.025 * train_iters))
+            window = max(_SHORTEST_SHRUNK_WINDOW, min(fits, usual))
+        remedy = self._range_that_fits(max(start, warmup_iters + 2 * window), window, train_iters)
         plan = SearchPlan(window, start, end, train_iters, self.backtrack)
         arithmetic = (
             f"adalrs.search_start={self.search_start} of train_iters={train_iters} is step {start}, minus "
             f"two windows of adalrs.window={window} steps: the first window begins at step {plan.watch_start}"
         )
         if plan.watch_start < 0:
-            raise ValueError(f"{arithmetic}, before step 0; raise adalrs.search_start or lower adalrs.window")
+            raise ValueError(f"{arithmetic}, before step 0; {remedy}")
         if plan.watch_start < warmup_iters:
-            raise ValueError(
-                f"{arithmetic}, during the warm-up of {warmup_iters} steps; raise adalrs.search_start, or "
-                "lower adalrs.window or the warm-up"
-            )
+            raise ValueError(f"{arithmetic}, during the warm-up of {warmup_iters} steps; {remedy}")
         if end - start < window:
             raise ValueError(
                 f"adalrs.search_start={self.search_start} to adalrs.search_end={self.search_end} of "
                 f"train_iters={train_iters} is steps {start} to {end}: {end - start} steps are too few for a "
-                f"trial of adalrs.window={window} steps; raise adalrs.search_end or lower adalrs.window"
+                f"trial of adalrs.window={window} steps; {remedy}"
             )
         return plan
+
+    def _range_that_fits(self, first: int, length: int, train_iters: int) -> str:
+        """Return flags for a search of several trials of this length from step `first` on."""
+        start = max(self.search_start, math.ceil(1000 * first / train_iters) / 1000)
+        last = round(start * train_iters) + length
+        end = max(self.search_end, math.ceil(1000 * min(last + 3 * length, train_iters) / train_iters) / 1000)
+        if last > train_iters:
+            return f"the search needs a run of more than {last} steps, raise train_iters"
+        return f"use --adalrs.search-start {start:g} --adalrs.search-end {min(end, 1.0):g}"
 
     def raise_factor(self, adjustments: int) -> float:
         """Return alpha' = max(decay**t * alpha, 1), by which a trial raises the rate after t adjustments."""
@@ -285,6 +295,8 @@ def check_same_search(
     saved: dict[str, Any], settings: AdaLRSSettings, plan: SearchPlan | RacePlan, entries: Iterable[str]
 ) -> None:
     """Reject a saved search that was made under other settings, or lacks an entry.
+
+    Once the search is over, the length of the run may differ, on which the plan depends.
 
     Raises:
         ValueError: Names the first field that differs, or what is missing. `adalrs.snapshot_dir` may
@@ -302,17 +314,40 @@ def check_same_search(
     mine = {f"adalrs.{name}": value for name, value in asdict(settings).items() if name not in may_differ}
     theirs = {f"adalrs.{name}": value for name, value in saved["settings"].items()}
     # train_iters before the rest of the plan, which follows from it
-    mine |= {"train_iters": plan.train_iters} | asdict(plan)
-    theirs |= saved["plan"]
+    mine_of_plan = {"train_iters": plan.train_iters} | asdict(plan)
+    reason = "a search can only continue with the settings it began with"
     for name, value in mine.items():
         if theirs.get(name) != value:
-            raise ValueError(
-                f"{name}={value!r}, but the saved search has {name}={theirs.get(name)!r}: "
-                "a search can only continue with the settings it began with"
-            )
+            raise _differs(name, value, theirs.get(name), reason)
     missing = set(entries) - saved.keys()
     if missing:
         raise ValueError(f"the saved AdaLRS state lacks {', '.join(sorted(missing))}")
+    for name, value in mine_of_plan.items():
+        if saved["plan"].get(name) != value and not is_over(saved):
+            end = saved["plan"].get("search_end")
+            still = (
+                f"the search is still running, until about step {end}; continue with the earlier value and "
+                "change it when the search has ended"
+            )
+            raise _differs(name, value, saved["plan"].get(name), still)
+
+
+def is_over(saved: dict[str, Any]) -> bool:
+    """Return whether a saved search makes no more decisions: it or its run has ended.
+
+    The run of such a search can be extended at the rate that was found.
+    """
+    if saved["phase"] in ("done", "ending"):
+        return True
+    plan = saved["plan"]
+    offset = saved["discarded"] if "discarded" in saved else saved["schedule_offset"]
+    step = saved["step"] + (offset if saved["settings"]["budget"] == "total" else 0)
+    no_window_fits = saved["phase"] == "watch" and step + plan["window"] > plan["search_end"]
+    return bool(no_window_fits or step >= plan["train_iters"])
+
+
+def _differs(name: str, value: object, saved: object, reason: str) -> ValueError:
+    return ValueError(f"{name}={value!r}, but the saved search has {name}={saved!r}: {reason}")
 
 
 def _is_finite_number(value: object) -> bool:

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import random
+import re
 import subprocess
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import docstring_parser
 import pytest
 
+from megatron_adalrs.adalrs.controller import build_controller
 from megatron_adalrs.adalrs.search_plan import SearchPlan
 from megatron_adalrs.adalrs.settings import AdaLRSSettings, Mode, uses_setting
 
@@ -115,7 +119,7 @@ def test_watch_inside_the_warm_up_is_rejected() -> None:
     settings = AdaLRSSettings(mode="paper", window=50)
     assert settings.resolve(2000, warmup_iters=100).watch_start == 100
     with pytest.raises(
-        ValueError, match=r"begins at step 100, during the warm-up of 101 steps.*search_start"
+        ValueError, match=r"begins at step 100, during the warm-up of 101 steps.*search-start"
     ):
         settings.resolve(2000, warmup_iters=101)
 
@@ -151,3 +155,49 @@ def test_the_algorithm_runs_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize("train_iters", [200, 300, 400, 1000])
+@pytest.mark.parametrize("mode", ["paper", "robust"])
+def test_short_runs_need_no_further_flags(mode: Mode, train_iters: int) -> None:
+    AdaLRSSettings(mode=mode).resolve(train_iters)
+
+
+@pytest.mark.parametrize("warmup", [0, 7, 60, 150])
+@pytest.mark.parametrize("train_iters", [40, 90, 150, 300, 777, 2000])
+@pytest.mark.parametrize("mode", ["paper", "robust"])
+def test_flags_of_the_message_work(mode: Mode, train_iters: int, warmup: int) -> None:
+    try:
+        AdaLRSSettings(mode=mode).resolve(train_iters, warmup)
+    except ValueError as error:
+        found = re.search(r"use --adalrs.search-start (\S+) --adalrs.search-end (\S+)$", str(error))
+        if not found:
+            assert "raise train_iters" in str(error)
+            return
+        start, end = map(float, found.groups())
+        AdaLRSSettings(mode=mode, search_start=start, search_end=end).resolve(train_iters, warmup)
+
+
+@pytest.mark.parametrize("budget", ["kept", "total"])
+@pytest.mark.parametrize("mode", ["paper", "robust"])
+def test_run_is_extended_after_its_search(mode: Mode, budget: Literal["kept", "total"]) -> None:
+    settings = AdaLRSSettings(mode=mode, budget=budget)
+    controller = build_controller(settings, 1000)
+    noise = random.Random(0)
+    states = []
+    while controller.phase != "done":
+        controller.observe(5 - 2e-3 * controller.step + noise.gauss(0, 0.01))
+        if not controller.has_pending_rollback:
+            states.append(json.loads(json.dumps(controller.state_dict())))
+    longer = build_controller(settings, 1500)
+    with pytest.raises(ValueError, match=r"train_iters=1500, .*still running, until about step 400"):
+        longer.load_state_dict(states[0])
+    for train_iters in (1500, 3000):
+        longer = build_controller(settings, train_iters)
+        longer.load_state_dict(states[-1])
+        assert (longer.scale, longer.step) == (controller.scale, states[-1]["step"])
+        assert longer.schedule_offset == controller.schedule_offset
+        assert longer.observe(9.0).event is None and longer.phase == "done"
+        states.append(longer.state_dict())
+    with pytest.raises(ValueError, match=r"adalrs\.search_end=0\.5, .*settings it began with"):
+        build_controller(dataclasses.replace(settings, search_end=0.5), 1500).load_state_dict(states[-1])
