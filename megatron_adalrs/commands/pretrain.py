@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 from megatron_adalrs.cli.arguments import parse_arguments
 from megatron_adalrs.cli.program import BROKEN_PIPE, USAGE_ERROR
 from megatron_adalrs.distributed.launcher import adopt_launch_environment
+from megatron_adalrs.metrics.console_text import wrap
 
 if TYPE_CHECKING:
     from megatron_adalrs.config import Config
@@ -64,7 +65,7 @@ def print_plan(config: Config) -> None:
     """Print the mesh and memory of the run that --dry-run asks for."""
     from megatron_adalrs.planning.dry_run import dry_run
 
-    print(dry_run(config), flush=True)
+    print(wrap(dry_run(config)), flush=True)
 
 
 def pretrain(config: Config, is_first_rank: bool) -> int:
@@ -103,7 +104,8 @@ def pretrain(config: Config, is_first_rank: bool) -> int:
 def refuse(error: Exception, is_first_rank: bool, exit_code: int = USAGE_ERROR) -> int:
     """Print the error on the first rank and return the exit code."""
     if is_first_rank:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        text = f"error: {error}"
+        print(wrap(text) if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
     wait_for_first_rank(is_first_rank)
     return exit_code
 

@@ -19,10 +19,14 @@ def time_stamp(file: IO[str]) -> str:
 def wrap(text: str, stamp: str = "") -> str:
     """Break the lines of a text between words, with a time stamp before each of them.
 
-    A path that is longer than a line stands on a line of its own.
+    A path that is longer than a line stands on a line of its own. A row of a table, whose cells are apart by
+    more than one space, is not broken.
     """
     lines: list[str] = []
     for line in text.splitlines():
+        if "  " in line.strip():
+            lines.append(stamp + line)
+            continue
         lines += textwrap.wrap(
             line,
             WIDTH,

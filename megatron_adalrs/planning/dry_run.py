@@ -6,7 +6,6 @@ import io
 import os
 from pathlib import Path
 
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -64,6 +63,17 @@ def describe(plan: RunPlan) -> str:
     return "\n".join([_rendered(_table(plan)), *order, kind, _step(plan)])
 
 
+SHORT = {
+    "parameters": "params",
+    "gradients": "grads",
+    "optimizer": "optim.",
+    "activations": "activ.",
+    "offloaded": "offl.",
+    "snapshot": "snap.",
+}
+"""Headings of columns, short so that a row fits on a line of the console."""
+
+
 def _devices(plan: RunPlan) -> str:
     return "CPUs" if plan.on_cpu else "accelerators"
 
@@ -79,7 +89,7 @@ def _in_one_line(plan: RunPlan) -> str:
 
 
 def _table(plan: RunPlan) -> Table:
-    table = Table(box=SIMPLE, pad_edge=False, show_edge=False, padding=(0, 0, 0, 1))
+    table = Table(box=None, pad_edge=False, padding=(0, 0, 0, 1))
     axes = [axis for axis in AXES if getattr(plan.shape, axis) > 1]
     for name in ("rank", *(NAMES[axis] for axis in axes)):
         table.add_column(name, no_wrap=True)
@@ -88,7 +98,7 @@ def _table(plan: RunPlan) -> Table:
         name for name in ("offloaded", "snapshot") if any(getattr(rank, name) for rank in plan.stages)
     ]
     for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(SHORT.get(name, name), justify="right", no_wrap=True)
     for ranks in _rows(plan):
         places = [plan.shape.coordinates(rank) for rank in (ranks[0], ranks[-1])]
         held = plan.stages[places[0]["pipe"]]

@@ -12,6 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_adalrs.metrics import ConsoleSink, JsonLines, Metrics, open_metrics
+from megatron_adalrs.metrics.console_text import wrap
 from megatron_adalrs.metrics.scalars import Scalars
 from megatron_adalrs.metrics.tensorboard import EventFile
 
@@ -179,6 +180,11 @@ def test_console_lines_fit_and_begin_with_the_time(capsys: pytest.CaptureFixture
     assert "loss guard rewound | why loss_guard_rewound" in texts
     assert "valid at step 5 | loss 1.5000 | perplexity 4.48" in texts
     assert texts[-1] == "    " + "/long" * 20
+
+
+def test_rows_of_tables_are_not_broken() -> None:
+    row = "rank  replica" + "  12.3 MB" * 8
+    assert wrap(f"{row}\n{'word ' * 20}", "12:00:00 ").splitlines()[0] == f"12:00:00 {row}"
 
 
 def test_printed_loss_is_the_mean_since_the_last(capsys: pytest.CaptureFixture[str]) -> None:
