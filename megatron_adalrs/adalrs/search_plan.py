@@ -26,15 +26,18 @@ class SearchPlan:
         return int(self.backtrack)
 
     @property
+    def most_in_trials(self) -> int:
+        """Number of steps discarded if every possible trial is undone."""
+        return (self.search_end - self.search_start) // self.window * self.window if self.backtrack else 0
+
+    @property
     def watch_start(self) -> int:
         """Step at which the first window begins: two windows end at `search_start`."""
         return self.search_start - 2 * self.window
 
     def __str__(self) -> str:
-        most = (self.search_end - self.search_start) // self.window * self.window if self.backtrack else 0
         return (
-            f"searches from step {self.search_start} to {self.search_end} in windows of {self.window}, "
-            f"discarding at most {most} steps ({most / self.train_iters:.1%})"
+            f"searches from step {self.search_start} to {self.search_end} in windows of {self.window} steps"
         )
 
 
@@ -90,21 +93,8 @@ class RacePlan:
         return self.search_start + self.race_steps + 2 * self.restart_steps
 
     def __str__(self) -> str:
-        most = (self.search_end - self.search_start) // self.race_steps * self.race_steps
-        # The race that is lost before it comes on top of those after it, and so does a restart race of the
-        # climb.
-        early = self.climb_start + self.climb_steps + 2 * self.restart_steps if self.most_climbs else 0
-        restart = self.restart_cost + self.race_steps + early
-        further = self.restart_cost - self.race_steps
-        climbs = self.most_climbs * self.climb_steps
-        climb = (
-            f"climbs from step {self.climb_start} on in races of {self.climb_steps} steps per arm, "
-            f"discarding at most {climbs} steps ({climbs / self.train_iters:.1%}); "
-        )
+        climb = f"climbs from step {self.climb_start} on in races of {self.climb_steps} steps per arm, "
         return (
-            f"{climb if climbs else ''}races scales from step {self.search_start} to {self.search_end}, "
-            f"{self.race_steps} steps per arm, discarding at most {most} steps "
-            f"({most / self.train_iters:.1%}); if the rate proves too large, {restart} more "
-            f"({restart / self.train_iters:.1%}) for a restart at a lower scale, and {further} for each "
-            f"further one"
+            f"{climb if self.most_climbs else ''}races scales from step {self.search_start} to "
+            f"{self.search_end}, {self.race_steps} steps per arm"
         )

@@ -15,7 +15,6 @@ _SHORTEST = {"window": 3, "climb_steps": 8, "trial_steps": 1, "return_steps": 10
 _SHORTEST_DEFAULT_WINDOW = 20
 _SHORTEST_SHRUNK_WINDOW = 5
 _SHORTEST_OPENING = 16
-_TOTAL_DISCARDED = 0.5
 
 Mode = Literal["off", "paper", "robust"]
 _OF_MODE: dict[str, tuple[str, ...]] = {
@@ -100,9 +99,9 @@ class AdaLRSSettings:
     """Smallest factor that the search may apply to the learning rate. In (0, 1]."""
     max_scale: float = 1e4
     """Largest factor that the search may apply to the learning rate, including trials. At least 1."""
-    max_discarded: float | None = None
-    """Largest number of steps that the search may discard, as a fraction of train_iters. A trial or race that
-    could exceed it does not begin. Default: no limit; 0.5 with budget `total`."""
+    max_discarded: float = 0.5
+    """Largest number of steps that the search may discard, as a fraction of train_iters. A trial, race or
+    restart that could exceed it does not begin. 0.5 is a third of all executed steps with budget `kept`."""
     budget: Literal["kept", "total"] = "kept"
     """Steps that train_iters and the schedule count: `kept` steps, so that a run sees the same data as one
     without a search, or `total` steps, including discarded ones, so that it takes the same compute."""
@@ -156,9 +155,7 @@ class AdaLRSSettings:
             if steps is not None:
                 requirement = f"a whole number of steps, at least {shortest}"
                 _require(is_whole and steps >= shortest, name, steps, requirement)
-        if self.max_discarded is not None:
-            is_share = _is_finite_number(self.max_discarded) and self.max_discarded >= 0
-            _require(is_share, "max_discarded", self.max_discarded, "a number of at least 0")
+        _require(self.max_discarded >= 0, "max_discarded", self.max_discarded, "a number of at least 0")
         _require(self.confidence >= 0, "confidence", self.confidence, "at least 0")
         _require(self.climb_gain >= 0, "climb_gain", self.climb_gain, "at least 0")
         _require(self.restart_factor > 1, "restart_factor", self.restart_factor, "above 1")
@@ -202,14 +199,18 @@ class AdaLRSSettings:
 
     def affords(self, discarded: int, train_iters: int) -> bool:
         """Return whether this number of discarded steps is within `max_discarded`."""
-        return discarded <= self.discarded_limit * train_iters
+        return discarded <= self.max_discarded * train_iters
 
-    @property
-    def discarded_limit(self) -> float:
-        """Fraction of train_iters that may be discarded; infinite without a limit."""
-        if self.max_discarded is not None:
-            return self.max_discarded
-        return _TOTAL_DISCARDED if self.budget == "total" else math.inf
+    def most_discarded(self, plan: SearchPlan | RacePlan) -> int:
+        """Return the largest number of steps that a search with this plan discards."""
+        most = math.floor(self.max_discarded * plan.train_iters)
+        return min(most, plan.most_in_trials) if isinstance(plan, SearchPlan) else most
+
+    def describe(self, plan: SearchPlan | RacePlan) -> str:
+        """Describe a plan and its cost, as a share of all executed steps."""
+        most = self.most_discarded(plan)
+        executed = plan.train_iters + (most if self.budget == "kept" else 0)
+        return f"{plan}, discarding at most {most} steps in total ({most / executed:.1%} of all)"
 
     def _resolve_races(self, train_iters: int, warmup_iters: int) -> RacePlan:
         start, end = round(self.search_start * train_iters), round(self.search_end * train_iters)

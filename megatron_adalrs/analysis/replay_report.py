@@ -145,7 +145,7 @@ def report(
         source=log.source,
         train_iters=train_iters,
         interval=log.interval,
-        plan=str(plan),
+        plan=settings.describe(plan),
         noise=_known(deviation(within)),
         unpaired=share,
         basis=_basis(log, settings.mode, bool(executed), runs[Arms.EQUAL].decisions),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from megatron_adalrs import checkpoint
 from megatron_adalrs.checkpoint.train_state import TrainState, count_samples
 from megatron_adalrs.config import Config
@@ -101,9 +99,7 @@ def _describe_search(config: Config) -> str:
     """Describe the steps between which AdaLRS searches, and how many steps the search may discard."""
     train_iters = config.training.train_iters
     plan = config.adalrs.resolve(train_iters, config.optimizer.lr_warmup_iters)
-    limit = config.adalrs.discarded_limit
-    budget = f"; at most {int(limit * train_iters)} in total" if math.isfinite(limit) else ""
-    return f"AdaLRS {plan}{budget}"
+    return f"AdaLRS {config.adalrs.describe(plan)}"
 
 
 def _describe_snapshots(config: Config, snapshot_bytes: int) -> str:

@@ -27,7 +27,7 @@ def searches(draw: st.DrawFn) -> tuple[AdaLRSSettings, int]:
         restart_confidence=draw(st.sampled_from([3.0, 0.0, -2.5])),
         min_scale=draw(st.sampled_from([1e-4, 1e-4, 0.2, 1.0])),
         max_scale=draw(st.sampled_from([1e4, 1e4, 20.0, 1.0])),
-        max_discarded=draw(st.sampled_from([None, None, None, 0.8, 0.4, 0.1, 0.0])),
+        max_discarded=draw(st.sampled_from([0.5, 0.5, 9.0, 0.8, 0.4, 0.1, 0.0])),
         budget=draw(st.sampled_from(["kept", "total"])),
         climb=draw(st.booleans()),
         climb_gain=draw(st.sampled_from([0.1, 0.0, 1e-3])),
@@ -132,7 +132,7 @@ def test_every_sequence_of_decisions_is_legal(search: tuple[AdaLRSSettings, int]
     assert trainer.controller.phase == "done" and not trainer.controller.has_pending_rollback
     discarded = sum(decision.discarded_steps for decision in trainer.decisions)
     assert discarded == trainer.executed - trainer.run.state[0]
-    assert discarded <= options.discarded_limit * steps
+    assert discarded <= math.floor(options.max_discarded * steps)
     assert trainer.controller.schedule_offset == (discarded if options.budget == "total" else 0)
 
 

@@ -15,7 +15,7 @@ from megatron_adalrs.metrics.run_log import read_run
 from tests.checkpoint.test_checkpoint import files_of, refusal, trained, values
 from tests.helpers.ranks import Ranks
 
-SEARCH = {"mode": "robust", "restart_steps": 12, "trial_steps": 12, "return_steps": 12}
+SEARCH = {"mode": "robust", "max_discarded": 9.0, "restart_steps": 12, "trial_steps": 12, "return_steps": 12}
 
 
 @pytest.fixture(scope="module")

@@ -114,7 +114,7 @@ def test_one_loss_in_ten_steps_stands_for_ten(
             ["{record}", "--adalrs.mode", "robust", "--adalrs.window", "30"],
             "adalrs.window: belongs to adalrs.mode=paper, but adalrs.mode is robust",
         ),
-        (["{record}", "--adalrs.mode", "paper", "--lr-warmup-iters", "90"], "during the warm-up of 90 steps"),
+        (["{record}", "--adalrs.mode", "paper", "--lr-warmup-iters", "95"], "during the warm-up of 95 steps"),
         (["{record}", "--unpaired", "-1"], "--unpaired=-1.0: must be at least 0"),
         (["{tmp}/nan.csv"], "nan.csv, loss: contains no finite loss"),
         (

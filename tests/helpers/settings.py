@@ -22,6 +22,7 @@ SHORT_ROBUST_SEARCH = {
     "trial_steps": 4,
     "return_steps": 10,
     "restart_steps": 12,
+    "max_discarded": 9.0,
 }
 """Robust search in a run of 60 steps."""
 

@@ -192,6 +192,7 @@ SEARCH = {
     "restart_confidence": -1e9,
     "restart_factor": 3.0,
     "min_scale": 0.1,
+    "max_discarded": 9.0,
 }
 SEARCHING = {"train_iters": 40, "lr": 0.1, "adalrs": SEARCH, "loss_guard": {"sigma": 1e9}}
 

@@ -86,7 +86,7 @@ def test_lost_races_do_not_change_the_run(two_ranks: Ranks, data: Path, tmp_path
 def test_a_restart_equals_a_run_at_the_lower_rate(two_ranks: Ranks, data: Path, tmp_path: Path) -> None:
     # From a rate that ruins the weights, one restart at an eighth of it, a power of two for equal products.
     search = SEARCH | {"confidence": NEVER, "restart_confidence": -NEVER, "restart_factor": 8.0}
-    search |= {"alpha": 8.0, "min_scale": 0.1}
+    search |= {"alpha": 8.0, "min_scale": 0.1, "max_discarded": 9.0}
     two_ranks.run(trained, values(data, tmp_path / "restarted", search, lr=0.8))
     restarted, plain = read_run(tmp_path / "restarted"), fixed(two_ranks, data, tmp_path / "plain", 0.1)
     assert restarted.scale == 0.125
