@@ -23,6 +23,7 @@ from megatron_adalrs.engine.learning_rate import apply_learning_rate
 from megatron_adalrs.engine.loss_average import LossAverage
 from megatron_adalrs.engine.master_weights import weights_from_masters
 from megatron_adalrs.engine.mpu import ModelParallelUnit
+from megatron_adalrs.engine.optimizer_settings import read_settings, write_settings
 from megatron_adalrs.engine.process_group import computes_on_cpu
 from megatron_adalrs.engine.reshard import TrainingTensors, write_training_state
 from megatron_adalrs.engine.training_state import (
@@ -234,12 +235,16 @@ class Engine(ABC):
     def load(self, folder: Path) -> None:
         """Load what `save` wrote, into an engine that has not stepped yet. Collective.
 
+        The settings of the optimizer remain those of this run.
+
         Raises:
             ValueError: DeepSpeed finds no checkpoint that it can load.
         """
+        settings = read_settings(self.deepspeed.optimizer)
         loaded, _ = self.deepspeed.load_checkpoint(str(folder.parent), tag=folder.name)
         if loaded is None:
             raise ValueError(f"--load: DeepSpeed finds no checkpoint in {folder}")
+        write_settings(self.deepspeed.optimizer, settings)
         self._restore_micro_steps()
 
     def load_resharded(self, saved: TrainingTensors) -> None:
