@@ -4,6 +4,7 @@ deepspeed_import.py   import of DeepSpeed without its banner and warnings
 process_group.py      start and end of the process group, properties of the accelerator
 extension_locks.py    locks of DeepSpeed's compiled operators that a killed process left
 deepspeed_config.py   DeepSpeed's configuration from the flags and the user's file
+deepspeed_sections.py sections and keys of the user's file that are known and supported
 base.py               Engine: the part that both engines share; steps, saving, loading
 loss_average.py       average of the loss over ranks
 learning_rate.py      writes the learning rate into the optimizer; DeepSpeed's range test

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_adalrs.config import Config
+from megatron_adalrs.engine.deepspeed_sections import require_accepted, require_known
 
 FLAG_OF_KEY = {
     "train_batch_size": "--global-batch-size",
@@ -16,10 +17,6 @@ FLAG_OF_KEY = {
     "zero_optimization.stage": "--zero-stage",
     "bf16.enabled": "--bf16",
     "fp16.enabled": "--fp16",
-}
-OWNED_KEYS = {
-    "optimizer": "--lr, --weight-decay, --adam-beta1 ...",
-    "scheduler": "--lr-decay-style",
 }
 
 
@@ -50,6 +47,10 @@ def deepspeed_settings(config: Config, data_parallel_size: int) -> dict[str, Any
     if training.deepspeed_config is None:
         return ours
     settings = _merge(ours, read_deepspeed_overlay(training.deepspeed_config), training.deepspeed_config)
+    try:
+        require_accepted(settings)
+    except ValueError as error:
+        raise ValueError(f"--deepspeed-config: {training.deepspeed_config}: {error}") from None
     _require_possible_offload(settings["zero_optimization"], config)
     if config.loss_guard.policy != "off" and not settings["zero_optimization"].get("compute_grad_norm", True):
         raise ValueError(
@@ -63,7 +64,8 @@ def read_deepspeed_overlay(path: Path) -> dict[str, Any]:
     """Read the user's DeepSpeed settings.
 
     Raises:
-        ValueError: the file cannot be read, is no JSON object, or has a section that flags set.
+        ValueError: the file cannot be read, is no JSON object, or has settings that are not
+            known or not supported.
     """
     try:
         overlay = json.loads(path.read_text(encoding="utf-8"))
@@ -73,12 +75,20 @@ def read_deepspeed_overlay(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"--deepspeed-config: {path} must contain a JSON object, not a {type(overlay).__name__}"
         )
-    for key, flags in OWNED_KEYS.items():
-        if key in overlay:
-            raise ValueError(
-                f"--deepspeed-config: {path}: {key!r} is set by flags ({flags}); remove it from the file"
-            )
-    return overlay
+    try:
+        require_known(overlay)
+    except ValueError as error:
+        raise ValueError(f"--deepspeed-config: {path}: {error}") from None
+    return _without_auto(overlay)
+
+
+def _without_auto(settings: dict[str, Any]) -> dict[str, Any]:
+    """Remove every key with the value "auto", which leaves it to the flags or to DeepSpeed's default."""
+    return {
+        key: _without_auto(value) if isinstance(value, dict) else value
+        for key, value in settings.items()
+        if value != "auto"
+    }
 
 
 def _require_possible_offload(zero: dict[str, Any], config: Config) -> None:
@@ -104,11 +114,11 @@ def _merge(ours: dict[str, Any], overlay: dict[str, Any], path: Path, prefix: st
         name = prefix + key
         if isinstance(value, dict) and isinstance(ours.get(key), dict):
             merged[key] = _merge(ours[key], value, path, prefix=f"{name}.")
-        elif name in FLAG_OF_KEY and value != ours[key] and value != "auto":
+        elif name in FLAG_OF_KEY and value != ours[key]:
             raise ValueError(
                 f"--deepspeed-config: {path}: {name} = {value!r} contradicts {FLAG_OF_KEY[name]}, "
                 f"which sets it to {ours[key]!r}"
             )
-        elif value != "auto":
+        else:
             merged[key] = value
     return merged

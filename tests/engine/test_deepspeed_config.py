@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from megatron_adalrs.engine.deepspeed_config import deepspeed_settings
+from megatron_adalrs.engine.deepspeed_sections import SECTIONS, UNSUPPORTED, Values
 from tests.helpers.runs import tiny_config
 
 
@@ -53,8 +55,8 @@ def test_an_overlay_adds_and_agrees(tmp_path: Path) -> None:
         ),
         ({"fp16": {"enabled": True}}, "fp16.enabled = True contradicts --fp16, which sets it to False"),
         ({"bf16": {"enabled": True}}, "bf16.enabled = True contradicts --bf16, which sets it to False"),
-        ({"optimizer": {"type": "Adam"}}, "'optimizer' is set by flags (--lr"),
-        ({"scheduler": {}}, "'scheduler' is set by flags (--lr-decay-style)"),
+        ({"optimizer": {"type": "Adam"}}, "optimizer: set by flags (--lr"),
+        ({"scheduler": {}}, "scheduler: set by flags (--lr-decay-style)"),
         ([1], "must contain a JSON object, not a list"),
         ("{", "cannot read"),
     ],
@@ -79,10 +81,78 @@ def test_loss_guard_needs_the_gradient_norm(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"compute_grad_norm must not be False with loss_guard.policy 'skip'"
     ):
-        overlaid(tmp_path, overlay, loss_guard={"policy": "skip"})
-    assert not overlaid(tmp_path, overlay)["zero_optimization"]["compute_grad_norm"]
+        overlaid(tmp_path, overlay, zero_stage=1, loss_guard={"policy": "skip"})
+    assert not overlaid(tmp_path, overlay, zero_stage=1)["zero_optimization"]["compute_grad_norm"]
 
 
 def test_offload_device_none_is_no_offloading(tmp_path: Path) -> None:
     overlay = {"zero_optimization": {"offload_optimizer": {"device": "none"}}}
     assert overlaid(tmp_path, overlay)["zero_optimization"] == {"stage": 0}
+
+
+WRONG_VALUES: tuple[Any, ...] = (
+    2,
+    -1,
+    0.5,
+    True,
+    None,
+    "text",
+    [],
+    [1],
+    {"unknown": 1},
+    {"enabled": "text"},
+    {"enabled": []},
+)
+
+
+def refusal(tmp_path: Path, overlay: dict[str, Any], **values: Any) -> str:
+    with pytest.raises(ValueError) as error:
+        overlaid(tmp_path, overlay, **values)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", [*SECTIONS, *Values.model_fields])
+def test_a_wrong_type_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    for value in WRONG_VALUES:
+        try:
+            overlaid(tmp_path, {name: value})
+        except ValueError as error:
+            assert f"ds.json: {name}" in str(error)
+        else:
+            assert name not in SECTIONS
+            assert not isinstance(value, str | list | dict)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_wrong_type_in_a_section_is_refused(tmp_path: Path, section: str) -> None:
+    wrong: tuple[Any, ...] = ({"unknown": {}}, [[]])
+    for key, field in SECTIONS[section].model_fields.items():
+        for value in wrong:
+            assert f"ds.json: {section}" in refusal(tmp_path, {section: {field.alias or key: value}})
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_unsupported_settings_are_refused(tmp_path: Path, name: str) -> None:
+    section, _, key = name.rpartition(".")
+    values: tuple[Any, ...] = (True, {"enabled": True})
+    for value in values:
+        overlay = {section: {key: value}} if section else {key: value}
+        assert f"ds.json: {name}: {UNSUPPORTED[name]}" in refusal(tmp_path, overlay)
+
+
+@pytest.mark.parametrize(
+    ("overlay", "message"),
+    [
+        ({"zero_optimization": 2}, "zero_optimization: must be a JSON object, not 2"),
+        ({"bf16": True}, "bf16: must be a JSON object, not True"),
+        ({"offload_optimizer": "cpu"}, "offload_optimizer: not a DeepSpeed setting that this program knows"),
+        ({"zero_optimisation": {}}, "zero_optimisation: not .* did you mean 'zero_optimization'"),
+        ({"zero_optimization": {"overlap_com": True}}, "overlap_com: not .* did you mean 'overlap_comm'"),
+        ({"zero_optimization": {"offload_optimizer": "cpu"}}, "zero_optimization.offload_optimizer: 'cpu'"),
+        ({"zero_optimization": {"overlap_comm": "yes"}}, "overlap_comm: 'yes': must be true or false"),
+        ({"zero_optimization": {"reduce_bucket_size": True}}, "reduce_bucket_size: True: must be a number"),
+        ({"wall_clock_breakdown": "yes"}, "wall_clock_breakdown: 'yes': input should be a valid boolean"),
+    ],
+)
+def test_mistakes_in_the_file_are_named(tmp_path: Path, overlay: dict[str, Any], message: str) -> None:
+    assert re.search(f"ds.json: .*{message}", f"{refusal(tmp_path, overlay)}")
