@@ -14,6 +14,7 @@ from megatron_adalrs.metrics.records import DecisionRecord
 from megatron_adalrs.metrics.run_log import RunLog, read_run
 from megatron_adalrs.report.drawing import RUN_COLORS, Plot, Run, event_color, event_name
 from megatron_adalrs.report.html import html_page, render_body
+from megatron_adalrs.report.outcome import outcome
 from megatron_adalrs.report.plots import all_plots
 from megatron_adalrs.report.summary import headline
 from megatron_adalrs.utils import format as fmt
@@ -79,7 +80,7 @@ def _render(runs: Sequence[Run], title: str, output: Path) -> str:
     body = render_body(
         Path(__file__).with_name("page.html").read_text(encoding="utf-8"),
         title=title,
-        runs=[_run_context(run) for run in runs],
+        runs=[_run_context(run, runs) for run in runs],
         headline=headline([run.log for run in runs]),
         plots=[_plot_context(plot) for plot in plots],
         settings=_settings([run.log.config for run in runs]),
@@ -99,12 +100,13 @@ def _plot_context(plot: Plot) -> dict[str, Any]:
     }
 
 
-def _run_context(run: Run) -> dict[str, Any]:
+def _run_context(run: Run, runs: Sequence[Run]) -> dict[str, Any]:
     rows = [(decision.event == "window", _decision_context(decision)) for decision in run.log.decisions]
     return {
         "name": run.name,
         "color": run.color,
         "about": _about(run.log),
+        "outcome": outcome(run, runs),
         "decisions": [row for is_window, row in rows if not is_window],
         "windows": [row for is_window, row in rows if is_window],
     }

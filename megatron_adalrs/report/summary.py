@@ -106,7 +106,8 @@ def _perplexity(run: RunLog) -> Figure | None:
     return Figure(f"{evaluations[-1].perplexity:,.2f}", "", evaluations[-1].perplexity)
 
 
-def _training_loss(run: RunLog) -> Figure | None:
+def training_loss(run: RunLog) -> Figure | None:
+    """Return the mean training loss of the last kept steps, or None if none of them is finite."""
     loss = run.train.loss[run.train.kept]
     tail = loss[-max(1, loss.size // 50) :]
     finite = tail[np.isfinite(tail)]
@@ -116,9 +117,15 @@ def _training_loss(run: RunLog) -> Figure | None:
     return Figure(f"{mean:.4f}", f"mean of the last {fmt.count(tail.size)} kept steps", mean)
 
 
-def _learning_rate(run: RunLog) -> Figure | None:
+def given_rate(run: RunLog) -> float | None:
+    """Return the learning rate of the configuration, or None if it has none."""
     lr = run.config.get("lr")
-    if isinstance(lr, bool) or not isinstance(lr, (int, float)):
+    return None if isinstance(lr, bool) or not isinstance(lr, (int, float)) else float(lr)
+
+
+def _learning_rate(run: RunLog) -> Figure | None:
+    lr = given_rate(run)
+    if lr is None:
         return Figure(f"× {run.scale:.4g}", "of the initial rate", run.scale)
     if not run.decisions:
         return Figure(fmt.scientific(lr), "as given: no AdaLRS decision", lr)
@@ -127,11 +134,16 @@ def _learning_rate(run: RunLog) -> Figure | None:
     )
 
 
+def verdict_counts(run: RunLog) -> str:
+    """Return how many trials had each verdict, such as '2 accepted, 1 failed'."""
+    verdicts = Counter(trial.verdict for trial in run.trials)
+    return ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in VERDICT_ORDER if verdicts[verdict])
+
+
 def _trials(run: RunLog) -> Figure | None:
     if not run.decisions:
         return None
-    verdicts = Counter(trial.verdict for trial in run.trials)
-    parts = [f"{verdicts[verdict]} {verdict}" for verdict in VERDICT_ORDER if verdicts[verdict]]
+    parts = [verdict_counts(run)] * bool(run.trials)
     cuts = sum(decision.event == "scaled_down" for decision in run.decisions)
     parts += [f"{cuts} scaled down outside trials"] * bool(cuts)
     return Figure(fmt.count(len(run.trials)), ", ".join(parts), float(len(run.trials)))
@@ -204,7 +216,7 @@ _FIGURES: tuple[_Headline, ...] = (
     ("Validation loss", _last_evaluation("valid"), "difference", True),
     ("Validation perplexity", _perplexity, "percent", True),
     ("Test loss", _last_evaluation("test"), "difference", True),
-    ("Training loss", _training_loss, "difference", True),
+    ("Training loss", training_loss, "difference", True),
     ("Learning rate found", _learning_rate, "ratio", False),
     ("AdaLRS trials", _trials, "ratio", False),
     ("Useful steps", _steps, "percent", False),

@@ -16,6 +16,7 @@ from tests.report.conftest import SyntheticRun
 
 MakeRun = Callable[..., Path]
 SECTIONS = [
+    "outcome",
     "summary",
     "loss",
     "lr",
