@@ -17,7 +17,6 @@ from typing import Annotated, Any, cast
 
 import docstring_parser
 import tyro
-import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from tyro.conf import OmitArgPrefixes
@@ -27,9 +26,12 @@ from megatron_adalrs.cli.aliases import derive_lengths, expand_aliases, find_val
 from megatron_adalrs.cli.flag_help import flag_type
 from megatron_adalrs.config import NESTED, Config, LossGuardConfig
 from megatron_adalrs.config.base import describe_validation_error
+from megatron_adalrs.config.paths import change_paths
 from megatron_adalrs.config.run import RUN_CONFIG
 from megatron_adalrs.huggingface.config_json import Shape, is_model
 from megatron_adalrs.model.presets import PRESETS
+from megatron_adalrs.utils.paths import expand_path
+from megatron_adalrs.utils.text_files import parse_yaml, read_text
 
 GROUPS: dict[str, type[BaseModel]] = {
     name: cast(type[BaseModel], field.annotation)
@@ -78,7 +80,7 @@ def parse_arguments(arguments: Sequence[str], print_errors: bool = True) -> Conf
     arguments = expand_aliases(arguments)
     _refuse_renamed(arguments)
     chosen = _peek(arguments, ("config", "preset", "finetune_from"))
-    values = load_yaml(Path(chosen["config"])) if "config" in chosen else {}
+    values = load_yaml(chosen["config"]) if "config" in chosen else {}
     preset = chosen.get("preset", values.get("preset"))
     if preset in PRESETS:
         values = PRESETS[preset] | values
@@ -182,9 +184,9 @@ def load_yaml(path: Path) -> dict[str, Any]:
             the wrong type.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"--config: cannot read {path}: {' '.join(str(error).split())}") from None
+        content = parse_yaml(read_text(path))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--config: cannot read {path}: {error}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -229,18 +231,29 @@ def _flag_group(
     return group
 
 
-def _peek(arguments: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+def _peek(arguments: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
     """Return the values of some flags before the parser runs; the last occurrence wins."""
-    values = {name: find_value(arguments, f"--{name.replace('_', '-')}") for name in names}
-    return {name: value for name, value in values.items() if value is not None}
+    values: dict[str, Any] = {}
+    for name in names:
+        value = find_value(arguments, f"--{name.replace('_', '-')}")
+        if value is None or name == "preset":
+            values |= {name: value} if value else {}
+        else:
+            _add(values, _all_fields(), name, value, source="")
+    return values
 
 
 def _checked(content: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Return the values with underscores in their keys, each converted to the type of its field."""
+    """Return the values with underscores in their keys, each converted to the type of its field.
+
+    None counts as not given, also for a group of fields.
+    """
     values: dict[str, Any] = {}
     for raw_key, value in content.items():
         key = str(raw_key).replace("-", "_")
         if key in NESTED_FIELDS:
+            if value is None:
+                continue
             if not isinstance(value, Mapping):
                 raise ValueError(f"{source}{key}: {value!r}: must be a mapping of {key}'s fields")
             values[key] = {}
@@ -264,10 +277,18 @@ def _add(values: dict[str, Any], fields: Mapping[str, FieldInfo], key: str, valu
     if value is False and "off" in typing.get_args(field.annotation):
         value = "off"  # YAML reads an unquoted off as False
     try:
-        values[key] = TypeAdapter(field.rebuild_annotation()).validate_python(value)
+        valid = TypeAdapter(field.rebuild_annotation()).validate_python(value)
     except ValidationError as error:
         message = error.errors()[0]["msg"]
         raise ValueError(f"{source}{key}: {value!r}: {message[0].lower() + message[1:]}") from None
+    kinds = {field.annotation, *typing.get_args(field.annotation)}
+    if isinstance(value, bool) != (bool in kinds):
+        required = "true or false" if bool in kinds else "a value that is not true or false"
+        raise ValueError(f"{source}{key}: {value!r}: required {required}")
+    try:
+        values[key] = change_paths(key, field, valid, expand_path)
+    except ValueError as error:
+        raise ValueError(f"{source}{key}: {value}: {error}") from None
 
 
 def _all_fields() -> dict[str, FieldInfo]:

@@ -42,7 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ranks disagree; 4 if another rank was lost; 5 if --loss-guard.policy stopped the run; 141 if the
         output of --help or --dry-run is a closed pipe; 143 if the run was interrupted and saved.
     """
-    adopt_launch_environment()
+    try:
+        adopt_launch_environment()
+    except ValueError as error:
+        return refuse(error, is_first_rank=True)
     is_first_rank = os.environ.get("RANK", "0") == "0"
     try:
         config = parse_arguments(sys.argv[1:] if arguments is None else arguments, print_errors=is_first_rank)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +22,10 @@ def _as_entries(value: Any) -> Any:
     words = [value] if isinstance(value, (str, Path)) else value
     if not isinstance(words, (list, tuple)):
         return value
-    return tuple(str(word) if isinstance(word, (str, int, float, Path)) else word for word in words)
+    return tuple(
+        str(word) if isinstance(word, (str, int, float, Path)) and not isinstance(word, bool) else word
+        for word in words
+    )
 
 
 Entries = Annotated[tuple[str, ...], BeforeValidator(_as_entries)]
@@ -37,6 +40,17 @@ class Corpus:
     prefix: str
     size: float
     """Size in the unit of `blend_sizes`, finite and not negative."""
+
+
+def change_prefixes(entries: Sequence[str], change: Callable[[str], str]) -> tuple[str, ...]:
+    """Return the entries with `change` applied to each prefix; sizes and names stay as they are."""
+    changed = []
+    for entry in entries:
+        given = _NAMED.fullmatch(entry)
+        name, prefix = (f"{given[1]}=", given[2]) if given else ("", entry)
+        is_size = len(entries) > 1 and _number(entry) is not None
+        changed.append(entry if is_size else name + change(prefix))
+    return tuple(changed)
 
 
 def parse_corpora(field: str, entries: Sequence[str], needs_sizes: bool) -> tuple[Corpus, ...]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from megatron_adalrs.commands.pretrain import main
 from megatron_adalrs.distributed.launcher import adopt_launch_environment
 from tests.data.corpora import counting_corpus
 
@@ -35,6 +37,38 @@ def test_rank_and_world_size_of_each_launcher(
     environment = dict(environment)
     adopt_launch_environment(environment)
     assert tuple(environment.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"RANK": "1", "WORLD_SIZE": "1"}, "RANK: 1: required 0 to 0, the ranks of WORLD_SIZE 1"),
+        ({"RANK": "4", "WORLD_SIZE": "2"}, "RANK: 4: required 0 to 1"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK: '-1': required a whole number of at least 0"),
+        ({"RANK": "0"}, r"sets RANK \(0\) but not WORLD_SIZE"),
+        ({"WORLD_SIZE": "2"}, r"sets WORLD_SIZE \(2\) but not RANK"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE: 0: required at least 1"),
+        ({"RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE: 'two': required a whole number"),
+        ({"RANK": "", "WORLD_SIZE": "1"}, "RANK: ''"),
+        ({"LOCAL_RANK": "x"}, "LOCAL_RANK: 'x'"),
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "3"}, "LOCAL_RANK: 3: required 0 to 0"),
+        (SLURM | {"SLURM_PROCID": "8"}, "RANK: 8: required 0 to 7"),
+    ],
+)
+def test_ranks_that_cannot_be_are_refused(environment: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        adopt_launch_environment(dict(environment))
+
+
+def test_a_rank_beyond_the_world_says_so_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    started = time.monotonic()
+    assert main([]) == 2
+    assert time.monotonic() - started < 10
+    assert "RANK: 1: required 0 to 0" in capsys.readouterr().err
 
 
 def test_ranks_started_by_srun_train_together(tmp_path: Path) -> None:
