@@ -18,6 +18,7 @@ from sphinx.application import Sphinx
 from megatron_adalrs.cli.aliases import ALIASES, DERIVED, TOKENIZERS
 from megatron_adalrs.cli.arguments import GROUPS, NESTED_FIELDS
 from megatron_adalrs.commands import COMMANDS
+from megatron_adalrs.config.on_resume import ON_RESUME
 from megatron_adalrs.model.presets import PRESETS
 
 PLACEHOLDER = re.compile(r"<!-- table: (\w+) -->")
@@ -89,6 +90,15 @@ def preset_table() -> str:
     return _table(("preset", "layers", "width", "heads", "key-value heads", "sequence length"), rows)
 
 
+def resume_table() -> str:
+    """Return the table of all fields and what a change of each does when a run is resumed."""
+    rows = [
+        (", ".join(f"`{name}`" for name, found in ON_RESUME.items() if found is policy), policy.value)
+        for policy in dict.fromkeys(ON_RESUME.values())
+    ]
+    return _table(("fields", "a change on resume"), rows)
+
+
 def layer_table() -> str:
     """Return the table of import layers that the architecture test checks."""
     source = (Path(__file__).parent.parent / "tests" / "test_architecture.py").read_text()
@@ -111,6 +121,7 @@ TABLES = {
     "aliases": alias_table,
     "commands": command_table,
     "presets": preset_table,
+    "on_resume": resume_table,
 }
 
 

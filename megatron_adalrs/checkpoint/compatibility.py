@@ -1,19 +1,23 @@
-"""Checks that a checkpoint can be resumed: same model, data, precision and tokenizer; the mesh may differ."""
+"""Checks that a checkpoint can be resumed: what `config/on_resume.py` says of each field, and the data."""
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from megatron_adalrs.adalrs.settings import is_over
+from megatron_adalrs.checkpoint.load import restore_entry
 from megatron_adalrs.checkpoint.manifest import STATE
-from megatron_adalrs.config import Config, ModelConfig
-from megatron_adalrs.config.model import RopeScaling
+from megatron_adalrs.checkpoint.model_shape import shape_of
+from megatron_adalrs.config import NESTED, Config, ModelConfig
+from megatron_adalrs.config.base import describe_validation_error
+from megatron_adalrs.config.on_resume import ON_RESUME, OnResume
 from megatron_adalrs.config.parallel import ParallelConfig
 from megatron_adalrs.distributed.process_mesh import MeshShape, ProcessMesh
 from megatron_adalrs.engine.deepspeed_config import deepspeed_settings
 
-SHAPE_FREE = {"preset", "vocab_size", "seq_length", "attention_dropout", "hidden_dropout", "init_method_std"}
 DOCUMENTS = ("reset_attention_mask", "reset_position_ids", "eod_mask_loss")
 SAVED_FIELDS = (
     *DOCUMENTS,
@@ -27,41 +31,91 @@ SAVED_FIELDS = (
 
 
 def require_compatible(checkpoint: Path, state: dict[str, Any], config: Config, mesh: ProcessMesh) -> None:
-    """Check that a checkpoint can be loaded into the model that `config` describes.
+    """Check that this run may resume a checkpoint: every field that differs is one that may.
 
     Raises:
-        ValueError: They differ; the message names the field and both values.
+        ValueError: A field may not differ; the message names it and both values.
     """
-    saved, free = state["config"], SHAPE_FREE | _without_effect(config.model)
-    if missing := [name for name in SAVED_FIELDS if name not in saved]:
+    if missing := [name for name in SAVED_FIELDS if name not in state["config"]]:
         raise ValueError(f"--load: {checkpoint / STATE}: config has no {missing[0]}")
-    for name, value in config.model.model_dump(mode="json").items():
-        if name not in free and saved.get(name) != value:
-            raise ValueError(f"--load: {checkpoint} has {name} {saved.get(name)!r}, this run has {value!r}")
-    for name in DOCUMENTS:
-        theirs, ours = saved[name], getattr(config.data, name)
-        if theirs != ours:
+    try:
+        changed = changes_since(state, config, mesh)
+    except ValidationError as error:
+        raise ValueError(
+            f"--load: {checkpoint / STATE}: config: {describe_validation_error(error)}"
+        ) from None
+    step, train_iters = state["progress"]["step"], config.training.train_iters
+    if train_iters < step:
+        raise ValueError(
+            f"--load: {checkpoint} is at step {step}, and train_iters is {train_iters}: it must be at "
+            f"least {step}"
+        )
+    search_end = (
+        restore_entry(checkpoint, state, "controller", _end_of_search) if "controller" in state else None
+    )
+    for name, (theirs, ours) in changed.items():
+        differs = f"--load: {checkpoint} has {name} {theirs!r}, this run has {ours!r}"
+        if ON_RESUME[name] is OnResume.SAME:
+            raise ValueError(f"{differs}: it must be the same; {_flag(name, theirs)}")
+        if ON_RESUME[name] is OnResume.SEARCH and search_end is not None:
             raise ValueError(
-                f"--load: {checkpoint} was trained with {name} {theirs!r}, this run has {ours!r}"
-            )
-    for name in ("bf16", "fp16"):
-        if saved[name] != getattr(config.training, name):
-            raise ValueError(
-                f"--load: {checkpoint} was written with {name} {saved[name]!r}, this run has "
-                f"{getattr(config.training, name)!r}; use the same"
+                f"{differs}: the learning-rate search is still running, until about step {search_end}; "
+                f"{_flag(name, theirs)}, and change it when the search has ended"
             )
     if differences := mesh_differences(state, config, mesh):
-        _require_movable(checkpoint, state, config, mesh, differences[0])
+        _require_movable(checkpoint, config, mesh, differences[0])
 
 
-def _without_effect(model: ModelConfig) -> set[str]:
-    """Return the fields that have no effect on a model of this kind."""
-    found = {"max_position_embeddings"} if model.position_embedding_type == "rope" else set()
-    return (
-        found
-        if model.use_rope_scaling
-        else found | {f"rope_scaling_{field.name}" for field in fields(RopeScaling)}
+def changes_since(state: dict[str, Any], config: Config, mesh: ProcessMesh) -> dict[str, tuple[Any, Any]]:
+    """Return the fields that differ from those of a checkpoint, with its value and that of this run.
+
+    Values are compared as they take effect: a field without a value is equal to one with the value that
+    follows from others. Fields that concern only a process are left out.
+    """
+    theirs = _effective_values(state["config"], saved_mesh_shape(state).data)
+    ours = _effective_values(config.to_flat(), mesh.data.size)
+    return {
+        name: (theirs.get(name), ours.get(name))
+        for name, policy in ON_RESUME.items()
+        if policy is not OnResume.IRRELEVANT and theirs.get(name) != ours.get(name)
+    }
+
+
+def _effective_values(flat: dict[str, Any], data_parallel_size: int) -> dict[str, Any]:
+    """Return the fields of a flat configuration by their full names, with the values that take effect."""
+    nested = {f"{group}.{name}": value for group in NESTED for name, value in flat.get(group, {}).items()}
+    model = ModelConfig(**{name: flat[name] for name in ModelConfig.model_fields if name in flat})
+    values = flat | nested | model.model_dump(mode="json") | shape_of(model)
+    values["global_batch_size"] = (
+        flat.get("global_batch_size") or flat["micro_batch_size"] * data_parallel_size
     )
+    if not any(flat.get(name) for name in DOCUMENTS):
+        values["eod_token_id"] = None
+    decay_iters = values["lr_decay_iters"] = flat.get("lr_decay_iters") or flat.get("train_iters")
+    if flat.get("lr_decay_style") != "WSD":
+        values["lr_wsd_decay_style"] = values["lr_wsd_decay_iters"] = None
+    elif decay_iters:
+        values["lr_wsd_decay_iters"] = flat.get("lr_wsd_decay_iters") or max(1, decay_iters // 10)
+    return values
+
+
+def _end_of_search(controller: dict[str, Any]) -> int | None:
+    """Return the step at which a saved search ends; None if it is over, or there was none."""
+    if controller["mode"] == "fixed" or is_over(controller):
+        return None
+    end: int = controller["plan"]["search_end"]
+    return end
+
+
+def _flag(name: str, value: Any) -> str:
+    """Return what to do on the command line so that a field has a value."""
+    flag = name.replace("_", "-")
+    if value is None:
+        return f"leave out --{flag}"
+    if isinstance(value, bool):
+        group, _, field = flag.rpartition(".")
+        return f"use --{flag}" if value else f"use --{group + '.' if group else ''}no-{field}"
+    return f"use --{flag} {value}"
 
 
 def mesh_differences(state: dict[str, Any], config: Config, mesh: ProcessMesh) -> list[str]:
@@ -76,9 +130,7 @@ def mesh_differences(state: dict[str, Any], config: Config, mesh: ProcessMesh) -
     return found
 
 
-def _require_movable(
-    checkpoint: Path, state: dict[str, Any], config: Config, mesh: ProcessMesh, difference: str
-) -> None:
+def _require_movable(checkpoint: Path, config: Config, mesh: ProcessMesh, difference: str) -> None:
     """Check that a run can be resumed on another mesh."""
     begin = f"--load: {checkpoint} was written on another mesh ({difference}): "
     if config.training.fp16:
@@ -92,18 +144,6 @@ def _require_movable(
                 f"{begin}optimizer state cannot be loaded into memory of {name}; remove it from "
                 "--deepspeed-config, or use the same mesh"
             )
-    theirs, ours = _global_batch_size(state), config.global_batch_size(mesh.data.size)
-    if theirs != ours:
-        raise ValueError(
-            f"{begin}its steps have {theirs} samples, those of this run {ours}; use --global-batch-size "
-            f"{theirs}"
-        )
-
-
-def _global_batch_size(state: dict[str, Any]) -> int:
-    saved = state["config"]
-    size: int | None = saved.get("global_batch_size")
-    return size or int(saved["micro_batch_size"]) * saved_mesh_shape(state).data
 
 
 def saved_mesh_shape(state: dict[str, Any]) -> MeshShape:

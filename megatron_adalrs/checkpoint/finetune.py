@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from megatron_adalrs.checkpoint.compatibility import require_same_tokenizer
+from megatron_adalrs.checkpoint.model_shape import shape_of
 from megatron_adalrs.checkpoint.open_model import locate_model, open_model
 from megatron_adalrs.checkpoint.tokenizer_files import require_matching_tokenizer
 from megatron_adalrs.config import ModelConfig, RunConfig
-from megatron_adalrs.config.model import RopeScaling
 from megatron_adalrs.data.tokenizer import DataTokenizer
 from megatron_adalrs.model.initialization import WeightSource
 
@@ -66,7 +64,8 @@ def open_initial_weights(
     if tokenizer:
         require_same_tokenizer(f"{FINETUNE_FROM}: {source}", opened.tokenizer_sha256, tokenizer.sha256)
         require_matching_tokenizer(opened.companions, opened.model, tokenizer, FINETUNE_FROM)
-    theirs, mine = dict(_shape(opened.model, opened.vocab_size)), dict(_shape(config, vocab_size))
+    theirs = {"vocab_size": opened.vocab_size} | shape_of(opened.model)
+    mine = {"vocab_size": vocab_size} | shape_of(config)
     for name, value in mine.items():
         if theirs[name] != value:
             remedy = (
@@ -76,24 +75,3 @@ def open_initial_weights(
                 f"{FINETUNE_FROM}: {source} has {name} {theirs[name]!r}, this run has {value!r}{remedy}"
             )
     return opened.weights, opened.step
-
-
-def _shape(model: ModelConfig, vocab_size: int) -> Iterator[tuple[str, Any]]:
-    """Yield the fields that two models must share to have the same parameters and computation."""
-    yield "vocab_size", vocab_size
-    for name in ("hidden_size", "num_layers", "num_attention_heads"):
-        yield name, getattr(model, name)
-    yield "num_query_groups", model.num_key_value_heads
-    yield "kv_channels", model.head_dim
-    yield "ffn_hidden_size", model.mlp_size
-    for name in ("swiglu", "normalization", "norm_epsilon", "position_embedding_type"):
-        yield name, getattr(model, name)
-    is_learned = model.position_embedding_type == "learned_absolute"
-    yield "max_position_embeddings", model.max_positions if is_learned else None
-    yield "rotary_base", None if is_learned else model.rotary_base
-    yield "use_rope_scaling", model.use_rope_scaling
-    for field in fields(RopeScaling):
-        yield f"rope_scaling_{field.name}", getattr(model.rope_scaling, field.name, None)
-    yield "add_bias_linear", model.add_bias_linear
-    yield "add_qkv_bias", model.has_qkv_bias
-    yield "untie_embeddings_and_output_weights", model.untie_embeddings_and_output_weights

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from megatron_adalrs.checkpoint import describe_resume, require_compatible
-from megatron_adalrs.checkpoint.compatibility import SAVED_FIELDS
+from megatron_adalrs.checkpoint.compatibility import SAVED_FIELDS, changes_since
+from megatron_adalrs.config.on_resume import ON_RESUME, OnResume
 from megatron_adalrs.distributed.process_mesh import ONE_PROCESS
 from tests.helpers.runs import tiny_config
 
@@ -21,7 +22,7 @@ def state(world_size: int = 1, **values: Any) -> dict[str, Any]:
 
 
 def refusal(saved: dict[str, Any], **values: Any) -> str:
-    with pytest.raises(ValueError, match=r"^--load: run/iter_0000003 was written") as caught:
+    with pytest.raises(ValueError, match=r"^--load: run/iter_0000003 ") as caught:
         require_compatible(CHECKPOINT, saved, tiny_config(**values), ONE_PROCESS)
     return str(caught.value)
 
@@ -74,17 +75,84 @@ def test_rotary_position_limit_may_differ() -> None:
 
 
 def test_another_precision_is_refused() -> None:
-    assert "with bf16 True, this run has False; use the same" in refusal(state(bf16=True))
+    assert "has bf16 True, this run has False: it must be the same; use --bf16" in refusal(state(bf16=True))
+    assert refusal(state(), bf16=True).endswith("use --no-bf16")
 
 
-def test_other_mesh_needs_same_global_batch_size() -> None:
-    assert "its steps have 8 samples, those of this run 4; use --global-batch-size 8" in refusal(
-        state(2), global_batch_size=4
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_global_batch_size_must_be_the_same(ranks: int) -> None:
+    assert (
+        "has global_batch_size 8, this run has 4: it must be the same; use --global-batch-size 8"
+        in refusal(state(ranks), global_batch_size=4)
     )
     # Where nobody said how large it is, the mesh decides.
-    saved = state(2)
+    saved = state(ranks)
     del saved["config"]["global_batch_size"]
-    assert "(world_size 2, this run has 1): its steps have 4 samples, those of this run 8" in refusal(saved)
+    assert f"has global_batch_size {2 * ranks}, this run has 8" in refusal(saved)
+
+
+def test_micro_batch_size_may_differ() -> None:
+    require_compatible(CHECKPOINT, state(micro_batch_size=4), tiny_config(), ONE_PROCESS)
+
+
+def test_explicit_defaults_are_no_change() -> None:
+    explicit = {
+        "num_query_groups": 4,
+        "kv_channels": 8,
+        "ffn_hidden_size": 128,
+        "max_position_embeddings": 16,
+        "add_qkv_bias": True,
+        "lr_decay_iters": 100,
+        "lr_wsd_decay_style": "linear",  # has no effect without WSD
+    }
+    for saved, given in ((state(), explicit), (state(**explicit), {})):
+        config = tiny_config(**given)
+        assert changes_since(saved, config, ONE_PROCESS) == {}
+        require_compatible(CHECKPOINT, saved, config, ONE_PROCESS)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_layers", 3),
+        ("seq_length", 8),
+        ("seed", 7),
+        ("init_method_std", 0.01),
+        ("eod_mask_loss", True),
+        ("adalrs", {"mode": "robust"}),
+    ],
+)
+def test_field_that_must_be_the_same(field: str, value: object) -> None:
+    assert f"has {field}" in refusal(state(), **{field: value, "train_iters": 1000, "lr_decay_iters": 100})
+
+
+@pytest.mark.parametrize("field", [name for name, policy in ON_RESUME.items() if policy is OnResume.SEARCH])
+def test_schedule_is_fixed_while_the_search_runs(field: str) -> None:
+    searched = {"adalrs": {"mode": "robust"}, "train_iters": 1000, "lr_decay_style": "WSD"}
+    values = {"lr": 1e-3, "min_lr": 1e-4, "lr_decay_style": "linear", "lr_wsd_decay_style": "linear"}
+    changed = searched | {field: values.get(field, 900 if field != "lr_warmup_iters" else 50)}
+    saved = state(**searched)
+    for phase, is_running in (("control", True), ("done", False)):
+        plan = {"search_end": 400, "train_iters": 1000}
+        saved["controller"] = {
+            "mode": "robust",
+            "phase": phase,
+            "plan": plan,
+            "step": 3,
+            "schedule_offset": 0,
+        }
+        saved["controller"]["settings"] = {"budget": "kept"}
+        if is_running:
+            message = refusal(saved, **changed)
+            assert f" has {field} " in message
+            assert "search is still running, until about step 400; use --" in message
+        else:
+            require_compatible(CHECKPOINT, saved, tiny_config(**changed), ONE_PROCESS)
+
+
+def test_train_iters_below_the_step_are_refused() -> None:
+    assert "is at step 3, and train_iters is 2: it must be" in refusal(state(), train_iters=2)
+    require_compatible(CHECKPOINT, state(), tiny_config(train_iters=3), ONE_PROCESS)
 
 
 def test_other_mesh_refuses_fp16() -> None:

@@ -76,8 +76,10 @@ def save(values: dict[str, Any], folder: Path) -> tuple[str, list[float]]:
 
 def resume_and_train(values: dict[str, Any], checkpoint: str) -> tuple[list[float], int]:
     """Resume, and return the losses of the following steps and DeepSpeed's count of steps."""
-    config, mesh, engine = runs.start(MODEL | values | {"seed": 7})
-    state = read_state(Path(checkpoint))
+    _, mesh, engine = runs.start(
+        MODEL | values | {"seed": 7}
+    )  # other weights, until the checkpoint is loaded
+    config, state = runs.tiny_config(**(MODEL | values)), read_state(Path(checkpoint))
     require_compatible(Path(checkpoint), state, config, mesh)
     resume(engine, mesh, Path(checkpoint), state, config)
     engine.set_lr(config.optimizer.lr)

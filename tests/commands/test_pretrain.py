@@ -223,12 +223,11 @@ def test_a_checkpoint_of_another_run_is_refused(one_rank: Ranks, tmp_path: Path,
         return one_rank.run(refusal, values(data, **(short | other | changes)))[0]
 
     assert "hidden_size 32, this run has 64" in refused(hidden_size=64)
-    assert "bf16 False, this run has True; use the same" in refused(bf16=True)
-    assert "trained with eod_mask_loss False, this run has True" in refused(
-        eod_mask_loss=True, eod_token_id=0
-    )
-    assert "its steps have 8 samples, those of this run 4" in refused(zero_stage=1, global_batch_size=4)
-    assert "was trained with data order" in refused(seed=7)
+    assert "bf16 False, this run has True: it must be the same" in refused(bf16=True)
+    assert "has eod_mask_loss False, this run has True" in refused(eod_mask_loss=True, eod_token_id=0)
+    assert "has global_batch_size 8, this run has 4" in refused(global_batch_size=4)
+    assert "is at step 3, and train_iters is 2" in refused(train_iters=2)
+    assert "has seed 1234, this run has 7" in refused(seed=7)
     assert "vocab_size 50, this run has 60" in refused(vocab_size=60)
     assert "adalrs.mode" in refused(train_iters=120, adalrs=values(data)["adalrs"])
     assert f"run_dir: {run} already holds a run" in one_rank.run(refusal, values(data, **short))[0]
