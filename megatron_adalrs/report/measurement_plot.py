@@ -13,9 +13,17 @@ from megatron_adalrs.metrics.run_log import RunLog
 from megatron_adalrs.report.drawing import (
     Plot,
     Run,
+    compact,
+    escape,
     event_markers,
     new_figure,
 )
+
+_THRESHOLD_COLOR = "#8b8f98"
+_AGAINST_REFERENCE = frozenset({"accepted", "failed", "neutral"})
+"""Verdicts on a velocity, whose threshold is the margin around the reference velocity."""
+_ABSOLUTE = frozenset({"scaled_down", "trial_started", "window"})
+"""Decisions on a velocity whose threshold is a velocity."""
 
 
 def measurement_plot(runs: Sequence[Run]) -> Plot:
@@ -34,23 +42,24 @@ def _gains(runs: Sequence[Run]) -> Plot:
         ]
         _add_measured(figure, run, judged, alone=len(runs) == 1)
     caption = (
-        "Loss of the control minus loss of the trial, on the same batches; bars: ± 2 standard errors; "
-        "colour: verdict."
+        "Loss of the control minus loss of the trial, on the same batches; bars: ± standard error; "
+        "colour: verdict. A horizontal mark is the gain that the rule of the verdict compares with."
     )
     return Plot("velocity", "Gain of the trials", caption, figure)
 
 
 def _velocity(runs: Sequence[Run]) -> Plot:
     title = "Descent velocity"
-    figure = new_figure("step (kept) at the window's end", "velocity (nats per 1000 steps)", height=400)
+    figure = new_figure("step (kept) at the window's end", "velocity (nats per step)", height=400)
     for run in runs:
-        _add_measured(figure, run, _measured_windows(run.log), alone=len(runs) == 1, unit=1e3)
+        _add_measured(figure, run, _measured_windows(run.log), alone=len(runs) == 1)
     if not figure.data:
         return Plot(
             "velocity", title, note="No window was measured: AdaLRS was off, or its search had not begun."
         )
     caption = (
-        "Minus the least-squares slope of the loss over a window; bars: ± 2 standard errors; colour: verdict."
+        "Minus the least-squares slope of the loss over a window; bars: ± standard error; colour: verdict. "
+        "Horizontal marks are the bounds that the rule of the verdict compares with."
     )
     return Plot("velocity", title, caption, figure)
 
@@ -65,10 +74,8 @@ class _Measured(NamedTuple):
     decision: DecisionRecord
 
 
-def _add_measured(
-    figure: go.Figure, run: Run, measured: list[_Measured], *, alone: bool, unit: float = 1.0
-) -> None:
-    """Add markers with bars of two standard errors, one trace per event; values are multiplied by `unit`."""
+def _add_measured(figure: go.Figure, run: Run, measured: list[_Measured], *, alone: bool) -> None:
+    """Add markers with bars of one standard error, one trace per event, and the thresholds of verdicts."""
     for event in dict.fromkeys(entry.event for entry in measured):
         entries = [entry for entry in measured if entry.event == event]
         event_markers(
@@ -76,11 +83,49 @@ def _add_measured(
             run,
             event,
             [entry.step for entry in entries],
-            [unit * entry.value for entry in entries],
+            [entry.value for entry in entries],
             [entry.decision for entry in entries],
             alone=alone,
-            errors=[np.nan if entry.error is None else 2 * unit * entry.error for entry in entries],
+            errors=[np.nan if entry.error is None else entry.error for entry in entries],
         )
+    _add_thresholds(figure, run, measured, alone)
+
+
+def _add_thresholds(figure: go.Figure, run: Run, measured: list[_Measured], alone: bool) -> None:
+    """Add a horizontal mark at each value that a measurement was compared with."""
+    marks = [(entry.step, bound) for entry in measured for bound in _bounds(entry.decision)]
+    if not marks:
+        return
+    group = "threshold"
+    trace = go.Scatter(
+        x=compact([step for step, _ in marks]),
+        y=compact([bound for _, bound in marks]),
+        name=group,
+        meta=escape(run.name),
+        legendgroup=group,
+        showlegend=all(other.legendgroup != group for other in figure.data),
+        mode="markers",
+        marker={
+            "symbol": "line-ew-open",
+            "size": 22,
+            "color": _THRESHOLD_COLOR if alone else run.color,
+            "line": {"width": 2},
+        },
+        hovertemplate="threshold %{y:.4g} at step %{x:,}<extra></extra>",
+    )
+    figure.add_trace(trace)
+
+
+def _bounds(decision: DecisionRecord) -> list[float]:
+    """Return the gain or the velocities that the measurement of a decision was compared with."""
+    threshold, reference = decision.threshold, decision.reference_velocity
+    if threshold is None or not np.isfinite(threshold):
+        return []
+    if decision.gain is not None or decision.event in _ABSOLUTE:
+        return [threshold]
+    if decision.event in _AGAINST_REFERENCE and reference is not None and np.isfinite(reference):
+        return [reference - threshold, reference + threshold]
+    return []
 
 
 def _measured_windows(log: RunLog) -> list[_Measured]:

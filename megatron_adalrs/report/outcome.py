@@ -109,17 +109,22 @@ def _comparison(log: RunLog, fixed: Run) -> Iterator[str]:
     ours, theirs = _last_validation(log), _last_validation(fixed.log)
     rate = given_rate(fixed.log)
     name = fixed.name if rate is None else f"{fixed.name} (fixed at {fmt.scientific(rate)})"
+    at = (
+        ""
+        if ours is None or theirs is None or ours.step == theirs.step
+        else f" at step {fmt.count(theirs.step)}"
+    )
     if ours is None or theirs is None:
         yield f"The difference to {name} is unknown: not both runs have a validation loss."
         return
     difference = ours.loss - theirs.loss
     if not math.isfinite(difference):
-        yield f"The validation loss of {name} is {theirs.loss:.4f}."
+        yield f"The validation loss of {name}{at} is {theirs.loss:.4f}."
     elif round(difference, 4) == 0:
-        yield f"This is the same as that of {name}."
+        yield f"This is the same as that of {name}{at}."
     else:
         direction = "lower" if difference < 0 else "higher"
-        yield f"This is {abs(difference):.4f} {direction} than the {theirs.loss:.4f} of {name}."
+        yield f"This is {abs(difference):.4f} {direction} than the {theirs.loss:.4f} of {name}{at}."
     mine, other = log.totals.total_steps, fixed.log.totals.total_steps
     if mine != other:
         yield f"The compute differs: {fmt.count(mine)} executed steps, against {fmt.count(other)}."

@@ -137,7 +137,7 @@ def _decision_context(decision: DecisionRecord) -> dict[str, str]:
         "event": event_name(decision.event),
         "color": event_color(decision.event),
         "scale": scale,
-        "velocity": fmt.velocity(decision.velocity, decision.error)
+        "measured": fmt.velocity(decision.velocity, decision.error)
         if decision.gain is None
         else f"gain {fmt.gain(decision.gain, decision.gain_error)}",
         "reference": fmt.velocity(decision.reference_velocity, decision.reference_error),

@@ -36,6 +36,10 @@ _DISCARDED = {
 }
 """Events that discard steps, by the name of the discarded part."""
 
+_SHOWN_BELOW_PEAK = 0.05
+"""Lowest rate on the axis as a part of the lowest peak rate of a scale."""
+_RATE_MARGIN = 1.25
+
 
 def all_plots(runs: Sequence[Run]) -> list[Plot]:
     """Return the plots of these runs in the order of the page."""
@@ -64,11 +68,31 @@ def learning_rate_plot(runs: Sequence[Run]) -> Plot:
             if gone[0].size:
                 line(figure, run, *gone, row=row, width=1.5, dash="dot", hovertemplate=f"undone {hover}")
     figure.update_yaxes(type="log", tickformat=".0e", nticks=7, title_text="learning rate", row=1)
+    figure.update_yaxes(range=_rate_range(runs), row=1)
     if scaled:
         figure.update_yaxes(type="log", tickformat="~g", dtick="D2", title_text="AdaLRS scale (×)", row=2)
     figure.update_xaxes(title_text="step (kept)", row=rows)
     caption = "The rate of a step is schedule × base rate × AdaLRS scale. Dotted: undone trials."
-    return Plot("lr", title, caption if scaled else "The AdaLRS scale stayed 1.", figure)
+    caption = caption if scaled else "The AdaLRS scale stayed 1."
+    return Plot("lr", title, f"{caption} Double-click shows the whole range.", figure)
+
+
+def _rate_range(runs: Sequence[Run]) -> list[float] | None:
+    """Return the decimal logarithms of the rates at both ends of the axis, or None for all rates.
+
+    The axis begins at a part of the lowest peak rate: a cosine schedule ends near 0, and warmup begins there.
+    """
+    peaks, lows = [], []
+    for run in runs:
+        rates, scales = run.log.train.lr, run.log.train.scale
+        drawn = np.isfinite(rates) & (rates > 0)
+        if drawn.any():
+            peaks += [rates[drawn & (scales == scale)].max(initial=0) for scale in np.unique(scales[drawn])]
+            lows.append(rates[drawn].min())
+    if not peaks:
+        return None
+    low = max(min(lows), min(peaks) * _SHOWN_BELOW_PEAK)
+    return [float(np.log10(low / _RATE_MARGIN)), float(np.log10(max(peaks) * _RATE_MARGIN))]
 
 
 def discarded_plot(runs: Sequence[Run]) -> Plot:

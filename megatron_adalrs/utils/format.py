@@ -66,21 +66,16 @@ def clock(seconds: float) -> str:
 
 
 def velocity(value: float | None, error: float | None) -> str:
-    """Return a loss descent velocity with two standard errors, in nats per 1000 steps.
-
-    Args:
-        value: Velocity in nats per step.
-        error: Its standard error in nats per step.
-    """
+    """Return a loss descent velocity in nats per step with its standard error: '0.0142 ± 0.0004'."""
     if value is None or not math.isfinite(value):
         return NOTHING
-    spread = "" if error is None or not math.isfinite(error) else f" ± {2e3 * error:.3g}"
-    return f"{1e3 * value:.3g}{spread}"
+    spread = "" if error is None or not math.isfinite(error) else f" ± {error:.2g}"
+    return f"{value:.4g}{spread}"
 
 
 def gain(value: float, error: float | None) -> str:
-    """Return a difference of losses with two standard errors, in nats."""
-    return f"{value:+.4g}" if error is None else f"{value:+.4g} ± {2 * error:.2g}"
+    """Return a difference of losses with its standard error: '+0.01234 ± 0.001'."""
+    return f"{value:+.4g}" if error is None else f"{value:+.4g} ± {error:.2g}"
 
 
 def first_line(error: BaseException) -> str:

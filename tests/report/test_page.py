@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from megatron_adalrs.adalrs.paper import Velocity
 from megatron_adalrs.report import write_report
 from tests.report.conftest import SyntheticRun
 
@@ -122,13 +123,55 @@ def test_loss_plot_has_every_curve(make_run: MakeRun) -> None:
     assert "nats" in figure["layout"]["yaxis"]["title"]["text"]
 
 
-def test_velocity_plot_has_two_standard_errors(make_run: MakeRun) -> None:
+def test_velocity_plot_has_standard_errors_and_bounds(make_run: MakeRun) -> None:
     figure = Page(write_report([make_run("run")])).figures["velocity"]
 
     window = trace(figure, "window")
-    assert values(window["y"])[:2] == pytest.approx([20, 16])
-    assert values(window["error_y"]["array"])[:2] == pytest.approx([0.8, 0.8])
+    assert values(window["y"])[:2] == pytest.approx([0.02, 0.016])
+    assert values(window["error_y"]["array"])[:2] == pytest.approx([4e-4, 4e-4])
+    marks = trace(figure, "threshold")
+    assert values(marks["y"])[:2] == pytest.approx([0.016 - 8e-4, 0.016 + 8e-4])
+    assert values(marks["x"])[:2].tolist() == [50, 50]
+    assert figure["layout"]["yaxis"]["title"]["text"] == "velocity (nats per step)"
     assert values(trace(figure, "failed")["x"]).tolist() == [150]
+
+
+def test_gains_have_their_thresholds_and_one_unit(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path / "run", 60, 0)
+    run.train(20)
+    reason = "the trial gained 0.05 ± 0.01 in loss, needed 0.02"
+    run.decide("accepted", 3.0, gain=0.05, gain_error=0.01, threshold=0.02, reason=reason)
+    run.decide("aborted", 3.0, gain=-0.15, gain_error=0.03, threshold=-0.14)
+    page = Page(write_report([run.write()]))
+
+    figure = page.figures["velocity"]
+    assert values(trace(figure, "accepted")["error_y"]["array"]) == pytest.approx([0.01])
+    assert values(trace(figure, "threshold")["y"]) == pytest.approx([0.02, -0.14])
+    assert "gain +0.05 ± 0.01" in page.sections["decisions"]
+    assert "± standard error" in page.sections["decisions"]
+    assert "± standard error" in page.sections["velocity"]
+
+
+def test_table_and_reason_give_the_same_velocity(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path / "run", 60, 0)
+    run.train(20)
+    velocity = Velocity(0.01423, 0.0004)
+    run.decide("window", velocity=velocity.value, error=velocity.error, reason=f"velocity {velocity}")
+    decisions = Page(write_report([run.write()])).sections["decisions"]
+
+    assert decisions.count("0.01423 ± 0.0004") == 2
+
+
+def test_cosine_end_does_not_stretch_the_rates(tmp_path: Path) -> None:
+    run = SyntheticRun(tmp_path / "run", 60, 0)
+    run.train(60)
+    for index, record in enumerate(run.metrics):
+        record["lr"] = 1e-3 * (1 + math.cos(math.pi * (index + 1) / 60.001)) / 2
+        record["scale"] = 1.0 if index < 30 else 3.0
+    assert run.metrics[-1]["lr"] < 1e-10
+    low, high = Page(write_report([run.write()])).figures["lr"]["layout"]["yaxis"]["range"]
+
+    assert -5 < low < -4 and -3 < high < -2.8
 
 
 def test_a_failed_kept_trial_is_drawn_at_its_end(tmp_path: Path) -> None:

