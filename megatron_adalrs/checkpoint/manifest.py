@@ -15,6 +15,7 @@ import torch
 
 import megatron_adalrs
 from megatron_adalrs.engine import deepspeed_version
+from megatron_adalrs.utils.text_files import parse_json, read_text
 
 FORMAT = 3
 """Format of the checkpoints. It is raised when their content changes, and no other format is read."""
@@ -221,15 +222,4 @@ def read_json(path: Path) -> Any:
         OSError: The file cannot be read.
         ValueError: It is not JSON, or a name appears twice in one object.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} appears twice")
-    return content
+    return parse_json(read_text(path))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from megatron_adalrs.config import Config
 from megatron_adalrs.engine.deepspeed_sections import require_accepted, require_known
+from megatron_adalrs.utils.text_files import parse_json, read_text
 
 FLAG_OF_KEY = {
     "train_batch_size": "--global-batch-size",
@@ -68,7 +68,7 @@ def read_deepspeed_overlay(path: Path) -> dict[str, Any]:
             known or not supported.
     """
     try:
-        overlay = json.loads(path.read_text(encoding="utf-8"))
+        overlay = parse_json(read_text(path))
     except (OSError, ValueError) as error:
         raise ValueError(f"--deepspeed-config: cannot read {path}: {error}") from None
     if not isinstance(overlay, dict):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,9 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 class _StrictLoader(yaml.SafeLoader):
     """SafeLoader that refuses keys given twice, and numbers in the bases 8 and 60 of YAML 1.1."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Compose a mapping and check its keys as they are written, before `<<` adds those of others."""
+        node = super().compose_mapping_node(anchor)
         first: dict[str, yaml.Node] = {}
         for key, _ in node.value:
             if key.tag == _MERGE or not isinstance(key, yaml.ScalarNode):
@@ -68,7 +69,7 @@ class _StrictLoader(yaml.SafeLoader):
                 names = " and ".join(dict.fromkeys((first[name].value, key.value)))
                 raise yaml.YAMLError(f"key {names} is given twice, in lines {lines}: required once")
             first[name] = key
-        return super().construct_mapping(node, deep=deep)
+        return node
 
     def construct_number(self, node: yaml.ScalarNode) -> Any:
         digits = node.value.lstrip("+-")

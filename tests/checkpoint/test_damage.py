@@ -42,9 +42,9 @@ def with_text(text: str) -> Callable[[Path], Any]:
     ("damage", "message"),
     [
         (with_text("[]"), "it has no format"),
-        (with_text("[" * 200_000), "it is nested too deeply"),
+        (with_text("[" * 200_000), "(is nested too deeply)"),
         (with_text("1" * 10_000), "Exceeds the limit"),
-        (with_text('{"format": 3, "format": 3}'), "'format' appears twice"),
+        (with_text('{"format": 3, "format": 3}'), "'format' is given twice"),
         (rewrite_manifest(lambda m: m.update(format=True)), "it has no format"),
         (rewrite_manifest(lambda m: m.update(format="3")), "it has no format"),
         (rewrite_manifest(lambda m: m.update(step="1")), "step must be a whole number, at least 0"),

@@ -59,6 +59,7 @@ def test_an_overlay_adds_and_agrees(tmp_path: Path) -> None:
         ({"scheduler": {}}, "scheduler: set by flags (--lr-decay-style)"),
         ([1], "must contain a JSON object, not a list"),
         ("{", "cannot read"),
+        ('{"zero_optimization": {"stage": 0, "stage": 1}}', "key 'stage' is given twice"),
     ],
 )
 def test_contradictions_name_both_sides(tmp_path: Path, overlay: Any, message: str) -> None:

@@ -59,3 +59,8 @@ def test_byte_order_marks_are_dropped(tmp_path: Path) -> None:
     file.write_bytes(b"\xef\xbb\xbf{}")
     assert read_text(file) == "{}"
     assert parse_json(file.read_bytes()) == parse_json("\ufeff{}") == {}
+
+
+def test_keys_of_a_merged_mapping_are_overridden() -> None:
+    text = "base: &b {x: 1, y: 2}\nouter: {inner: &i {<<: *b, x: 3}}\nused: {<<: *i, y: 4}\n"
+    assert parse_yaml(text)["used"] == {"x": 3, "y": 4}
