@@ -19,6 +19,7 @@ from typing import Annotated
 import tyro
 
 from megatron_adalrs.cli.program import INTERRUPTED, TokenizerFlags, parse_flags, reports_errors
+from megatron_adalrs.utils.text_files import read_text
 
 
 @dataclass(frozen=True)
@@ -125,11 +126,11 @@ def prompt_of(given: Arguments) -> str:
         if given.prompt is not None:
             source, text = "prompt: it", given.prompt
         elif str(given.prompt_file) == "-":
-            source, text = "prompt_file: standard input", sys.stdin.read()
+            source, text = "prompt_file: standard input", sys.stdin.read().removeprefix("\ufeff")
         else:
             source = f"prompt_file: {given.prompt_file}"
             assert given.prompt_file is not None, "one of the two flags is given"
-            text = given.prompt_file.read_text(encoding="utf-8")
+            text = read_text(given.prompt_file)
         text.encode()  # bytes of the command line and standard input that are not UTF-8 become surrogates
     except UnicodeError as error:
         raise ValueError(f"{source} is not UTF-8: {error}") from None

@@ -16,6 +16,7 @@ from megatron_adalrs.config import ModelConfig
 from megatron_adalrs.config.base import require, shown_division
 from megatron_adalrs.huggingface.rope_config import is_positive_number, rotary_fields, rotary_json
 from megatron_adalrs.huggingface.tensor_names import FAMILIES, GPT2, LLAMA, QWEN2, Family
+from megatron_adalrs.utils.text_files import read_text
 
 CONFIG = "config.json"
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -40,7 +41,7 @@ class Shape:
     def __init__(self, folder: Path) -> None:
         path = folder / CONFIG
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(read_text(path))
             require(isinstance(content, dict), "it must hold fields by name")
         except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"cannot read {path}: {str(error) or type(error).__name__}") from None

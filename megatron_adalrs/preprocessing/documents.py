@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import json
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -66,15 +68,19 @@ class Batch:
     def read(self, json_key: str) -> Iterator[str]:
         """Yield the text of each document. Blank lines are skipped.
 
+        A byte order mark at the beginning of a line or a text file is dropped.
+
         Raises:
             ValueError: If text is not UTF-8, JSON is malformed, a line is not an object, a key is missing or
                 not a string, or a row is null. The message names FILE:LINE, FILE:ROW or FILE.
         """
         for number, line in enumerate(self.lines.split(b"\n"), start=self.first_line):
-            if line.strip():
-                yield _text_of_line(f"{self.source}:{number}", line, json_key)
+            # Concatenated files may each begin with a mark, which is then in later lines too.
+            content = line.removeprefix(codecs.BOM_UTF8)
+            if content.strip():
+                yield _text_of_line(f"{self.source}:{number}", content, json_key)
         for path in self.files:
-            yield _decode(str(path), path.read_bytes())
+            yield _decode(str(path), path.read_bytes().removeprefix(codecs.BOM_UTF8))
         for number, row in enumerate(self.rows, start=self.first_line):
             if row is None:
                 raise ValueError(f"{self.source}:{number}: column {json_key!r} is null: required a string")
@@ -86,12 +92,13 @@ def find_files(source: Path, file_glob: str) -> list[Path]:
 
     Raises:
         FileNotFoundError: If the source is missing or nothing matches.
-        ValueError: If the source is a file of another kind.
+        ValueError: If the source is a file of another kind, or what is found cannot be read as a file.
     """
     if source.is_dir():
         return _matching_files(source, file_glob)
-    if not source.exists():
+    if not os.path.lexists(source):
         raise FileNotFoundError(f"input {source}: there is no such file or folder")
+    _require_readable(source)
     if not source.name.endswith(_SUFFIXES):
         raise ValueError(f"input {source}: required a folder or a file named *{', *'.join(_SUFFIXES)}")
     return [source]
@@ -157,12 +164,24 @@ def read_documents(source: Path, json_key: str, file_glob: str) -> Iterator[str]
 
 def _matching_files(folder: Path, file_glob: str) -> list[Path]:
     try:
-        files = [path for path in folder.glob(file_glob) if path.is_file()]
+        files = [path for path in folder.glob(file_glob) if not path.is_dir()]
     except (NotImplementedError, ValueError) as error:
         raise ValueError(f"file glob {file_glob!r}: required a relative pattern: {error}") from error
     if not files:
         raise FileNotFoundError(f"input {folder}: no file matches {file_glob!r}")
+    for path in files:
+        _require_readable(path)
     return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _require_readable(path: Path) -> None:
+    """Raise ValueError for a broken link, for what is no regular file, and without permission to read."""
+    if path.is_symlink() and not path.exists():
+        raise ValueError(f"input {path} is a link to {os.readlink(path)}, which does not exist: remove it")
+    if not path.is_file():
+        raise ValueError(f"input {path} is a device, pipe or socket: required a regular file")
+    if not os.access(path, os.R_OK):
+        raise ValueError(f"input {path}: no permission to read it")
 
 
 def _batches_from(source: Path, files: Sequence[Path], json_key: str, start: Position) -> Iterator[Batch]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -303,6 +304,49 @@ def test_a_large_row_group_is_read_in_many_batches(tmp_path: Path) -> None:
         assert len(batches) > 5 and sum(batches) == path.stat().st_size
         assert documents(tmp_path / name) == [[*text.encode(), 256] for text in texts if text]
         assert result.skipped == texts.count("")
+
+
+BOM = b"\xef\xbb\xbf"
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(BOM + b'{"text": "one"}\n' + BOM + b'{"text": "two"}\n' + BOM)
+    assert list(read_documents(tmp_path / "a.jsonl", "text", "")) == ["one", "two"]
+    (tmp_path / "b.txt").write_bytes(BOM + "three\ufeff".encode())
+    assert list(read_documents(tmp_path, "text", "**/*.txt")) == ["three\ufeff"]
+
+
+def _broken_link(path: Path) -> None:
+    path.symlink_to("nowhere.txt")
+
+
+def _link_to_itself(path: Path) -> None:
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_broken_link, r"b\.txt is a link to nowhere\.txt, which does not exist: remove it"),
+        (_link_to_itself, r"b\.txt is a link to .*b\.txt, which does not exist"),
+        (os.mkfifo, r"b\.txt is a device, pipe or socket: required a regular file"),
+    ],
+)
+def test_what_is_no_file_in_a_folder_is_refused(
+    tmp_path: Path, make: Callable[[Path], None], message: str
+) -> None:
+    folder = folder_with("a.txt", b"text")(tmp_path)
+    make(folder / "b.txt")
+    with pytest.raises(ValueError, match=message):
+        preprocess(folder, tmp_path / "out", BYTES)
+    assert list(read_documents(folder, "text", "a.*")) == ["text"], "only files that match count"
+
+
+def test_a_folder_and_a_link_that_match_are_read(tmp_path: Path) -> None:
+    folder = folder_with("a.txt", b"text")(tmp_path)
+    (folder / "c.txt").mkdir()
+    (folder / "b.txt").symlink_to("a.txt")
+    assert list(read_documents(folder, "text", "**/*.txt")) == ["text", "text"]
 
 
 def test_read_documents_gives_the_texts(tmp_path: Path) -> None:
