@@ -72,6 +72,12 @@ class Controller(Protocol):
     def resume(self) -> Decision:
         """Return what to do before the first step of a process."""
 
+    def reset_scale(self) -> None:
+        """Set the scale to 1 for good, because the run continues at a rate that was given anew.
+
+        Only a search that is over may be told so.
+        """
+
     def state_dict(self) -> dict[str, Any]:
         """Return the whole state, in types that json writes and reads exactly."""
 
@@ -115,6 +121,9 @@ class FixedRate:
     def resume(self) -> Decision:
         """Return an ordinary decision: there is nothing to repeat."""
         return self._keep
+
+    def reset_scale(self) -> None:
+        """Do nothing: the scale is always 1."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of steps."""

@@ -148,6 +148,11 @@ class PaperController:
             )
         return self._trial_started()
 
+    def reset_scale(self) -> None:
+        """Set the scale to 1 after the end of the search."""
+        self.phase = "done"
+        self._set_scale(1.0)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state and the settings it belongs to, in types that json writes and reads exactly."""
         return {

@@ -270,6 +270,11 @@ class RobustController:
             return self._decide(Event.CONTROL_STARTED, self._what_follows(), capture=self._slots["start"])
         return self._keep
 
+    def reset_scale(self) -> None:
+        """Set the scale to 1 after the end of the search."""
+        self._state = State.DONE
+        self._set_scale(1.0)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state and the settings it belongs to, in types that json writes and reads exactly."""
         state = {name.lstrip("_"): copy.copy(getattr(self, name)) for name in _SAVED}

@@ -13,7 +13,7 @@ crash at any time leaves the previous checkpoints untouched. A folder without a 
 
 from __future__ import annotations
 
-from megatron_adalrs.checkpoint.compatibility import require_compatible, require_same_data
+from megatron_adalrs.checkpoint.compatibility import changes_since, require_compatible, require_same_data
 from megatron_adalrs.checkpoint.finetune import find_initial_weights, open_initial_weights
 from megatron_adalrs.checkpoint.load import find_checkpoint, read_state, restore_entry
 from megatron_adalrs.checkpoint.manifest import find_damage
@@ -27,6 +27,7 @@ __all__ = [
     "CheckpointFolder",
     "OpenedModel",
     "PendingSave",
+    "changes_since",
     "checkpoint_to_resume",
     "describe_resume",
     "find_checkpoint",

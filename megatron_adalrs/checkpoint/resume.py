@@ -6,10 +6,11 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from megatron_adalrs.checkpoint.compatibility import mesh_differences, saved_mesh_shape
+from megatron_adalrs.checkpoint.compatibility import changes_since, mesh_differences, saved_mesh_shape
 from megatron_adalrs.checkpoint.load import find_checkpoint, has_checkpoint
 from megatron_adalrs.checkpoint.manifest import ENGINE, WEIGHTS, random_name, read_json
 from megatron_adalrs.config import Config, RunConfig
+from megatron_adalrs.config.on_resume import ON_RESUME, OnResume
 from megatron_adalrs.distributed.collectives import on_every_rank
 from megatron_adalrs.distributed.process_mesh import ProcessMesh
 from megatron_adalrs.engine import Engine, SavedMesh, TrainingTensors, open_training_state
@@ -69,14 +70,32 @@ def load_checkpoint(engine: Engine, mesh: ProcessMesh, checkpoint: Path) -> None
 
 
 def describe_resume(checkpoint: Path, state: dict[str, Any], config: Config, mesh: ProcessMesh) -> str:
-    """Return the line of the log that says where a run resumes, and on which other mesh."""
+    """Return the lines of the log that say where a run resumes, on which mesh and with which changes."""
     at = f"{checkpoint} at step {state['progress']['step']}"
-    if not (differences := mesh_differences(state, config, mesh)):
-        return f"resumed from {at}"
-    return (
-        f"resumed on another mesh: from {at}, written with {'; '.join(differences)}; "
-        "random number generators (dropout) are reseeded"
-    )
+    lines = [f"resumed from {at}"]
+    if differences := mesh_differences(state, config, mesh):
+        lines = [
+            f"resumed on another mesh: from {at}, written with {'; '.join(differences)}; "
+            "random number generators (dropout) are reseeded"
+        ]
+    changes = changes_since(state, config, mesh)
+    if shown := [
+        f"{name} {_shown(theirs)} -> {_shown(ours)}"
+        for name, (theirs, ours) in changes.items()
+        if ON_RESUME[name] is not OnResume.MESH
+    ]:
+        lines.append(f"changed since the checkpoint: {'; '.join(shown)}")
+    scale = state.get("controller", {}).get("scale", 1.0)
+    if "lr" in changes and scale != 1.0:
+        theirs, ours = changes["lr"]
+        lines.append(
+            f"lr {ours:g} overrides the rate that the search found, {theirs * scale:.4g} (x {scale:.4g})"
+        )
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is None else str(value)
 
 
 def _read_rng_state(file: Path) -> RngState:

@@ -7,7 +7,7 @@ To add a metric, add its field to `TrainStep`, write its value in `RunRecorder.l
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
@@ -100,6 +100,8 @@ class RunEvent:
     """Checkpoint that the initial weights were loaded from."""
     weights_step: int | None = None
     message: str | None = None
+    changed: dict[str, tuple[Any, Any]] | None = None
+    """Fields that differ from those of the resumed checkpoint, with its value and that of this run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

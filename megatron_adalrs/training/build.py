@@ -6,7 +6,7 @@ Every check that can fail is made before the model is built, and fails on all ra
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from megatron_adalrs import checkpoint, engine
 from megatron_adalrs.adalrs.controller import Controller, build_controller
@@ -89,6 +89,8 @@ def restore_policies(run: ResolvedRun, data: TrainingData, state: TrainState) ->
             "identity", lambda _: checkpoint.require_same_data(resumed.path, resumed.state, identity)
         )
         resumed.restore("controller", controller.load_state_dict)
+        if "lr" in checkpoint.changes_since(resumed.state, config, run.mesh):
+            controller.reset_scale()
         resumed.restore("loss_guard", loss_guard.load_state_dict)
     return Policies(controller, loss_guard)
 
@@ -159,7 +161,7 @@ def start_metrics(
         config.adalrs.budget if config.adalrs.is_on else "kept",
         wandb_run(config),
     )
-    start = {
+    start: dict[str, Any] = {
         "event": "resume" if run.resumed else "start",
         "step": state.step,
         "total_steps": state.total_steps,
@@ -171,6 +173,8 @@ def start_metrics(
         "weights_from": str(run.weights_from) if run.weights_from else None,
         "weights_step": weights.step,
     }
+    if run.resumed:
+        start["changed"] = checkpoint.changes_since(run.resumed.state, config, run.mesh)
     metrics.write("run", start)
     return metrics
 

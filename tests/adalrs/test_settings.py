@@ -199,5 +199,7 @@ def test_run_is_extended_after_its_search(mode: Mode, budget: Literal["kept", "t
         assert longer.schedule_offset == controller.schedule_offset
         assert longer.observe(9.0).event is None and longer.phase == "done"
         states.append(longer.state_dict())
+        longer.reset_scale()  # a changed --lr
+        assert (longer.observe(9.0).scale_after, longer.state_dict()["scale"]) == (1.0, 1.0)
     with pytest.raises(ValueError, match=r"adalrs\.search_end=0\.5, .*settings it began with"):
         build_controller(dataclasses.replace(settings, search_end=0.5), 1500).load_state_dict(states[-1])

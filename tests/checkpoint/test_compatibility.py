@@ -41,6 +41,20 @@ def test_other_mesh_and_zero_stage_are_described() -> None:
     assert describe_resume(CHECKPOINT, same, config, ONE_PROCESS) == "resumed from run/iter_0000003 at step 3"
 
 
+def test_changes_since_the_checkpoint_are_described() -> None:
+    saved = state()
+    described = describe_resume(CHECKPOINT, saved, tiny_config(lr=2e-2, weight_decay=0.2), ONE_PROCESS)
+    assert described.endswith("\nchanged since the checkpoint: lr 0.01 -> 0.02; weight_decay 0.1 -> 0.2")
+    saved["controller"] = {"scale": 3.0}
+    assert describe_resume(CHECKPOINT, saved, tiny_config(lr=2e-2), ONE_PROCESS).endswith(
+        "\nlr 0.02 overrides the rate that the search found, 0.03 (x 3)"
+    )
+    assert "overrides" not in describe_resume(CHECKPOINT, saved, tiny_config(), ONE_PROCESS)
+    assert describe_resume(CHECKPOINT, state(), tiny_config(save_interval=5), ONE_PROCESS).endswith(
+        "changed since the checkpoint: save_interval unset -> 5"
+    )
+
+
 @pytest.mark.parametrize("field", SAVED_FIELDS)
 def test_missing_field_is_named(field: str) -> None:
     saved = state()

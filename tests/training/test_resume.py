@@ -82,3 +82,24 @@ def test_a_search_ended_on_one_rank_resumes_exactly(
     assert len(kept(read_run(whole))) == STEPS
     assert kept(read_run(run)) == kept(read_run(whole))
     assert read_run(run).scale == read_run(whole).scale
+
+
+def test_changed_rate_overrides_the_search(one_rank: Ranks, data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    layout = {"num_layers": 1, "hidden_dropout": 0.0}
+    assert one_rank.run(trained, values(data, run, ROBUST, **layout)) == [0]
+    end = read_run(run)
+    assert end.scale != 1.0
+    longer = layout | {"load": str(run), "train_iters": STEPS + 5, "lr_decay_style": "constant"}
+    assert one_rank.run(trained, values(data, run, ROBUST, **longer)) == [0]
+    assert kept(read_run(run))[-1][2] == pytest.approx(1e-3 * end.scale)
+    override = longer | {"train_iters": STEPS + 10, "lr": 5e-4, "weight_decay": 0.2}
+    assert one_rank.run(trained, values(data, run, ROBUST, **override)) == [0]
+    assert kept(read_run(run))[-1][2] == 5e-4
+    resumed = next(event for event in reversed(read_run(run).events) if event.event == "resume")
+    assert resumed.changed == {
+        "train_iters": (STEPS + 5, STEPS + 10),
+        "lr": (1e-3, 5e-4),
+        "lr_decay_iters": (STEPS + 5, STEPS + 10),
+        "weight_decay": (0.1, 0.2),
+    }
