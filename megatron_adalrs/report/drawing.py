@@ -148,6 +148,7 @@ def event_markers(
     *,
     alone: bool,
     errors: ArrayLike | None = None,
+    row: int | None = None,
 ) -> None:
     """Add a marker for each of these decisions, which all have the same event.
 
@@ -184,7 +185,7 @@ def event_markers(
             "thickness": 1.3,
             "width": 3,
         }
-    figure.add_trace(trace)
+    figure.add_trace(trace, row=row, col=None if row is None else 1)
 
 
 def describe(decision: DecisionRecord) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
+from numpy.typing import NDArray
 
 from megatron_adalrs.metrics.kept_steps import Trial
 from megatron_adalrs.report.drawing import (
@@ -22,9 +23,10 @@ from megatron_adalrs.report.drawing import (
 )
 from megatron_adalrs.report.series import running_mean, smoothing_window
 
-_UNDONE_COLOR = event_color("failed")
+_SHADING_COLOR = "#8b8f98"
+UNDONE_COLOR = event_color("failed")
 _CORPUS_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
-_UNREMARKABLE = {"window", "trial_started", "control_started", "initial_kept", "caught_up"}
+UNREMARKABLE = {"window", "trial_started", "control_started", "initial_kept", "caught_up"}
 """Events without a marker on the loss curve: they change nothing, or a later event shows their result."""
 
 
@@ -39,17 +41,18 @@ def loss_plot(runs: Sequence[Run]) -> Plot:
     for run in runs:
         _add_loss_curves(figure, run, alone)
         _add_evaluations(figure, run, alone)
-        shapes += [_shading(t, event_color(t.verdict) if alone else run.color) for t in run.log.trials]
+        color = _SHADING_COLOR if alone else run.color
+        shapes += [_shading(first, last, color) for first, last in _covered(run.log.trials)]
     for run in runs:
         _add_decisions(figure, run, alone)
     figure.update_layout(shapes=shapes)
-    _limit_loss_axis(figure, runs)
+    limit_loss_axis(figure, runs)
 
     caption = (
         "Thin line: every step; thick: running mean; circles: validation. Double-click shows the whole range."
     )
     if shapes:
-        caption += " Shaded: AdaLRS trials, from their snapshot on; dotted: losses of undone trials."
+        caption += " Shaded: steps at which trials were made; dotted: losses of undone trials."
     return Plot("loss", "Loss", caption, figure, note)
 
 
@@ -72,7 +75,7 @@ def _add_loss_curves(figure: go.Figure, run: Run, alone: bool) -> None:
             undone_steps,
             undone_loss,
             label="undone trials" if alone else "",
-            color=_UNDONE_COLOR if alone else "",
+            color=UNDONE_COLOR if alone else "",
             width=1,
             dash="dot",
             opacity=0.7,
@@ -122,7 +125,7 @@ def _add_decisions(figure: go.Figure, run: Run, alone: bool) -> None:
     if not drawn.any():
         return
     curve = running_mean(train.loss[drawn], smoothing_window(int(drawn.sum())))
-    marked = [decision for decision in run.log.decisions if decision.event not in _UNREMARKABLE]
+    marked = [decision for decision in run.log.decisions if decision.event not in UNREMARKABLE]
     for event in dict.fromkeys(decision.event for decision in marked):
         decisions = [decision for decision in marked if decision.event == event]
         steps = [decision.step for decision in decisions]
@@ -131,11 +134,22 @@ def _add_decisions(figure: go.Figure, run: Run, alone: bool) -> None:
         )
 
 
-def _shading(trial: Trial, color: str) -> dict[str, object]:
+def _covered(trials: Sequence[Trial]) -> list[tuple[int, int]]:
+    """Return the stretches of kept steps that trials cover, each once however many trials were made there."""
+    stretches: list[tuple[int, int]] = []
+    for first, last in sorted((trial.start_step, trial.start_step + trial.length) for trial in trials):
+        if stretches and first <= stretches[-1][1]:
+            stretches[-1] = (stretches[-1][0], max(last, stretches[-1][1]))
+        else:
+            stretches.append((first, last))
+    return stretches
+
+
+def _shading(first: int, last: int, color: str) -> dict[str, object]:
     return {
         "type": "rect",
-        "x0": trial.start_step,
-        "x1": trial.start_step + trial.length,
+        "x0": first,
+        "x1": last,
         "yref": "paper",
         "y0": 0,
         "y1": 1,
@@ -146,14 +160,26 @@ def _shading(trial: Trial, color: str) -> dict[str, object]:
     }
 
 
-def _limit_loss_axis(figure: go.Figure, runs: Sequence[Run]) -> None:
+def limit_loss_axis(figure: go.Figure, runs: Sequence[Run]) -> None:
     """Limit the axis so that a diverged trial, or a few diverged steps, do not flatten every curve."""
     kept = [run.log.train.loss[run.log.train.kept & np.isfinite(run.log.train.loss)] for run in runs]
     evaluated = [e.loss for run in runs for e in run.log.evaluations if np.isfinite(e.loss)]
-    tops = [max(loss[0], np.quantile(loss, 0.995)) for loss in kept if loss.size] + evaluated
-    bottoms = [loss.min() for loss in kept if loss.size] + evaluated
+    figure.update_yaxes(range=loss_range(kept, evaluated))
+
+
+def loss_range(losses: Sequence[NDArray[np.float64]], always: Sequence[float] = ()) -> list[float] | None:
+    """Return both ends of an axis for finite losses, or None if there are none.
+
+    Args:
+        losses: Curves, of which the highest losses may be outside the axis, except the first.
+        always: Losses that the axis must include.
+    """
+    tops = [max(loss[0], np.quantile(loss, 0.995)) for loss in losses if loss.size] + [*always]
+    bottoms = [loss.min() for loss in losses if loss.size] + [*always]
+    if not tops:
+        return None
     margin = 0.05 * (max(tops) - min(bottoms)) or 0.1
-    figure.update_yaxes(range=[float(min(bottoms) - margin), float(max(tops) + margin)])
+    return [float(min(bottoms) - margin), float(max(tops) + margin)]
 
 
 def _non_finite_note(runs: Sequence[Run]) -> str:

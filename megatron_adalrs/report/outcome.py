@@ -22,23 +22,24 @@ def outcome(run: Run, runs: Sequence[Run]) -> str:
     and the difference to each run of the page that trained at a fixed rate.
     """
     sentences = [*_search(run.log), *_cost(run.log), *_result(run.log)]
-    if _search_decisions(run.log):
+    if search_decisions(run.log):
         sentences += [
             sentence
             for other in runs
-            if other is not run and not _search_decisions(other.log)
+            if other is not run and not search_decisions(other.log)
             for sentence in _comparison(run.log, other)
         ]
     return " ".join(sentences)
 
 
-def _search_decisions(log: RunLog) -> list[DecisionRecord]:
+def search_decisions(log: RunLog) -> list[DecisionRecord]:
+    """Return the decisions of the run without those of the loss guard."""
     return [decision for decision in log.decisions if not decision.event.startswith(LOSS_GUARD)]
 
 
 def _search(log: RunLog) -> Iterator[str]:
     """Yield the sentences on the rates and on the decisions that led from one to the other."""
-    decisions = _search_decisions(log)
+    decisions = search_decisions(log)
     given = given_rate(log)
     if not decisions:
         rate = "a fixed rate" if given is None else f"the given rate of {fmt.scientific(given)}"
@@ -73,13 +74,13 @@ def _why(decision: DecisionRecord) -> str:
 
 
 def _cost(log: RunLog) -> Iterator[str]:
-    search = sum(decision.discarded_steps for decision in _search_decisions(log))
+    search = sum(decision.discarded_steps for decision in search_decisions(log))
     guard = sum(d.discarded_steps for d in log.decisions if d.event.startswith(LOSS_GUARD))
     executed = log.totals.total_steps
     of = f"of {fmt.count(executed)} executed steps"
     if search:
         yield f"The search discarded {fmt.count(search)} {of} ({fmt.share(search, executed)})."
-    elif _search_decisions(log):
+    elif search_decisions(log):
         yield f"The search discarded none {of}."
     if guard:
         yield f"The loss guard discarded {fmt.count(guard)} {of} ({fmt.share(guard, executed)})."

@@ -20,6 +20,7 @@ from megatron_adalrs.report.drawing import (
     style,
     undone,
 )
+from megatron_adalrs.report.executed_plots import equal_compute_plot, search_plot
 from megatron_adalrs.report.loss_plot import loss_plot
 from megatron_adalrs.report.measurement_plot import measurement_plot
 from megatron_adalrs.report.series import running_mean, smoothing_window
@@ -43,7 +44,15 @@ _RATE_MARGIN = 1.25
 
 def all_plots(runs: Sequence[Run]) -> list[Plot]:
     """Return the plots of these runs in the order of the page."""
-    plots = (loss_plot, learning_rate_plot, measurement_plot, discarded_plot, throughput_plot)
+    plots = (
+        loss_plot,
+        search_plot,
+        equal_compute_plot,
+        learning_rate_plot,
+        measurement_plot,
+        discarded_plot,
+        throughput_plot,
+    )
     return [plot(runs) for plot in plots]
 
 

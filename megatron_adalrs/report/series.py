@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,6 +35,13 @@ def thin(x: NDArray[np.float64], y: NDArray[np.float64], limit: int = 2000) -> S
     picks.append(gaps[np.unique(bucket[gaps], return_index=True)[1]])
     chosen = np.unique(np.concatenate(picks))
     return x[chosen], y[chosen]
+
+
+def with_gaps(x: NDArray[Any], y: NDArray[np.float64], chosen: NDArray[np.bool_]) -> Series:
+    """Return the chosen points, with a NaN after each consecutive stretch of them."""
+    index = np.flatnonzero(chosen)
+    ends = np.flatnonzero(np.diff(index) != 1) + 1
+    return np.insert(x[index].astype(np.float64), ends, np.nan), np.insert(y[index], ends, np.nan)
 
 
 def running_mean(y: NDArray[np.float64], window: int) -> NDArray[np.float64]:

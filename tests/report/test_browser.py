@@ -49,6 +49,7 @@ MEASURE = """<script>
   }, 500);
 </script></body>"""
 # Chromium's own window cannot be as narrow as a phone; a frame can, and media queries go by the frame.
+PLOTS = ("loss", "search", "compute", "lr", "velocity", "discarded", "throughput")
 FRAME = """<!doctype html><meta name="color-scheme" content="light dark"><body>
 <script>
   addEventListener("message", (e) => { document.body.dataset.found = JSON.stringify(e.data); });
@@ -99,10 +100,12 @@ def test_drawn_without_errors_or_requests(
     assert found["complaints"] == []
     assert found["requests"] == []
     plots = found["plots"]
-    assert list(plots) == ["plot-loss", "plot-lr", "plot-velocity", "plot-discarded", "plot-throughput"]
+    assert list(plots) == [f"plot-{key}" for key in PLOTS]
     assert plots["plot-loss"]["lines"] >= 2 * runs
     assert plots["plot-loss"]["points"] >= 12
     assert plots["plot-loss"]["shapes"] >= 5
+    assert plots["plot-search"]["lines"] >= 2 and plots["plot-search"]["shapes"] == 5
+    assert plots["plot-compute"]["lines"] == runs
     assert plots["plot-lr"]["lines"] >= 2 * runs
     assert plots["plot-velocity"]["points"] == plots["plot-velocity"]["errorbars"] == 14
     assert plots["plot-discarded"]["bars"] >= 3

@@ -20,6 +20,8 @@ SECTIONS = [
     "outcome",
     "summary",
     "loss",
+    "search",
+    "compute",
     "lr",
     "velocity",
     "discarded",
