@@ -44,7 +44,8 @@ def require_compatible(checkpoint: Path, state: dict[str, Any], config: Config, 
         raise ValueError(
             f"--load: {checkpoint / STATE}: config: {describe_validation_error(error)}"
         ) from None
-    step, train_iters = state["progress"]["step"], config.training.train_iters
+    step = restore_entry(checkpoint, state, "progress", lambda progress: int(progress["step"]))
+    train_iters = config.training.train_iters
     if train_iters < step:
         raise ValueError(
             f"--load: {checkpoint} is at step {step}, and train_iters is {train_iters}: it must be at "

@@ -63,6 +63,13 @@ def test_missing_field_is_named(field: str) -> None:
         require_compatible(CHECKPOINT, saved, tiny_config(), ONE_PROCESS)
 
 
+def test_missing_progress_is_named() -> None:
+    saved = state()
+    del saved["progress"]
+    with pytest.raises(ValueError, match=r"state\.json: progress is not valid"):
+        require_compatible(CHECKPOINT, saved, tiny_config(), ONE_PROCESS)
+
+
 def test_rope_scaling_must_be_the_same() -> None:
     run = {"preset": "llama3.2-1b", "num_query_groups": 4, "ffn_hidden_size": 64}
     saved = state(**run, use_rope_scaling=False)

@@ -93,7 +93,7 @@ def test_changed_rate_overrides_the_search(one_rank: Ranks, data: Path, tmp_path
     longer = layout | {"load": str(run), "train_iters": STEPS + 5, "lr_decay_style": "constant"}
     assert one_rank.run(trained, values(data, run, ROBUST, **longer)) == [0]
     assert kept(read_run(run))[-1][2] == pytest.approx(1e-3 * end.scale)
-    override = longer | {"train_iters": STEPS + 10, "lr": 5e-4, "weight_decay": 0.2}
+    override = longer | {"train_iters": STEPS + 10, "lr": 5e-4, "weight_decay": 0.2, "micro_batch_size": 4}
     assert one_rank.run(trained, values(data, run, ROBUST, **override)) == [0]
     assert kept(read_run(run))[-1][2] == 5e-4
     resumed = next(event for event in reversed(read_run(run).events) if event.event == "resume")
@@ -102,4 +102,5 @@ def test_changed_rate_overrides_the_search(one_rank: Ranks, data: Path, tmp_path
         "lr": (1e-3, 5e-4),
         "lr_decay_iters": (STEPS + 5, STEPS + 10),
         "weight_decay": (0.1, 0.2),
+        "micro_batch_size": (2, 4),
     }
