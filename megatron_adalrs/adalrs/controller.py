@@ -89,6 +89,14 @@ class Controller(Protocol):
         """
 
 
+def observed(loss: float | None, applied: bool) -> tuple[float, bool]:
+    """Return the arguments of `Controller.observe` for a step; its loss is None if no target counts.
+
+    Such a step is counted like one that the optimizer skipped, whose loss is not used.
+    """
+    return (0.0, False) if loss is None else (loss, applied)
+
+
 def schedule_step(controller: Controller, step: int, warmup_iters: int) -> int:
     """Return the step of the schedule after `step` kept steps.
 

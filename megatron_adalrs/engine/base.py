@@ -52,12 +52,14 @@ AcceptUpdate = Callable[[float, float], bool]
 class StepResult(NamedTuple):
     """The result of one optimizer step: the same bits on every rank."""
 
-    loss: float
-    """Mean over micro-batches, data-parallel ranks and context-parallel parts of the sequences."""
+    loss: float | None
+    """Mean over micro-batches, data-parallel ranks and context-parallel parts of the sequences; None if no
+    target of the step counts (`eod_mask_loss`)."""
     grad_norm: float
     """Global norm before clipping; infinite or NaN if a gradient is."""
     applied: bool
-    """False if weights and optimizer are unchanged: a gradient overflowed, or the update was not accepted."""
+    """False if weights and optimizer are unchanged: a gradient overflowed, the update was not accepted, or
+    there is no loss."""
     stop_requested: bool
     """Whether any rank requested a stop."""
 
@@ -169,12 +171,25 @@ class Engine(ABC):
         Collective.
         """
 
-    def _reduce_step(self, loss: float, norm: Tensor | float | None, stop: bool) -> StepResult:
-        """Combine what each rank knows of a step into the result that all ranks return. Collective."""
+    def _ask_before_update(self, scale: float | None, accept: Callable[[], bool] | None) -> None:
+        """Set what decides on the update of a step: `accept`, or no update if its loss has the scale 0."""
+        self._gate.set((lambda: False) if scale == 0 else accept)
+
+    def _reduce_step(
+        self, loss: float, scale: float | None, norm: Tensor | float | None, stop: bool
+    ) -> StepResult:
+        """Combine what each rank knows of a step into the result that all ranks return. Collective.
+
+        Args:
+            loss: this rank's loss.
+            scale: the factor that the loss contains, as `LossAverage.scale` returns it.
+            norm: see `_grad_norm`.
+            stop: whether this rank requests a stop.
+        """
         applied = bool(self.deepspeed.was_step_applied()) and not self._gate.refused
         gathered = gather_numbers([loss, self._grad_norm(norm), applied, stop], self.device)
         return StepResult(
-            loss=self._loss_average.mean(gathered[:, 0]),
+            loss=None if scale == 0 else self._loss_average.mean(gathered[:, 0]),
             grad_norm=float(gathered[0, 1]),
             applied=bool(gathered[:, 2].all()),
             stop_requested=bool(gathered[:, 3].any()),

@@ -67,11 +67,12 @@ class DataParallelEngine(Engine):
         norm = self._clip()
         for parameter in self._marked:
             parameter.grad.tensor_model_parallel = True  # type: ignore[union-attr]  # DeepSpeed's attribute
-        self._gate.set(
-            accept and (lambda: accept(*self._reduce_loss_and_norm(float(total) / len(micro_batches), norm)))
+        self._ask_before_update(
+            scale,
+            accept and (lambda: accept(*self._reduce_loss_and_norm(float(total) / len(micro_batches), norm))),
         )
         self.deepspeed.step()
-        return self._reduce_step(float(total) / len(micro_batches), norm, stop)
+        return self._reduce_step(float(total) / len(micro_batches), scale, norm, stop)
 
     @torch.no_grad()
     def evaluate(self, steps: Iterator[Sequence[np.ndarray]]) -> float:

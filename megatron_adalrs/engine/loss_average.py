@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -45,15 +46,21 @@ class LossAverage:
         """Return the factor from a mean over all tokens to one over the step's counted tokens. Collective.
 
         With one factor for all ranks, the loss does not depend on how samples are distributed over the mesh.
-        None if every token counts.
+        None if every token counts, 0 if none does: the step has no loss then.
         """
         if not self._documents.loss:
             return None
         share = self.mean(gather_numbers([self.counted_share(micro_batches)], self._device)[:, 0])
-        return 1.0 / share if share else 1.0
+        return 1.0 / share if share else 0.0
 
     def mean_of_counted(self, loss: float, shares: Sequence[float]) -> float:
-        """Return the mean loss of counted tokens, given this rank's mean over all tokens. Collective."""
+        """Return the mean loss of counted tokens, given this rank's mean over all tokens. Collective.
+
+        NaN if no token counts.
+        """
         gathered = gather_numbers([loss, sum(shares) / len(shares)], self._device)
         loss = self.mean(gathered[:, 0])
-        return loss / (self.mean(gathered[:, 1]) or 1.0) if self._documents.loss else loss
+        if not self._documents.loss:
+            return loss
+        share = self.mean(gathered[:, 1])
+        return loss / share if share else math.nan

@@ -80,13 +80,15 @@ class PipelineParallelEngine(Engine):
     def train_batch(
         self, micro_batches: Sequence[np.ndarray], stop: bool = False, accept: AcceptUpdate | None = None
     ) -> StepResult:
-        self._gate.set(
-            accept and (lambda: accept(*self._reduce_loss_and_norm(self._loss_before_update(), self._norm)))
+        scale = self._loss_average.scale(micro_batches)
+        self._ask_before_update(
+            scale,
+            accept and (lambda: accept(*self._reduce_loss_and_norm(self._loss_before_update(), self._norm))),
         )
-        self._set_scale(self._loss_average.scale(micro_batches))
+        self._set_scale(scale)
         # The iterator ends with this step's micro-batches, since DeepSpeed never rewinds one.
         self.deepspeed.train_batch(self._pairs(micro_batches))
-        return self._reduce_step(float(self.deepspeed.dp_group_loss), self._norm, stop)
+        return self._reduce_step(float(self.deepspeed.dp_group_loss), scale, self._norm, stop)
 
     def _loss_before_update(self) -> float:
         """Return what DeepSpeed's `dp_group_loss` will be on the last stage; NaN on the others."""
@@ -110,7 +112,7 @@ class PipelineParallelEngine(Engine):
 
     def _set_scale(self, scale: float | None) -> None:
         if self._mesh.pipe.is_last:
-            self._output.scale = scale or 1.0
+            self._output.scale = 1.0 if scale is None else scale
 
     def _pairs(self, micro_batches: Sequence[np.ndarray]) -> Iterator[tuple[Tensor, Tensor]]:
         """Return pairs (inputs, targets), each int64 [b, s], for the first and the last stage."""

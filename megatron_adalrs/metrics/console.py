@@ -12,7 +12,7 @@ from rich.text import Text
 
 from megatron_adalrs.metrics.console_text import INDENT, fill, time_stamp, wrap
 from megatron_adalrs.metrics.sinks import Record
-from megatron_adalrs.utils.format import clock, quantity
+from megatron_adalrs.utils.format import NOTHING, clock, quantity
 
 _CLOSED = "the reader closed the pipe"
 PHASES = {
@@ -59,6 +59,7 @@ class ConsoleSink:
         self._seconds_per_step: float | None = None
         self._started = time.monotonic()
         self._losses: list[float] = []
+        self._has_reported_no_loss = False
         self._progress: Progress | None = None
         if self._console.is_terminal:
             columns = (
@@ -99,12 +100,22 @@ class ConsoleSink:
         self._seconds_per_step = 0.98 * average + 0.02 * record["seconds"]
         if self._progress:
             self._progress.update(self._task, completed=record[self._counted])
-        self._losses.append(record["loss"])
+        if record["loss"] is None:
+            self._report_step_without_loss(record["step"])
+        else:
+            self._losses.append(record["loss"])
         if record[self._counted] % self._interval == 0:
             progress, speed = self._describe(record)
             margin = " " * len(self._stamp) + INDENT
             self._print(f"{fill(progress, self._stamp)}\n{fill(speed, margin)}")
             self._losses.clear()
+
+    def _report_step_without_loss(self, step: int) -> None:
+        """Report the first such step; metrics.jsonl has null as the loss of each."""
+        if not self._has_reported_no_loss:
+            self._has_reported_no_loss = True
+            text = f"step {step} has no loss and no update: eod_mask_loss excludes all of its targets"
+            self._print(wrap(f"{text} (reported once)", self._stamp))
 
     def _describe(self, record: Record) -> tuple[list[str], list[str]]:
         """Return the fields of the two lines on a step."""
@@ -117,7 +128,7 @@ class ConsoleSink:
             search = [f"scale {record['scale']:.3g}", phase]
         progress = [
             f"step {counted:>{len(str(self._train_iters))}}/{self._train_iters}",
-            f"loss {sum(self._losses) / len(self._losses):.4f}",
+            f"loss {sum(self._losses) / len(self._losses):.4f}" if self._losses else f"loss {NOTHING}",
             f"lr {record['lr']:.2e}",
             *search,
         ]

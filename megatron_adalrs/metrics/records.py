@@ -27,7 +27,7 @@ class TrainStep:
     total_steps: Count
     """Executed steps, this one and those of undone trials included."""
     loss: float | None
-    """Nats per token; may be NaN or infinite."""
+    """Nats per token; may be NaN or infinite. None if no target of the step counts."""
     lr: float
     scale: float
     consumed_tokens: Count
@@ -43,7 +43,7 @@ class TrainStep:
     seconds: float | None = None
     memory_bytes: float | None = None
     applied: bool = True
-    """False if the optimizer skipped the update, for example after an overflow."""
+    """False if the optimizer skipped the update, for example after an overflow or without a loss."""
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class Scalars:
                 self._add_train(record)
             elif phase in self._pending:
                 self._pending[phase].append(record)
-            if phase in ("trial", "restart"):
+            if phase in ("trial", "restart") and record["loss"] is not None:
                 self._target.add({f"{phase}/loss": record["loss"]}, record["step"])
         elif kind == "eval":
             self._target.add(
@@ -85,7 +85,7 @@ class Scalars:
         self._target.close()
 
     def _add_train(self, record: Record) -> None:
-        values = {f"train/{name}": record[name] for name in self.TRAIN}
+        values = {f"train/{name}": record[name] for name in self.TRAIN if record[name] is not None}
         self._target.add(values | {"train/executed_steps": record["total_steps"]}, record["step"])
         self._last_step = record["step"]
 

@@ -200,7 +200,9 @@ class LossGuard:
         scale: float,
         rewind_to: TrainState | None,
     ) -> Decision | None:
-        """Check the step that was just taken; see `StepGuard.observe`."""
+        """Check the step that was just taken; see `StepGuard.observe`. A step without a loss is sound."""
+        if result.loss is None:
+            return None
         fault = self.find_fault(result.loss, result.grad_norm)
         has_finite_loss = math.isfinite(result.loss)
         overflowed = has_finite_loss and not math.isfinite(result.grad_norm) and not result.applied

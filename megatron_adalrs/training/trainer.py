@@ -6,7 +6,7 @@ import time
 from copy import deepcopy
 from dataclasses import asdict
 
-from megatron_adalrs.adalrs.controller import Controller, schedule_step
+from megatron_adalrs.adalrs.controller import Controller, observed, schedule_step
 from megatron_adalrs.adalrs.decision import Decision, Event, apply_decision
 from megatron_adalrs.adalrs.robust import INITIAL
 from megatron_adalrs.checkpoint.train_state import TrainState, is_due
@@ -132,7 +132,7 @@ class Trainer:
         self._recorder.log_step(result, lr, scale, phase, time.perf_counter() - started)
         rewind_to = self.rollback.state_at(REWIND)
         fault = guard.observe(result, self.state, self.run.global_batch_size, scale, rewind_to)
-        self.apply_decision(fault or self.controller.observe(result.loss, result.applied))
+        self.apply_decision(fault or self.controller.observe(*observed(result.loss, result.applied)))
         return result
 
     @property

@@ -19,6 +19,7 @@ from megatron_adalrs.adalrs import (
     PaperController,
     build_controller,
 )
+from megatron_adalrs.adalrs.controller import observed
 
 K = 5
 WATCH_START, SEARCH_START, SEARCH_END = 10, 20, 60
@@ -100,6 +101,18 @@ def test_watch_can_begin_at_step_0() -> None:
     assert run.controller.phase == "watch"
     run.descend(1.0)
     assert run.descend(0.5).event is Event.TRIAL_STARTED
+
+
+def test_a_step_without_a_loss_is_not_observed() -> None:
+    seen, with_gap = Run(), Run()
+    for run in (seen, with_gap):
+        run.until_trial()
+    for step in range(K):
+        missing = step == 2
+        seen.feed(90.0 - step, applied=not missing)
+        with_gap.feed(*observed(None if missing else 90.0 - step, not missing))
+    assert with_gap.decisions == seen.decisions
+    assert with_gap.controller.state_dict() == seen.controller.state_dict()
 
 
 def test_faster_trial_is_accepted() -> None:

@@ -88,6 +88,30 @@ def test_loss_is_the_mean_over_counted_tokens(one_rank: Ranks) -> None:
     assert results[-1][0] > 0.5 * results[0][0]
 
 
+def train_without_targets(values: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the result of a step in which no target counts, an evaluation of it, and if weights changed."""
+    config, mesh, engine = start(MARKED | values)
+    engine.set_lr(1e-2)
+    engine.train_batch(batches(config, mesh, 0))
+    before = [weight.detach().clone() for weight in engine.module.parameters()]
+    empty = [np.full_like(batch, EOD) for batch in batches(config, mesh, 1)]
+    result = engine.train_batch(empty, accept=lambda loss, norm: True)
+    same = all(
+        bool((weight == kept).all()) for weight, kept in zip(engine.module.parameters(), before, strict=True)
+    )
+    after = engine.train_batch(batches(config, mesh, 2))
+    return result.loss, result.applied, same, after.applied, after.loss, engine.evaluate(iter([empty]))
+
+
+@pytest.mark.parametrize("values", [{"zero_stage": 1, "bf16": True}, {PIPE: 2}], ids=str)
+def test_a_step_without_counted_targets_has_no_loss(two_ranks: Ranks, values: dict[str, Any]) -> None:
+    for result in two_ranks.run(train_without_targets, {"preset": "gpt2-tiny"} | values):
+        loss, applied, weights_are_the_same, applied_next, loss_next, evaluated = result
+        assert (loss, applied, weights_are_the_same, applied_next) == (None, False, True, True)
+        assert 0 < loss_next < 2 * np.log(VOCABULARY)
+        assert np.isnan(evaluated)
+
+
 def test_micro_batch_size_does_not_change_the_loss(one_rank: Ranks, alone) -> None:
     (result,) = one_rank.run(train_in_fours, {"preset": "gpt2-tiny", "micro_batch_size": 4})
     np.testing.assert_allclose(result, [loss for loss, _ in alone["gpt2"][:STEPS]], atol=1e-5)

@@ -197,6 +197,24 @@ def test_printed_loss_is_the_mean_since_the_last(capsys: pytest.CaptureFixture[s
     assert re.findall(r"loss ([\d.]+)", capsys.readouterr().out) == ["1.5000", "3.5000", "7.0000"]
 
 
+def test_steps_without_a_loss_are_not_averaged(capsys: pytest.CaptureFixture[str]) -> None:
+    console = ConsoleSink(train_iters=100, log_interval=3, first_step=0)
+    for step, loss in enumerate((1.0, None, 2.0, None, None, None), start=1):
+        console.write("train", train(step) | {"loss": loss})
+    printed = capsys.readouterr().out
+    assert re.findall(r"loss ([\d.–]+)", printed) == ["1.5000", "–"]
+    assert printed.count("step 2 has no loss and no update") == printed.count("has no loss") == 1
+
+
+def test_steps_without_a_loss_have_no_scalar(tmp_path: Path) -> None:
+    board = Metrics([Scalars(EventFile(tmp_path, 0), 5)])
+    for step, phase in ((5, "watch"), (10, "trial")):
+        board.write("train", train(step, phase) | {"loss": None})
+    board.close()
+    assert not scalars(tmp_path, "train/loss") and not scalars(tmp_path, "trial/loss")
+    assert scalars(tmp_path, "train/grad_norm")
+
+
 @pytest.mark.parametrize(
     ("phase", "words"), [("done", "search over"), ("before", "search to come"), ("fixed", None)]
 )

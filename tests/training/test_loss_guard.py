@@ -38,7 +38,7 @@ class Run:
         self.state = TrainState()
         self.rewind_to = TrainState()
 
-    def step(self, loss: float = 2.0, grad_norm: float = 1.0, applied: bool = True) -> Decision | None:
+    def step(self, loss: float | None = 2.0, grad_norm: float = 1.0, applied: bool = True) -> Decision | None:
         self.state.advance(BATCH)
         result = StepResult(loss, grad_norm, applied, stop_requested=False)
         decision = self.guard.observe(result, self.state, BATCH, 1.0, self.rewind_to)
@@ -201,6 +201,14 @@ def test_an_overflow_is_left_to_the_loss_scaler() -> None:
         assert run.step(loss) is None
     assert run.guard.statistics.count == 3
     assert run.step(50.0, 1.0, applied=False) is not None  # a spike that was refused, and no overflow
+
+
+def test_a_step_without_a_loss_is_sound() -> None:
+    run = Run(policy="skip")
+    run.step(2.0)
+    before = run.guard.state_dict()
+    assert run.step(None, grad_norm=0.0, applied=False) is None
+    assert run.guard.state_dict() == before
 
 
 def test_without_a_policy_every_step_is_accepted() -> None:
