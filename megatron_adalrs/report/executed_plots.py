@@ -41,6 +41,10 @@ def search_plot(runs: Sequence[Run]) -> Plot:
     height = 110 + 280 * count
     figure = make_subplots(count, 1, subplot_titles=names, vertical_spacing=min(0.2, 70 / height))
     style(figure, height)
+    if names:
+        # The name of the first row is between the legend and the plot.
+        figure.update_annotations(font_size=13)
+        figure.update_layout(legend_y=1 + 30 / height, margin_t=30)
     for row, run in enumerate(searched, 1):
         _add_search(figure, run, row)
     figure.update_xaxes(title_text="executed steps, discarded ones included", row=count)

@@ -62,7 +62,7 @@ def _add_loss_curves(figure: go.Figure, run: Run, alone: bool) -> None:
     window = smoothing_window(loss.size)
     hover = "step %{x:,}, loss %{y:.4f}"
     if window > 1:
-        line(figure, run, step, loss, width=1, opacity=0.3, hoverinfo="skip")
+        line(figure, run, step, loss, width=1, opacity=0.3 if alone else 0.15, hoverinfo="skip")
         hover += f" (mean of {window})"
     label = "training" if alone else run.name
     line(figure, run, step, running_mean(loss, window), label=label, hovertemplate=hover)

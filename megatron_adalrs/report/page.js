@@ -36,10 +36,18 @@
     return result;
   }
 
+  // Markers of a narrow plot are smaller, so that those of several runs stay apart.
+  function fittedTrace(trace) {
+    if (!narrow.matches || !trace.marker || typeof trace.marker.size !== "number") {
+      return trace;
+    }
+    return { ...trace, marker: { ...trace.marker, size: Math.max(7, 0.7 * trace.marker.size) } };
+  }
+
   function draw() {
     const touch = { displayModeBar: coarsePointer.matches || narrow.matches ? false : "hover" };
     for (const [key, figure] of Object.entries(figures)) {
-      Plotly.react("plot-" + key, figure.data, fitted(figure.layout), { ...config, ...touch });
+      Plotly.react("plot-" + key, figure.data.map(fittedTrace), fitted(figure.layout), { ...config, ...touch });
     }
   }
 
