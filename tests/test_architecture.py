@@ -28,7 +28,7 @@ LAYERS = [  # a package imports from itself and from the lines below it
     {"parallel"},
     {"distributed"},
     {"report", "preprocessing"},
-    {"data", "metrics"},
+    {"data", "metrics", "run_directory"},
     {"config"},
     {"adalrs"},
     {"utils"},

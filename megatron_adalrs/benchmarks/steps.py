@@ -27,7 +27,6 @@ from megatron_adalrs.model.initialization import init_weights
 from megatron_adalrs.optim.optimizer import build_optimizer
 from megatron_adalrs.snapshot.engine_snapshot import EngineSnapshot, estimate_snapshot_bytes
 from megatron_adalrs.training.build import build_trainer
-from megatron_adalrs.training.run_directory import run_dir_of
 from megatron_adalrs.training.trainer import Trainer
 
 VOCABULARY = 8192
@@ -165,7 +164,7 @@ def measure_snapshot(arguments: Arguments, trainer: Trainer) -> dict[str, Any]:
 def measure_saving(arguments: Arguments, trainer: Trainer) -> dict[str, Any]:
     """Compare how long --async-save blocks training with one copy of the same size between flat buffers."""
     trainer.step()
-    places = CheckpointFolder(run_dir_of(trainer.config) / "saving", keep_last=1)
+    places = CheckpointFolder(trainer.run.directory.folders.run_dir / "saving", keep_last=1)
     files = trainer.engine.files
     steps = count()
 

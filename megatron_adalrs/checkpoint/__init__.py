@@ -6,6 +6,7 @@
         state.json                step, data position, controller, loss guard, configuration
         manifest.json             size and hash of every file; written last
     SAVE/latest                   name of the newest checkpoint
+    SAVE/abandoned_0001/          checkpoints that a rollback has set aside
 
 A checkpoint is written under a temporary name, synced to disk and renamed once it is complete, so that a
 crash at any time leaves the previous checkpoints untouched. A folder without a manifest is not a checkpoint.
@@ -14,22 +15,26 @@ crash at any time leaves the previous checkpoints untouched. A folder without a 
 from __future__ import annotations
 
 from megatron_adalrs.checkpoint.compatibility import changes_since, require_compatible, require_same_data
+from megatron_adalrs.checkpoint.disk_space import estimate_checkpoint_bytes, require_space
 from megatron_adalrs.checkpoint.finetune import find_initial_weights, open_initial_weights
 from megatron_adalrs.checkpoint.load import find_checkpoint, read_state, restore_entry
 from megatron_adalrs.checkpoint.manifest import find_damage
 from megatron_adalrs.checkpoint.open_model import OpenedModel, locate_model, open_model
-from megatron_adalrs.checkpoint.resume import checkpoint_to_resume, describe_resume, load_checkpoint, resume
+from megatron_adalrs.checkpoint.resume import describe_resume, load_checkpoint, resume
 from megatron_adalrs.checkpoint.retention import CheckpointFolder
 from megatron_adalrs.checkpoint.save import PendingSave, save_checkpoint
+from megatron_adalrs.checkpoint.start import Start, begin, plan_start
 from megatron_adalrs.checkpoint.weights_only import write_weights_only
 
 __all__ = [
     "CheckpointFolder",
     "OpenedModel",
     "PendingSave",
+    "Start",
+    "begin",
     "changes_since",
-    "checkpoint_to_resume",
     "describe_resume",
+    "estimate_checkpoint_bytes",
     "find_checkpoint",
     "find_damage",
     "find_initial_weights",
@@ -37,9 +42,11 @@ __all__ = [
     "locate_model",
     "open_initial_weights",
     "open_model",
+    "plan_start",
     "read_state",
     "require_compatible",
     "require_same_data",
+    "require_space",
     "restore_entry",
     "resume",
     "save_checkpoint",

@@ -3,48 +3,68 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from megatron_adalrs.checkpoint.latest import current_checkpoints, read_latest
 from megatron_adalrs.checkpoint.manifest import (
+    LATEST,
     MANIFEST,
     STATE,
     describe_other_versions,
     find_damage,
     read_json,
     require_format,
-    step_of,
 )
 from megatron_adalrs.checkpoint.retention import checkpoints_in
 from megatron_adalrs.checkpoint.train_state import TrainState
+from megatron_adalrs.run_directory.identity import read_run_file
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-def has_checkpoint(load: Path) -> bool:
-    """Return whether `find_checkpoint` would find any candidate, complete or not."""
-    return any(checkpoints_in(folder) for folder in _folders(load))
-
-
 def find_checkpoint(load: Path, strict: bool = False, verify: bool = False, flag: str = "--load") -> Path:
-    """Return `load` itself if it is a checkpoint, else the newest complete one in it or its `checkpoints`.
+    """Return the checkpoint that a path names.
 
     Args:
+        load: A checkpoint, or a folder of checkpoints (or the file `latest` in it) or a run directory, for
+            the newest complete checkpoint up to the one that `latest` names.
         strict: Refuse a damaged newest checkpoint instead of falling back to an older one with a warning.
         verify: Compare the hashes of all files, not only their presence and sizes.
         flag: The flag that gave `load`, for error messages.
 
     Raises:
-        ValueError: There is no complete checkpoint (damaged ones are named), or it has another format.
+        ValueError: There is no complete checkpoint (damaged ones are named), it has another format, or a
+            folder cannot be read.
     """
-    if (load / STATE).exists() or (load / MANIFEST).exists():
-        require_format(load, flag)
-        if damage := find_damage(load, verify):
-            raise ValueError(f"{flag}: {load} is damaged: {damage}")
-        return _warn_of_other_versions(load)
-    candidates = sorted((path for folder in _folders(load) for path in checkpoints_in(folder)), key=step_of)
+    try:
+        if is_checkpoint(load):
+            require_format(load, flag)
+            if damage := find_damage(load, verify):
+                raise ValueError(f"{flag}: {load} is damaged: {damage}")
+            return _warn_of_other_versions(load)
+        folder = load.parent if load.name == LATEST and load.is_file() else load
+        for save in _folders(folder):
+            os.listdir(save)  # glob takes a folder that it may not read for an empty one
+            if checkpoints_in(save):
+                return _warn_of_other_versions(_newest_complete(save, strict, verify, flag))
+    except OSError as error:
+        raise ValueError(f"{flag}: cannot read {error.filename or load}: {error.strerror or error}") from None
+    raise ValueError(f"{flag}: no checkpoint in {load}: expected {load}/iter_NNNNNNN with its {MANIFEST}")
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a path is one checkpoint, which may be damaged, rather than a folder of checkpoints."""
+    return (path / STATE).exists() or (path / MANIFEST).exists()
+
+
+def _newest_complete(save: Path, strict: bool, verify: bool, flag: str) -> Path:
+    candidates, latest = current_checkpoints(save), read_latest(save)
+    if latest and not (save / latest).exists() and candidates:
+        log.warning("%s names %s, which is not complete", save / LATEST, latest)
     damaged: list[str] = []
     for candidate in reversed(candidates):
         require_format(candidate, flag)
@@ -52,16 +72,19 @@ def find_checkpoint(load: Path, strict: bool = False, verify: bool = False, flag
         if damage is None:
             for text in damaged:
                 log.warning("skipping a damaged checkpoint: %s", text)
-            return _warn_of_other_versions(candidate)
+            return candidate
         damaged.append(f"{candidate}: {damage}")
         if strict:
             raise ValueError(
                 f"{flag}: the newest checkpoint is damaged: {damaged[0]}; without --strict-load an older one "
                 "is loaded"
             )
-    found = f"; damaged: {'; '.join(damaged)}" if damaged else ""
+    if damaged:
+        raise ValueError(f"{flag}: no complete checkpoint in {save}; damaged: {'; '.join(damaged)}")
+    newer = ", ".join(path.name for path in checkpoints_in(save))
     raise ValueError(
-        f"{flag}: no checkpoint in {load}: expected {load}/iter_NNNNNNN with its {MANIFEST}{found}"
+        f"{flag}: {save / LATEST} names {latest}, which is missing, and {save} has only checkpoints of later "
+        f"steps ({newer}): name one of them"
     )
 
 
@@ -108,5 +131,8 @@ def _warn_of_other_versions(checkpoint: Path) -> Path:
     return checkpoint
 
 
-def _folders(load: Path) -> list[Path]:
-    return [folder for folder in (load, load / "checkpoints") if folder.is_dir()]
+def _folders(path: Path) -> list[Path]:
+    """Return the folders in which the checkpoints of a path may be."""
+    run = read_run_file(path) or {}
+    places = [path / run["save"]] if "save" in run else [path, path / "checkpoints"]
+    return [folder for folder in places if folder.is_dir()]

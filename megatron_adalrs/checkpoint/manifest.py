@@ -17,7 +17,7 @@ import megatron_adalrs
 from megatron_adalrs.engine import deepspeed_version
 from megatron_adalrs.utils.text_files import parse_json, read_text
 
-FORMAT = 3
+FORMAT = 4
 """Format of the checkpoints. It is raised when their content changes, and no other format is read."""
 ENGINE, STATE, MANIFEST, LATEST = "engine", "state.json", "manifest.json", "latest"
 WEIGHTS, TOKENIZER = "weights", "tokenizer"  # in a weights-only checkpoint, instead of ENGINE

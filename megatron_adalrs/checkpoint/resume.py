@@ -7,34 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from megatron_adalrs.checkpoint.compatibility import changes_since, mesh_differences, saved_mesh_shape
-from megatron_adalrs.checkpoint.load import find_checkpoint, has_checkpoint
-from megatron_adalrs.checkpoint.manifest import ENGINE, WEIGHTS, random_name, read_json
-from megatron_adalrs.config import Config, RunConfig
+from megatron_adalrs.checkpoint.manifest import ENGINE, random_name, read_json
+from megatron_adalrs.config import Config
 from megatron_adalrs.config.on_resume import ON_RESUME, OnResume
 from megatron_adalrs.distributed.collectives import on_every_rank
 from megatron_adalrs.distributed.process_mesh import ProcessMesh
 from megatron_adalrs.engine import Engine, SavedMesh, TrainingTensors, open_training_state
 from megatron_adalrs.snapshot.rng_state import RngState, seed_everything
-
-
-def checkpoint_to_resume(run: RunConfig) -> Path | None:
-    """Return the checkpoint that `--load` or `--auto-resume` selects, or None to start a new run.
-
-    Raises:
-        ValueError: `--load` is given, or `--auto-resume` finds candidates, but none can be loaded.
-    """
-    load = run.load
-    if load is None and run.auto_resume and run.save is not None and has_checkpoint(run.save):
-        load = run.save
-    if load is None:
-        return None
-    found = find_checkpoint(load, run.strict_load, run.verify_checkpoint)
-    if (found / WEIGHTS).is_dir():
-        raise ValueError(
-            f"--load: {found} holds only weights and cannot be resumed: start a new run with "
-            f"--finetune-from {load}"
-        )
-    return found
 
 
 def resume(

@@ -35,14 +35,16 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted([*named, *aside], key=step_of)
 
 
-def remove_old_checkpoints(folder: CheckpointFolder) -> None:
-    """Remove all complete checkpoints but the newest `keep_last` and those that `retain_interval` keeps.
+def remove_old_checkpoints(folder: CheckpointFolder, written: Path) -> None:
+    """Remove the complete checkpoints before `written`, but the newest `keep_last` and retained ones.
 
-    A damaged checkpoint is not removed and does not count.
+    Neither the checkpoint that was just written nor one of a later step is removed. A damaged checkpoint is
+    not removed and does not count.
     """
     if folder.keep_last is None:
         return
-    complete = [path for path in checkpoints_in(folder.save) if find_damage(path) is None]
+    older = [path for path in checkpoints_in(folder.save) if step_of(path) < step_of(written)]
+    complete = [*(path for path in older if find_damage(path) is None), written]
     for path in complete[: -folder.keep_last]:
         if folder.retain_interval is None or step_of(path) % folder.retain_interval:
             # Rename first, so that a partly removed folder is not taken for a checkpoint.

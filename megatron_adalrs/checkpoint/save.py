@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from megatron_adalrs.checkpoint.disk_space import REQUIRED_SPACE, last_size
+from megatron_adalrs.checkpoint.latest import write_latest
 from megatron_adalrs.checkpoint.manifest import (
     ENGINE,
-    LATEST,
     STATE,
     fsync_and_hash,
     random_name,
@@ -20,7 +21,6 @@ from megatron_adalrs.checkpoint.retention import (
     INCOMPLETE,
     REPLACED,
     CheckpointFolder,
-    checkpoints_in,
     clean_up,
     hidden_path,
     remove_old_checkpoints,
@@ -34,9 +34,7 @@ from megatron_adalrs.distributed.collectives import (
 from megatron_adalrs.distributed.process_mesh import ProcessMesh
 from megatron_adalrs.engine import Engine
 from megatron_adalrs.snapshot.rng_state import RngState
-
-REQUIRED_SPACE = 1.05
-"""Free disk space required before a checkpoint is written, as a multiple of the size of the last one."""
+from megatron_adalrs.utils.atomic_files import fsync_folder
 
 
 class PendingSave:
@@ -101,11 +99,10 @@ class PendingSave:
         shares = from_every_rank(lambda: {name: fsync_and_hash(self._draft / name) for name in mine})
         hashes = known | {name: digest for share in shares for name, digest in share.items()}
         facts = {"step": self.step, "mesh": vars(self._mesh.shape)}
-        latest = self._folder.save / LATEST
 
         def publish() -> None:
-            _publish(self._draft, self._target, latest, hashes, facts)
-            remove_old_checkpoints(self._folder)
+            _publish(self._draft, self._target, hashes, facts)
+            remove_old_checkpoints(self._folder, self._target)
 
         on_first_rank(publish)
         return self._target
@@ -126,25 +123,27 @@ def _begin(save: Path, draft: Path) -> None:
     """
     clean_up(save)
     draft.mkdir(parents=True)
-    previous = checkpoints_in(save)
-    if previous:
-        size = sum(path.stat().st_size for path in previous[-1].rglob("*") if path.is_file())
-        needed = int(REQUIRED_SPACE * size)
-        free = shutil.disk_usage(save).free
-        if free < needed:
-            draft.rmdir()
-            raise OSError(f"{save} has {free} bytes free, but a checkpoint needs about {needed}")
+    needed = int(REQUIRED_SPACE * last_size(save))
+    free = shutil.disk_usage(save).free
+    if free < needed:
+        draft.rmdir()
+        raise OSError(f"{save} has {free} bytes free, but a checkpoint needs about {needed}")
 
 
 def _files_in(draft: Path) -> list[str]:
     return [str(path.relative_to(draft)) for path in draft.rglob("*") if path.is_file()]
 
 
-def _publish(draft: Path, target: Path, latest: Path, hashes: dict[str, str], facts: dict[str, Any]) -> None:
-    """Write the manifest, then rename the draft to its final name."""
+def _publish(draft: Path, target: Path, hashes: dict[str, str], facts: dict[str, Any]) -> None:
+    """Write the manifest, then rename the draft to its final name.
+
+    `latest` is written before: if it were written afterwards, a kill in between would leave a complete
+    checkpoint that `latest` excludes. A name in `latest` without a checkpoint stands for the one before it.
+    """
     write_manifest(draft, hashes, facts)
     for folder in {draft, *(path for path in draft.rglob("*") if path.is_dir())}:
-        _sync_folder(folder)
+        fsync_folder(folder)
+    write_latest(target.parent, target.name)
     if target.exists():
         # An earlier process saved this step. Until the new folder has its name, the old one is found under
         # the name that it is set aside with.
@@ -154,16 +153,4 @@ def _publish(draft: Path, target: Path, latest: Path, hashes: dict[str, str], fa
         shutil.rmtree(replaced, ignore_errors=True)
     else:
         os.replace(draft, target)
-    temporary = latest.with_name(".latest.incomplete")
-    temporary.write_text(target.name + "\n", encoding="utf-8")
-    os.replace(temporary, latest)
-    _sync_folder(target.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    fsync_folder(target.parent)

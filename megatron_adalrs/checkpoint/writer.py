@@ -8,7 +8,6 @@ from typing import Any
 
 from megatron_adalrs.checkpoint.retention import CheckpointFolder
 from megatron_adalrs.checkpoint.save import PendingSave
-from megatron_adalrs.config import RunConfig
 from megatron_adalrs.distributed.process_mesh import ProcessMesh
 from megatron_adalrs.engine import Engine
 from megatron_adalrs.utils.format import duration, quantity
@@ -22,15 +21,16 @@ class CheckpointWriter:
     """Writer of a run's checkpoints, one at a time. All methods are collective.
 
     Args:
+        folder: Folder of the run's checkpoints.
         record: Takes the name of an event and its message.
     """
 
     def __init__(
-        self, engine: Engine, mesh: ProcessMesh, run: RunConfig, record: Callable[[str, str], None]
+        self, engine: Engine, mesh: ProcessMesh, folder: CheckpointFolder, record: Callable[[str, str], None]
     ) -> None:
         self._engine = engine
         self._mesh = mesh
-        self._run = run
+        self._folder = folder
         self._record = record
         self._pending: PendingSave | None = None
         self._began = 0.0
@@ -102,10 +102,7 @@ class CheckpointWriter:
         self._record("saved", f"checkpoint of step {pending.step}: published after {elapsed}")
 
     def _start(self, step: int, content: dict[str, Any], in_background: bool = False) -> PendingSave:
-        run = self._run
-        assert run.save is not None, "build sets it for every run"
-        folder = CheckpointFolder(run.save, run.keep_last, run.save_retain_interval)
-        return PendingSave(self._engine, self._mesh, folder, step, content, in_background)
+        return PendingSave(self._engine, self._mesh, self._folder, step, content, in_background)
 
     def _record_failure(self, step: int, error: ValueError) -> None:
         self._record("save_failed", f"no checkpoint at step {step}: {error}")

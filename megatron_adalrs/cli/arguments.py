@@ -1,5 +1,7 @@
 """Parser of the command line: flags win over the file of `--config`, the file over `--preset`, then defaults.
 
+With `--load`, the configuration of the loaded run comes before the defaults.
+
 If none of them gives the shape of the model, it is read from the Hugging Face folder or the run directory of
 `--finetune-from`.
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,10 +27,11 @@ from tyro.conf import OmitArgPrefixes
 from megatron_adalrs.adalrs.settings import AdaLRSSettings, check_given, uses_setting
 from megatron_adalrs.cli.aliases import derive_lengths, expand_aliases, find_value
 from megatron_adalrs.cli.flag_help import flag_type
+from megatron_adalrs.cli.run_values import values_of_run, values_to_continue
 from megatron_adalrs.config import NESTED, Config, LossGuardConfig
 from megatron_adalrs.config.base import describe_validation_error
 from megatron_adalrs.config.paths import change_paths
-from megatron_adalrs.config.run import RUN_CONFIG
+from megatron_adalrs.config.run import RELATIVE_TO
 from megatron_adalrs.huggingface.config_json import Shape, is_model
 from megatron_adalrs.model.presets import PRESETS
 from megatron_adalrs.utils.paths import expand_path
@@ -79,11 +83,14 @@ def parse_arguments(arguments: Sequence[str], print_errors: bool = True) -> Conf
     """
     arguments = expand_aliases(arguments)
     _refuse_renamed(arguments)
-    chosen = _peek(arguments, ("config", "preset", "finetune_from"))
+    chosen = _peek(arguments, ("config", "preset", "load", "run_dir", "finetune_from"))
     values = load_yaml(chosen["config"]) if "config" in chosen else {}
     preset = chosen.get("preset", values.get("preset"))
     if preset in PRESETS:
         values = PRESETS[preset] | values
+    if load := chosen.get("load", values.get("load")):
+        run_dir = chosen.get("run_dir", values.get("run_dir"))
+        values = _checked(values_to_continue(Path(load), run_dir, load_yaml), "--load: ") | values
     values = _with_shape_of_source(values, chosen.get("finetune_from", values.get("finetune_from")))
     values = _of_chosen_mode(values, arguments)
     arguments = derive_lengths(arguments, values)
@@ -154,10 +161,10 @@ def _with_shape_of_source(values: dict[str, Any], source: Path | str | None) -> 
     try:
         if is_model(folder):
             return Shape(folder).fields | values
-        if (folder / RUN_CONFIG).is_file():
-            return _shape_of_run(load_yaml(folder / RUN_CONFIG)) | values
     except ValueError as error:
         raise ValueError(f"--finetune-from: {error}") from None
+    if saved := values_of_run(folder, "--finetune-from", load_yaml):
+        return _checked(_shape_of_run(saved), "--finetune-from: ") | values
     if not folder.is_dir():
         raise ValueError(
             f"--finetune-from: {folder} is not a folder: required one with config.json, a run or a checkpoint"
@@ -166,8 +173,8 @@ def _with_shape_of_source(values: dict[str, Any], source: Path | str | None) -> 
 
 
 def _shape_of_run(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the shape of the model in the configuration of a run, without sequence length and dropout."""
-    own = {"preset", "seq_length", "attention_dropout", "hidden_dropout"}
+    """Return the shape of the model in the configuration of a run, without dropout."""
+    own = {"preset", "attention_dropout", "hidden_dropout"}
     shape = {
         name: values[name] for name in GROUPS["model"].model_fields if name in values and name not in own
     }
@@ -191,7 +198,26 @@ def load_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise ValueError(f"--config: {path} must hold a mapping of fields, not a {type(content).__name__}")
-    return _checked(content, source=f"{path}: ")
+    place = content.pop(RELATIVE_TO, None)
+    if place is not None and not isinstance(place, str):
+        raise ValueError(f"{path}: {RELATIVE_TO}: {place!r}: must be a folder")
+    values = _checked(content, source=f"{path}: ")
+    return _relative_to(place, values) if place and Path(place) != Path.cwd() else values
+
+
+def _relative_to(place: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a file with their relative paths taken from the folder `place`."""
+
+    def change(name: str, field: FieldInfo, value: Any) -> Any:
+        return change_paths(name, field, value, lambda path: os.path.join(place, path))
+
+    found = {}
+    for key, value in values.items():
+        if key in NESTED_FIELDS:
+            found[key] = {name: change(name, NESTED_FIELDS[key][name], one) for name, one in value.items()}
+        else:
+            found[key] = change(key, _all_fields()[key], value)
+    return found
 
 
 def _flags(values: Mapping[str, Any]) -> type:

@@ -20,7 +20,7 @@ from megatron_adalrs.config.loss_guard import LossGuardConfig
 from megatron_adalrs.config.model import ModelConfig
 from megatron_adalrs.config.optimizer import OptimizerConfig
 from megatron_adalrs.config.parallel import ParallelConfig, require_possible_mesh
-from megatron_adalrs.config.run import RunConfig
+from megatron_adalrs.config.run import PROCESS_FIELDS, RunConfig
 from megatron_adalrs.config.training import TrainingConfig
 
 __all__ = [
@@ -132,13 +132,16 @@ class Config(Group):
         )
 
     def to_flat(self) -> dict[str, Any]:
-        """Return plain values for a YAML file, where only the groups in `NESTED` are nested."""
+        """Return the plain values of a run, where only the groups in `NESTED` are nested.
+
+        Values that were not given and have no default are left out, and so are the fields of one process.
+        """
         groups = self.model_dump(mode="json")
         nested = {name: groups.pop(name) for name in NESTED}
         flat = {
             name: value for group in groups.values() for name, value in group.items() if value is not None
         }
-        for name in ("config", "local_rank"):
+        for name in PROCESS_FIELDS:
             flat.pop(name, None)
         nested["adalrs"] = self.adalrs.used()
         return flat | {

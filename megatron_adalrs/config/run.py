@@ -12,25 +12,39 @@ RUN_CONFIG = "config.yaml"
 """File of a run directory with the effective configuration."""
 
 
+RELATIVE_TO = "relative_to"
+"""Key of a run's config.yaml: folder that its relative paths start from, where the run was started."""
+PROCESS_FIELDS = frozenset(
+    {
+        *("config", "load", "auto_resume", "dry_run", "world_size", "local_rank"),
+        *("exit_interval", "exit_duration_in_mins"),
+    }
+)
+"""Fields that belong to one process of a run. They are not stored with the run."""
+
+
 class RunConfig(Group):
     """Folders, checkpoints, evaluation, logging and supervision."""
 
     config: Path | None = None
-    """YAML file with any of these fields. Flags take precedence. A run writes its effective configuration to
+    """YAML file with any of these fields. Flags take precedence. A run writes its configuration to
     <run_dir>/config.yaml."""
     run_dir: Path | None = None
-    """Folder for config.yaml, metrics.jsonl, decisions.jsonl and tensorboard/. Default: runs/<date-time>."""
+    """Folder for config.yaml, metrics.jsonl, decisions.jsonl and tensorboard/. Default: that of the run that
+    is loaded, or runs/<date-time>."""
     save: Path | None = None
     """Folder for checkpoints. Default: <run_dir>/checkpoints."""
     load: Path | None = None
-    """Resume from this checkpoint, or from the newest checkpoint in this folder or run directory."""
+    """Resume from this checkpoint, or from the latest checkpoint in this folder or run directory. The run's
+    configuration is the default of all other fields. With another run_dir, a new run begins there."""
     finetune_from: Path | None = None
     """Start a new run from the weights of this checkpoint, of the newest checkpoint in this folder or run
     directory, or of this Hugging Face model folder (config.json and safetensors; GPT-2, Llama or Qwen2). Only
     weights are loaded, for any mesh, precision and ZeRO stage. The shape of the source is the default where
     neither a preset nor a file gives one."""
     auto_resume: bool = False
-    """Resume from the newest complete checkpoint in save, if there is one; for jobs that are requeued."""
+    """Resume from the latest complete checkpoint of the run, if there is one, whatever load is; for jobs that
+    are requeued."""
     strict_load: bool = False
     """Fail if the newest checkpoint is damaged, instead of resuming from the next older one."""
     verify_checkpoint: bool = False
@@ -99,7 +113,7 @@ class RunConfig(Group):
     @model_validator(mode="after")
     def _auto_resume_knows_where(self) -> RunConfig:
         require(
-            not self.auto_resume or self.run_dir is not None,
+            not self.auto_resume or self.run_dir is not None or self.load is not None,
             "auto_resume: needs run_dir, or a job that starts again would not find its checkpoints",
         )
         return self

@@ -34,9 +34,9 @@ from megatron_adalrs.model.initialization import init_weights
 from megatron_adalrs.optim.lr_schedule import build_schedule
 from megatron_adalrs.optim.optimizer import build_optimizer
 from megatron_adalrs.reproduction.plan import RANGE_TESTS
+from megatron_adalrs.run_directory import RunDirectory, RunFolders, RunIdentity
 from megatron_adalrs.training.data import batches_in_one_pass, build_datasets
 from megatron_adalrs.training.evaluation import Evaluation
-from megatron_adalrs.training.run_directory import run_dir_of, with_run_dir, write_config
 from megatron_adalrs.utils.format import perplexity
 
 RANGE = 1e-6
@@ -82,15 +82,26 @@ def train(config: Config, kind: str) -> None:
         raise ValueError(
             "reset_attention_mask, reset_position_ids, eod_mask_loss: required off with other optimizers"
         )
-    config = with_run_dir(config)
+    directory = RunDirectory(RunFolders.of(config.run))
+    try:
+        directory.require_new()
+        _train_in(directory, config, kind)
+    finally:
+        directory.release()
+
+
+def _train_in(directory: RunDirectory, config: Config, kind: str) -> None:
     vocab_size = resolve_vocabulary(config).size
     size = config.global_batch_size(1)
     datasets = build_datasets(config, size)
     if len(datasets.valid) != 1:
         raise ValueError(f"data_path: {len(datasets.valid)} corpora to validate on: required one")
     train_set, valid_set = datasets.train, datasets.valid[0].dataset
-    write_config(config)
-    metrics = Metrics([JsonLines(run_dir_of(config) / "metrics.jsonl", frozenset({"train", "eval", "run"}))])
+    directory.claim(RunIdentity.new())
+    directory.write_config(config.to_flat())
+    metrics = Metrics(
+        [JsonLines(directory.folders.run_dir / "metrics.jsonl", frozenset({"train", "eval", "run"}))]
+    )
     parameters = count_parameters(config.model, vocab_size)
     metrics.write("run", event_record("start", 0) | {"parameters": parameters})
     iters, every = config.training.train_iters, config.run.eval_interval

@@ -6,6 +6,7 @@ Every check that can fail is made before the model is built, and fails on all ra
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from megatron_adalrs import checkpoint, engine
@@ -14,6 +15,7 @@ from megatron_adalrs.adalrs.robust import INITIAL
 from megatron_adalrs.checkpoint.train_state import TrainState
 from megatron_adalrs.config import Config
 from megatron_adalrs.distributed.collectives import on_every_rank, on_first_rank
+from megatron_adalrs.distributed.process_mesh import ProcessMesh
 from megatron_adalrs.engine import Engine
 from megatron_adalrs.metrics import Metrics, announce, open_metrics
 from megatron_adalrs.metrics.wandb import WandbRun
@@ -24,9 +26,9 @@ from megatron_adalrs.snapshot.host_buffers import require_disk_space
 from megatron_adalrs.snapshot.rng_state import seed_everything
 from megatron_adalrs.training.data import TrainingData, build_data
 from megatron_adalrs.training.loss_guard import LossStatistics, StepGuard, build_loss_guard
-from megatron_adalrs.training.resolve import ResolvedRun, resolve_config, restore_progress
+from megatron_adalrs.training.resolve import ResolvedRun, join_ranks, resolve_config, restore_progress
 from megatron_adalrs.training.rollback import RollbackStore
-from megatron_adalrs.training.run_directory import run_dir_of, tensorboard_dir_of, write_config
+from megatron_adalrs.training.run_directory import SharedRunDirectory
 from megatron_adalrs.training.run_messages import opening
 from megatron_adalrs.training.trainer import Trainer
 
@@ -52,7 +54,17 @@ def build_trainer(config: Config) -> Trainer:
     Raises:
         ValueError, OSError: The run cannot begin; raised on every rank, naming the field or file.
     """
-    run = resolve_config(config)
+    mesh, _ = join_ranks(config)
+    directory = SharedRunDirectory(config)
+    try:
+        return _build_in(directory, config, mesh.with_groups())
+    except BaseException:
+        directory.withdraw()
+        raise
+
+
+def _build_in(directory: SharedRunDirectory, config: Config, mesh: ProcessMesh) -> Trainer:
+    run = resolve_config(config, mesh, directory)
     state = restore_progress(run)
     data = build_data(run, state)
     policies = restore_policies(run, data, state)
@@ -68,7 +80,7 @@ def build_trainer(config: Config) -> Trainer:
         controller=policies.controller,
         loss_guard=policies.loss_guard,
         rollback=rollback,
-        metrics=start_metrics(run, data, state, snapshot_bytes, weights),
+        metrics=begin_run(run, data, state, snapshot_bytes, weights),
         state=state,
     )
 
@@ -111,7 +123,7 @@ def open_initial_weights(run: ResolvedRun, controller: Controller) -> InitialWei
 
 
 def prepare(run: ResolvedRun, data: TrainingData, weights: InitialWeights) -> int:
-    """Check the space for snapshots, create the run directory and print the plan of the run. Collective.
+    """Check the space for snapshots and print the plan of the run. Collective.
 
     Returns:
         Bytes of all snapshots that this rank holds at a time.
@@ -120,7 +132,10 @@ def prepare(run: ResolvedRun, data: TrainingData, weights: InitialWeights) -> in
     snapshot_bytes = plan.stages[run.mesh.pipe.rank].snapshot
     if directory := snapshot_dir(run.config):
         on_every_rank(lambda: require_disk_space(directory, snapshot_bytes, ranks_on_this_host()))
-    on_first_rank(lambda: write_config(run.config))
+    save = run.directory.folders.save
+    estimate = checkpoint.estimate_checkpoint_bytes(run.parameters, run.config.training.precision)
+    if warning := on_first_rank(lambda: checkpoint.require_space(save, estimate)):
+        announce(warning, run.mesh.is_first)
     announce(f"{opening(run, data, snapshot_bytes, weights.step)}\n{describe(plan)}", run.mesh.is_first)
     return snapshot_bytes
 
@@ -146,23 +161,25 @@ def restore_engine(run: ResolvedRun, built: Engine, controller: Controller) -> R
     return rollback
 
 
-def start_metrics(
+def begin_run(
     run: ResolvedRun, data: TrainingData, state: TrainState, snapshot_bytes: int, weights: InitialWeights
 ) -> Metrics:
-    """Open the sinks of a run and record its start."""
-    config = run.config
+    """Write the run's files for the first time, open the sinks and record the start. Collective."""
+    config, folders = run.config, run.directory.folders
+    abandoned = run.directory.begin(config)
     metrics = open_metrics(
-        run_dir_of(config),
-        tensorboard_dir_of(config),
+        folders.run_dir,
+        folders.tensorboard_dir,
         config.training.train_iters,
         config.run.log_interval,
         state.step,
         run.mesh.is_first,
         config.adalrs.budget if config.adalrs.is_on else "kept",
-        wandb_run(config),
+        wandb_run(config, folders.run_dir),
     )
     start: dict[str, Any] = {
         "event": "resume" if run.resumed else "start",
+        "run": run.directory.start.identity.id,
         "step": state.step,
         "total_steps": state.total_steps,
         "parameters": run.parameters,
@@ -176,6 +193,11 @@ def start_metrics(
     if run.resumed:
         start["changed"] = checkpoint.changes_since(run.resumed.state, config, run.mesh)
     metrics.write("run", start)
+    if abandoned:
+        message = f"checkpoints after step {state.step} are set aside in {abandoned[0].parent}: "
+        names = ", ".join(path.name for path in abandoned)
+        place = {"step": state.step, "total_steps": state.total_steps}
+        metrics.write("run", {"event": "rolled_back", **place, "message": message + names})
     return metrics
 
 
@@ -184,12 +206,11 @@ def snapshot_dir(config: Config) -> str | None:
     return config.adalrs.snapshot_dir if config.live_snapshots else None
 
 
-def wandb_run(config: Config) -> WandbRun | None:
+def wandb_run(config: Config, run_dir: Path) -> WandbRun | None:
     """Return the run of Weights & Biases; None if `--wandb-project` is not given."""
     project = config.run.wandb_project
     if project is None:
         return None
-    run_dir = run_dir_of(config)
     return WandbRun(project, config.run.wandb_exp_name or run_dir.name, run_dir, config.to_flat())
 
 

@@ -20,7 +20,7 @@ from megatron_adalrs.engine.deepspeed_config import deepspeed_settings
 from megatron_adalrs.metrics.wandb import require_wandb
 from megatron_adalrs.model.flops import flops_per_token
 from megatron_adalrs.model.gpt import count_parameters
-from megatron_adalrs.training.run_directory import with_run_dir
+from megatron_adalrs.training.run_directory import SharedRunDirectory
 
 T = TypeVar("T")
 
@@ -46,7 +46,9 @@ class ResolvedRun:
     """A run's configuration and everything that was derived from it before the model is built."""
 
     config: Config
-    """Configuration with every path, the source of the weights and the end-of-document token filled in."""
+    """Configuration with the source of the weights and the end-of-document token filled in."""
+    directory: SharedRunDirectory
+    """Folders of the run, which are locked by the first rank, and how the run starts."""
     mesh: ProcessMesh
     vocab_size: int
     """Number of tokens before padding."""
@@ -96,26 +98,28 @@ def join_ranks(config: Config) -> tuple[ProcessMesh, str]:
     return mesh, init_distributed(mesh, config.run.distributed_timeout_minutes)
 
 
-def resolve_config(config: Config) -> ResolvedRun:
-    """Join the other ranks and resolve the configuration on all of them alike. Collective.
+def resolve_config(config: Config, mesh: ProcessMesh, directory: SharedRunDirectory) -> ResolvedRun:
+    """Resolve the configuration on all ranks alike. Collective.
+
+    Args:
+        mesh: Mesh with process groups.
+        directory: Open run directory.
 
     Raises:
         ValueError, OSError: The run cannot begin; raised on every rank, naming the field or file.
     """
-    mesh, _ = join_ranks(config)
-    mesh = mesh.with_groups()
     on_first_rank(lambda: require_wandb(config.run.wandb_project))
-    with_paths = on_first_rank(lambda: with_run_dir(config))
-    resumed = _find_resumed(with_paths)
-    saved = resumed.state if resumed else None
-    source = on_first_rank(lambda: checkpoint.find_initial_weights(with_paths.run, saved))
-    with_weights = _with_weights_from(with_paths, source)
+    start = directory.start
+    resumed = ResumedCheckpoint(start.checkpoint, start.state) if start.checkpoint and start.state else None
+    source = on_first_rank(lambda: checkpoint.find_initial_weights(config.run, start.state))
+    with_weights = _with_weights_from(config, source)
     vocabulary = on_first_rank(lambda: resolve_vocabulary(with_weights))
     resolved = on_first_rank(lambda: with_end_of_document(with_weights, vocabulary))
     if resumed:
         checkpoint.require_compatible(resumed.path, resumed.state, resolved, mesh)
     return ResolvedRun(
         config=resolved,
+        directory=directory,
         mesh=mesh,
         vocab_size=vocabulary.size,
         tokenizer=vocabulary.tokenizer,
@@ -129,13 +133,6 @@ def resolve_config(config: Config) -> ResolvedRun:
 def restore_progress(run: ResolvedRun) -> TrainState:
     """Return the progress at the resumed checkpoint, or that of a new run."""
     return TrainState(**run.resumed.restore("progress", dict)) if run.resumed else TrainState()
-
-
-def _find_resumed(config: Config) -> ResumedCheckpoint | None:
-    path = on_first_rank(lambda: checkpoint.checkpoint_to_resume(config.run))
-    if path is None:
-        return None
-    return ResumedCheckpoint(path, on_first_rank(lambda: checkpoint.read_state(path)))
 
 
 def _with_weights_from(config: Config, source: Path | None) -> Config:

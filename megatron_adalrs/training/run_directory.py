@@ -1,75 +1,79 @@
-"""The run directory: its paths, whether it can be used, and the configuration stored in it."""
+"""The run directory of all ranks: opened, written and closed by the first rank."""
 
 from __future__ import annotations
 
 import os
-import time
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-import yaml
-
+from megatron_adalrs.checkpoint import Start, begin, plan_start
 from megatron_adalrs.config import Config
-from megatron_adalrs.config.run import RUN_CONFIG
+from megatron_adalrs.config.run import RELATIVE_TO
+from megatron_adalrs.distributed.collectives import on_first_rank
+from megatron_adalrs.run_directory import RunDirectory, RunFolders
 
 
-def with_run_dir(config: Config) -> Config:
-    """Return the configuration with every path of the run filled in.
+class SharedRunDirectory:
+    """A run directory that the first rank has locked for all ranks. The constructor is collective.
 
-    The run directory is not created here but by `write_config`, when all checks have passed.
+    Args:
+        config: Configuration whose `run` names the folders and the checkpoint to load.
 
     Raises:
-        ValueError: The directory cannot be written, or contains another run.
+        ValueError: On every rank, if a folder cannot be written, another process uses the run directory, it
+            holds a run that is not resumed, or no checkpoint can be loaded.
     """
-    run = config.run
-    run_dir = run.run_dir or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
-    _require_writable(run_dir)
-    if (run_dir / "metrics.jsonl").exists() and run.load is None and not run.auto_resume:
-        raise ValueError(
-            f"run_dir: {run_dir} already holds a run; choose another directory, or resume it with --load "
-            f"{run_dir}"
-        )
-    paths = {
-        "run_dir": run_dir,
-        "save": run.save or run_dir / "checkpoints",
-        "tensorboard_dir": run.tensorboard_dir or run_dir / "tensorboard",
-    }
-    return config.model_copy(update={"run": run.model_copy(update=paths)})
+
+    folders: RunFolders
+    start: Start
+
+    def __init__(self, config: Config) -> None:
+        self._opened: RunDirectory | None = None
+        self.folders, self.start = on_first_rank(lambda: self._open(config))
+
+    def begin(self, config: Config) -> list[Path]:
+        """Write the identity and the configuration of a run that is ready to train. Collective.
+
+        Returns:
+            Checkpoints of an abandoned branch of the run, which have been set aside.
+
+        Raises:
+            ValueError: On every rank, if a folder contains files of another run or cannot be written.
+        """
+        return on_first_rank(lambda: self._begin(config))
+
+    def withdraw(self) -> None:
+        """Remove what has been written for a run that could not begin, and close."""
+        if self._opened:
+            self._opened.withdraw()
+
+    def close(self) -> None:
+        """Let other processes use the run directory."""
+        if self._opened:
+            self._opened.release()
+
+    def _open(self, config: Config) -> tuple[RunFolders, Start]:
+        folders = RunFolders.of(config.run)
+        self._opened = RunDirectory(folders)
+        try:
+            return folders, plan_start(config.run, self._opened)
+        except (ValueError, OSError):
+            self._opened.withdraw()
+            raise
+
+    def _begin(self, config: Config) -> list[Path]:
+        assert self._opened is not None, "only the first rank calls this"
+        start, own = self.start, self.start.checkpoint if self.start.is_own else None
+        self._opened.claim(start.identity, own)
+        self._opened.write_config(stored_config(config, start.identity.parent))
+        return begin(start, self.folders.save)
 
 
-def run_dir_of(config: Config) -> Path:
-    """Return the run directory of a configuration that `with_run_dir` returned."""
-    assert config.run.run_dir is not None, "with_run_dir has not been called"
-    return config.run.run_dir
+def stored_config(config: Config, parent: str | None) -> dict[str, Any]:
+    """Return the values of a run's config.yaml: what was given, so that it can start another run.
 
-
-def tensorboard_dir_of(config: Config) -> Path:
-    """Return the folder of TensorBoard's event files of a configuration that `with_run_dir` returned."""
-    assert config.run.tensorboard_dir is not None, "with_run_dir has not been called"
-    return config.run.tensorboard_dir
-
-
-def write_config(config: Config) -> None:
-    """Create the run directory and write the effective configuration, which `--config` accepts."""
-    run_dir = run_dir_of(config)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    path = run_dir / RUN_CONFIG
-    temporary = path.with_suffix(".yaml.incomplete")
-    temporary.write_text(yaml.safe_dump(config.to_flat(), sort_keys=False), encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def _require_writable(run_dir: Path) -> None:
-    """Check that files can be created in a directory, and remove what did not exist before."""
-    created = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        if not os.access(run_dir, os.W_OK):
-            raise PermissionError("permission denied")
-        (run_dir / ".writable").touch()
-        (run_dir / ".writable").unlink()
-        for folder in created:
-            with suppress(OSError):  # another run may have put its directory there meanwhile
-                folder.rmdir()
-    except OSError as error:
-        raise ValueError(f"run_dir: cannot write to {run_dir}: {error.strerror or error}") from None
+    Args:
+        parent: Checkpoint of another run that this one began from.
+    """
+    origin = {"load": parent} if parent else {}
+    return config.to_flat() | origin | {RELATIVE_TO: os.getcwd()}

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import sys
+
 from megatron_adalrs import checkpoint
 from megatron_adalrs.checkpoint.train_state import TrainState, count_samples
 from megatron_adalrs.config import Config
@@ -18,7 +22,7 @@ def opening(run: ResolvedRun, data: TrainingData, snapshot_bytes: int, weights_s
         snapshot_bytes: Size of all snapshots that a rank holds at a time.
         weights_step: Step of the checkpoint that the initial weights come from, if it is known.
     """
-    lines = [f"run directory {run.config.run.run_dir}", _describe_size(run), *_describe_data(data)]
+    lines = [f"run directory {run.directory.folders.run_dir}", _describe_size(run), *_describe_data(data)]
     if origin := _describe_origin(run, weights_step):
         lines.append(origin)
     if run.config.adalrs.is_on:
@@ -28,14 +32,16 @@ def opening(run: ResolvedRun, data: TrainingData, snapshot_bytes: int, weights_s
     return "\n".join(lines)
 
 
-def summary(config: Config, state: TrainState, global_batch_size: int, scale: float, saved: bool) -> str:
+def summary(run: ResolvedRun, state: TrainState, scale: float, saved: bool) -> str:
     """Return the result of a run: its steps, and the effect and cost of the loss guard and of the search.
 
     Args:
         scale: Factor on the learning rate at the end.
         saved: Whether the final checkpoint was written.
     """
-    where = f"checkpoint in {config.run.save}" if saved else "the final checkpoint could not be written"
+    config, global_batch_size = run.config, run.global_batch_size
+    folder = run.directory.folders.save
+    where = f"checkpoint in {folder}" if saved else "the final checkpoint could not be written"
     lines = [f"done: {state.step} steps, {where}"]
     if state.skipped_samples:
         batches = count_samples(state.skipped_samples) // global_batch_size
@@ -52,6 +58,18 @@ def summary(config: Config, state: TrainState, global_batch_size: int, scale: fl
             f"{cost} in addition to {kept} kept) and {state.snapshot_seconds:.1f} s for snapshots",
         ]
     return "\n".join(lines)
+
+
+def command_to_continue(run: ResolvedRun) -> str:
+    """Return the command that continues an interrupted run from its latest checkpoint."""
+    if run.mesh.world_size == 1:
+        program = ["megatron-adalrs", "pretrain"]
+    else:
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 0)
+        on_one_host = ["--num_accelerators", str(ranks)] if ranks == run.mesh.world_size else []
+        script = sys.argv[0] if sys.argv[0].endswith(".py") else "pretrain_gpt.py"
+        program = ["deepspeed", *on_one_host, script]
+    return shlex.join([*program, "--load", str(run.directory.folders.run_dir)])
 
 
 def _describe_size(run: ResolvedRun) -> str:
@@ -88,7 +106,9 @@ def _describe_data(data: TrainingData) -> list[str]:
 def _describe_origin(run: ResolvedRun, weights_step: int | None) -> str | None:
     """Describe what the run begins from; None if its weights are drawn at random."""
     if run.resumed:
-        return checkpoint.describe_resume(run.resumed.path, run.resumed.state, run.config, run.mesh)
+        described = checkpoint.describe_resume(run.resumed.path, run.resumed.state, run.config, run.mesh)
+        note = run.directory.start.note
+        return f"{described}\n{note}" if note else described
     if run.weights_from is None:
         return None
     step = "" if weights_step is None else f", step {weights_step}"

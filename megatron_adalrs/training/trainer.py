@@ -9,6 +9,7 @@ from dataclasses import asdict
 from megatron_adalrs.adalrs.controller import Controller, observed, schedule_step
 from megatron_adalrs.adalrs.decision import Decision, Event, apply_decision
 from megatron_adalrs.adalrs.robust import INITIAL
+from megatron_adalrs.checkpoint.retention import CheckpointFolder
 from megatron_adalrs.checkpoint.train_state import TrainState, is_due
 from megatron_adalrs.checkpoint.writer import CheckpointWriteError, CheckpointWriter
 from megatron_adalrs.engine import Engine, StepResult
@@ -20,7 +21,7 @@ from megatron_adalrs.training.evaluation import Evaluation, evaluated
 from megatron_adalrs.training.loss_guard import REWIND, GuardEvent, NoLossGuard, StepGuard
 from megatron_adalrs.training.resolve import ResolvedRun
 from megatron_adalrs.training.rollback import RollbackStore
-from megatron_adalrs.training.run_messages import summary
+from megatron_adalrs.training.run_messages import command_to_continue, summary
 from megatron_adalrs.training.run_recorder import RunRecorder
 from megatron_adalrs.training.stop_signal import StopSignal
 
@@ -73,7 +74,11 @@ class Trainer:
         self.metrics = metrics
         self.state = state
         self._recorder = RunRecorder(run, data, metrics, state)
-        self._checkpoints = CheckpointWriter(engine, run.mesh, run.config.run, self._recorder.log_event)
+        settings = run.config.run
+        folder = CheckpointFolder(
+            run.directory.folders.save, settings.keep_last, settings.save_retain_interval
+        )
+        self._checkpoints = CheckpointWriter(engine, run.mesh, folder, self._recorder.log_event)
         self._trial_guard = NoLossGuard()
         self._stopped: Decision | None = None
         self._rewind_point_due = False
@@ -277,6 +282,7 @@ class Trainer:
             "progress": asdict(self.state),
             "controller": self.controller.state_dict(),
             "loss_guard": self.loss_guard.state_dict(),
+            "run": self.run.directory.start.identity.to_json(),
             "identity": self.data.identity(self.state.consumed_samples),
             "config": self.config.to_flat(),
         }
@@ -288,13 +294,14 @@ class Trainer:
         self._recorder.log_event(event, message)
         self.metrics.close()
         self.data.close()
+        self.run.directory.close()
 
     def _finish(self) -> int:
         """Evaluate all splits, save the final checkpoint and return the exit code."""
         self.evaluate(self.data.evaluations)
         saved = self.save()
         scale = self.controller.scale
-        self.close("end", summary(self.config, self.state, self.run.global_batch_size, scale, saved))
+        self.close("end", summary(self.run, self.state, scale, saved))
         return 0 if saved else UNSAVED
 
     def _interrupt(self) -> int:
@@ -318,5 +325,5 @@ class Trainer:
         """
         self.apply_decision(self.controller.interrupt())
         if self.save():
-            return True, f"resume with --load {self.config.run.save}"
+            return True, f"continue with\n  {command_to_continue(self.run)}"
         return False, "all steps since the last checkpoint are lost"

@@ -24,6 +24,15 @@ def publish(stream: BinaryIO, temporary: Path, path: Path) -> None:
     os.replace(temporary, path)
 
 
+def fsync_folder(folder: Path) -> None:
+    """Bring the names in a folder to disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def atomic_write(path: Path | str) -> Iterator[BinaryIO]:
     """Open a binary stream that becomes `path` when the block succeeds, and is removed when it fails.

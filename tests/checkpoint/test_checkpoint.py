@@ -74,7 +74,7 @@ def rewrite_manifest(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path]
         (lambda c: (c / "manifest.json").write_text("[]"), "manifest.json is missing or unreadable"),
         (
             rewrite_manifest(lambda m: m.update(format=99)),
-            "manifest.json has format 99, required: format 3",
+            "manifest.json has format 99, required: format 4",
         ),
         (rewrite_manifest(lambda m: m["files"].update(x={"size": 1, "sha256": "0" * 64})), "x is missing"),
         (
@@ -111,7 +111,9 @@ def test_damaged_newest_one_is_skipped_or_refused(tmp_path: Path) -> None:
         find_checkpoint(tmp_path, strict=True, verify=True)
     truncate(older)
     truncate(newer)
-    with pytest.raises(ValueError, match=r"no checkpoint in .*; damaged: .*iter_0001000.*iter_0000999"):
+    with pytest.raises(
+        ValueError, match=r"no complete checkpoint in .*; damaged: .*iter_0001000.*iter_0000999"
+    ):
         find_checkpoint(tmp_path)
     with pytest.raises(ValueError, match=r"iter_0000999 is damaged: engine/weights.pt has 40 bytes"):
         find_checkpoint(older)
@@ -126,7 +128,7 @@ def test_other_format_is_refused(tmp_path: Path, strict: bool) -> None:
         with pytest.raises(ValueError) as error:
             find_checkpoint(given, strict=strict)
         assert str(error.value) == (
-            f"--load: {newest} has checkpoint format 2, but this version of megatron_adalrs requires format 3"
+            f"--load: {newest} has checkpoint format 2, but this version of megatron_adalrs requires format 4"
         )
 
 
@@ -134,7 +136,8 @@ def test_retention_keeps_newest_and_milestones(tmp_path: Path) -> None:
     for step in (10, 20, 30, 40, 50, 60):
         fake(tmp_path, step)
     truncate(tmp_path / "iter_0000050")
-    remove_old_checkpoints(CheckpointFolder(tmp_path, keep_last=2, retain_interval=20))
+    written = tmp_path / "iter_0000060"
+    remove_old_checkpoints(CheckpointFolder(tmp_path, keep_last=2, retain_interval=20), written)
     left = [int(path.name.removeprefix("iter_")) for path in sorted(tmp_path.iterdir())]
     # 60 and 40 are the newest that are sound, 50 is damaged and not touched, 20 is a milestone.
     assert left == [20, 40, 50, 60]

@@ -216,14 +216,14 @@ def test_kill_during_replacement_loses_no_checkpoint(tmp_path: Path, renames: in
     if child == 0:
         _die_after(renames)
         hashes = {name: sha256(draft / name) for name in files_of(draft)}
-        _publish(draft, tmp_path / "iter_0000007", tmp_path / "latest", hashes, {"step": 7})
+        _publish(draft, tmp_path / "iter_0000007", hashes, {"step": 7})
         os._exit(0)
     os.waitpid(child, 0)
     (found,) = checkpoints_in(tmp_path)
     assert find_damage(found, hashes=True) is None
     assert find_checkpoint(tmp_path) == found
     of = json.loads((found / "state.json").read_text())["of"]
-    assert of == ("old!!" if renames < 2 else "newer")
+    assert of == ("old!!" if renames < 3 else "newer")
     _begin(tmp_path, tmp_path / ".iter_0000008.incomplete")
     (found,) = checkpoints_in(tmp_path)
     assert found.name == "iter_0000007" and json.loads((found / "state.json").read_text())["of"] == of

@@ -57,7 +57,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def sentence(run: Path, flag: str) -> str:
     checkpoint = run / "checkpoints" / "iter_0000010"
     return (
-        f"{flag}: {checkpoint} has checkpoint format 2, but this version of megatron_adalrs requires format 3"
+        f"{flag}: {checkpoint} has checkpoint format 2, but this version of megatron_adalrs requires format 4"
     )
 
 

@@ -38,7 +38,9 @@ def write(path: Path, content: object) -> Path:
     return path
 
 
-def test_flags_a_megatron_user_knows() -> None:
+def test_flags_a_megatron_user_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("l/iter_0000010").mkdir(parents=True)
     config = parse(
         REQUIRED
         + " --micro-batch-size 2 --global-batch-size 8 --min-lr 1e-5 --lr-decay-style WSD --lr-warmup-iters 5"
