@@ -10,7 +10,7 @@ import logging
 import os
 from pathlib import Path
 
-from megatron_adalrs.checkpoint.manifest import LATEST, step_of
+from megatron_adalrs.checkpoint.manifest import LATEST, read_manifest, step_of
 from megatron_adalrs.checkpoint.retention import checkpoints_in
 from megatron_adalrs.utils.atomic_files import atomic_write, fsync_folder
 
@@ -60,12 +60,12 @@ def abandon_newer(save: Path, checkpoint: Path) -> list[Path]:
     Args:
         save: Folder of the run's checkpoints.
         checkpoint: Checkpoint that the run resumes from: in `save`, among those set aside before, which is
-            moved back, or a copy elsewhere.
+            moved back, or a copy elsewhere, which may have another name.
 
     Returns:
         New places of the checkpoints that are set aside, oldest first.
     """
-    step, is_here = step_of(checkpoint), checkpoint.resolve().parent == save.resolve()
+    step, is_here = read_manifest(checkpoint)["step"], checkpoint.resolve().parent == save.resolve()
     first = step + 1 if is_here else step
     newer = [path for path in checkpoints_in(save) if step_of(path) >= first]
     save.mkdir(parents=True, exist_ok=True)

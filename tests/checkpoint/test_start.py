@@ -181,7 +181,7 @@ def test_latest_without_its_checkpoint_is_named(tmp_path: Path) -> None:
 
 def test_copy_elsewhere_rolls_back_too(tmp_path: Path) -> None:
     start = job(10, 30, run_dir=tmp_path / "a")
-    copy = save(tmp_path / "backup", 20, start)
+    copy = save(tmp_path / "backup", 20, start).rename(tmp_path / "kept")
     moved = abandon_newer(tmp_path / "a/checkpoints", copy)
     assert [path.name for path in moved] == ["iter_0000030"]
     assert find_checkpoint(tmp_path / "a").name == "iter_0000010"

@@ -7,11 +7,14 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from megatron_adalrs.checkpoint import find_checkpoint, find_damage
+from megatron_adalrs.cli.arguments import config_from_values
 from megatron_adalrs.metrics.run_log import read_run
+from megatron_adalrs.training.build import build_trainer
 from tests.checkpoint.test_checkpoint import losses, trained, values
 from tests.data.corpora import counting_corpus
 from tests.helpers.ranks import Ranks
@@ -45,6 +48,13 @@ def fill(disk: Path, left: int) -> None:
         file.write(bytes(shutil.disk_usage(disk).free - left))
 
 
+def trained_on_a_full_disk(config: dict[str, Any], disk: str, left: int) -> int:
+    """Train after the disk has been filled, since a run is refused if it is full at the start."""
+    trainer = build_trainer(config_from_values(config))
+    fill(Path(disk), left)
+    return trainer.train()
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5], ids=["nothing left", "half of a checkpoint left"])
 def test_a_full_disk_damages_no_checkpoint(
     one_rank: Ranks, data: Path, disk: Path, tmp_path: Path, share: float
@@ -55,8 +65,9 @@ def test_a_full_disk_damages_no_checkpoint(
     previous = find_checkpoint(disk / "checkpoints")
     size = sum(path.stat().st_size for path in previous.rglob("*") if path.is_file())
     assert size > 8 * 4096
-    fill(disk, int(share * size))
-    assert one_rank.run(trained, config) == [1]  # trained to its end, but the last checkpoint is missing
+    assert one_rank.run(trained_on_a_full_disk, config, str(disk), int(share * size)) == [
+        1
+    ]  # trained to its end, but the last checkpoint is missing
     assert find_checkpoint(disk / "checkpoints") == previous and find_damage(previous, hashes=True) is None
     failed = [event for event in read_run(run).events if event.event == "save_failed"]
     assert [event.step for event in failed] == [15, 20, 25]
@@ -82,8 +93,8 @@ def test_a_save_that_fills_the_disk_is_not_published(
     size = sum(path.stat().st_size for path in previous.rglob("*") if path.is_file())
     shutil.copytree(previous, tmp_path / "kept")
     shutil.rmtree(disk / "checkpoints")  # without it a save starts however much space is free
-    fill(disk, size // 2)
-    assert one_rank.run(trained, config | {"load": str(tmp_path / "kept"), "auto_resume": False}) == [1]
+    again = config | {"load": str(tmp_path / "kept"), "auto_resume": False}
+    assert one_rank.run(trained_on_a_full_disk, again, str(disk), size // 2) == [1]
     failed = [event for event in read_run(run).events if event.event == "save_failed"]
     assert [event.step for event in failed] == [15, 20, 25]
     assert all(
