@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from megatron_adalrs.data.gpt_dataset import GPTDataset
-from megatron_adalrs.data.indexed_dataset import IndexedDataset, bin_path, idx_path
+from megatron_adalrs.data.indexed_dataset import IndexedDataset
 from megatron_adalrs.data.indexed_dataset_builder import write_index
+from megatron_adalrs.data.pair_files import bin_path, idx_path
 
 SEQ_LENGTH = 2048
 

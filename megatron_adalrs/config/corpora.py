@@ -57,13 +57,15 @@ def parse_corpora(field: str, entries: Sequence[str], needs_sizes: bool) -> tupl
     """Parse the corpora of a flag.
 
     The entries are one PREFIX, SIZE PREFIX pairs or, unless `needs_sizes`, several PREFIX of equal size.
-    NAME=PREFIX names a corpus; without a name, the last part of its path is used.
+    NAME=PREFIX names a corpus; without a name, the last part of its path is used. A prefix may have the
+    extension of one of its files, and pairs may stand in one string.
 
     Raises:
         ValueError: If the entries have another form. The message names the field, the entry and the
             requirement.
     """
     require(len(entries) > 0, f"{field}: names no corpus: required the prefix of a .bin/.idx pair")
+    entries = _split_pairs(entries)
     has_sizes = len(entries) > 1 and (needs_sizes or _number(entries[0]) is not None)
     if has_sizes:
         require(
@@ -92,9 +94,20 @@ def parse_corpora(field: str, entries: Sequence[str], needs_sizes: bool) -> tupl
     return tuple(Corpus(name, prefix, size) for (name, prefix), size in zip(named, sizes, strict=True))
 
 
+def _split_pairs(entries: Sequence[str]) -> Sequence[str]:
+    """Split "SIZE PREFIX SIZE PREFIX" in one string; any other string may be a path with spaces."""
+    words = entries[0].split()
+    is_blend = len(entries) == 1 and len(words) >= 4 and all(_number(word) is not None for word in words[::2])
+    return words if is_blend else entries
+
+
 def _named(entry: str) -> tuple[str, str]:
     given = _NAMED.fullmatch(entry)
-    return (given[1], given[2]) if given else (Path(entry).name or entry, entry)
+    prefix = given[2] if given else entry
+    for extension in (".bin", ".idx"):
+        if Path(prefix).suffix == extension:
+            prefix = prefix.removesuffix(extension)
+    return (given[1] if given else Path(prefix).name or prefix, prefix)
 
 
 def _size(field: str, entry: str, prefix: str) -> float:

@@ -21,7 +21,7 @@ class DataConfig(Group):
     data_path: Entries | None = None
     """Prefix of the preprocessed corpus PREFIX.bin and PREFIX.idx, as written by `megatron-adalrs
     preprocess`, or a blend of several: SIZE PREFIX SIZE PREFIX ... NAME=PREFIX names a corpus; without a
-    name, the last part of its path is used."""
+    name, the last part of its path is used. PREFIX.bin and PREFIX.idx mean PREFIX."""
     train_data_path: Entries | None = None
     """Corpus or blend to train on, instead of data_path; all of it is used for training."""
     valid_data_path: Entries | None = None
@@ -80,6 +80,14 @@ class DataConfig(Group):
     def corpora(self) -> tuple[Corpus, ...]:
         """All corpora of the run, training corpora first."""
         return tuple(corpus for _, corpora in self.parts for corpus in corpora)
+
+    @property
+    def corpora_by_field(self) -> dict[str, tuple[Corpus, ...]]:
+        """Corpora of each field that names some."""
+        if self.data_path is not None:
+            return {"data_path": self.corpora}
+        named = [name for name in SEPARATE if getattr(self, name) is not None]
+        return {name: corpora for name, (_, corpora) in zip(named, self.parts, strict=True)}
 
     @field_serializer("data_path", *SEPARATE)
     def _plain(self, entries: tuple[str, ...] | None) -> str | list[str] | None:

@@ -15,7 +15,8 @@ from megatron_adalrs.config.corpora import Corpus
 from megatron_adalrs.config.data import DataConfig
 from megatron_adalrs.data.blend_order import BlendOrder
 from megatron_adalrs.data.gpt_dataset import GPTDataset, build_gpt_datasets, check_vocabulary, split_documents
-from megatron_adalrs.data.indexed_dataset import IndexedDataset, idx_path
+from megatron_adalrs.data.indexed_dataset import IndexedDataset
+from megatron_adalrs.data.pair_files import idx_path
 
 _BLEND_VERSION = 1  # increase with any change to `blend_order`
 Span = tuple[int, int]

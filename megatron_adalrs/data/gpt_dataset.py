@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_adalrs.data.index_cache import load_or_build
-from megatron_adalrs.data.indexed_dataset import IndexedDataset, bin_path
+from megatron_adalrs.data.indexed_dataset import IndexedDataset
+from megatron_adalrs.data.pair_files import bin_path
 from megatron_adalrs.data.sample_index import SampleIndex, build_sample_index
 
 SPLITS = ("train", "valid", "test")

@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from megatron_adalrs.data.pair_files import bin_path, idx_path, require_pair
+
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")
@@ -47,14 +49,6 @@ def best_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype("<u2") if vocab_size < 65500 else np.dtype("<i4")
 
 
-def bin_path(prefix: Path | str) -> Path:
-    return Path(f"{prefix}.bin")
-
-
-def idx_path(prefix: Path | str) -> Path:
-    return Path(f"{prefix}.idx")
-
-
 class IndexedDataset:
     """A read-only, memory-mapped view of a pair of files. The whole index is validated when it is opened.
 
@@ -72,12 +66,7 @@ class IndexedDataset:
     def __init__(self, prefix: Path | str) -> None:
         self.prefix = Path(prefix)
         index, tokens = idx_path(prefix), bin_path(prefix)
-        for path in (index, tokens):
-            if not path.is_file():
-                raise FileNotFoundError(
-                    f"indexed dataset {prefix}: there is no file {path} "
-                    "(required: the common prefix of a .bin/.idx pair, without the extension)"
-                )
+        require_pair(prefix)
         header = _read_header(index)
         self.dtype = header.dtype
         sections = np.asarray(np.memmap(index, dtype=np.uint8, mode="r", offset=HEADER.size))

@@ -13,6 +13,7 @@ from megatron_adalrs.data.description import (
     recorded_tokenizer,
     require_tokenizer,
 )
+from megatron_adalrs.data.pair_files import require_pairs
 from megatron_adalrs.data.tokenizer import DataTokenizer, Tokenizer, build_tokenizer, tokenizer_paths
 
 
@@ -35,8 +36,9 @@ def resolve_vocabulary(config: Config) -> Vocabulary:
 
     Raises:
         ValueError, OSError: As `known_vocabulary` does, and if the data has tokens beyond the vocabulary or
-            cannot be read.
+            cannot be read, or a file of it is missing.
     """
+    require_pairs(config.data)
     vocabulary = known_vocabulary(config)
     check_vocabularies(config.data, vocabulary.size)
     return vocabulary

@@ -31,15 +31,17 @@ NOT_COUNTED = (
 def dry_run(config: Config) -> str:
     """Return the plan of a run on `--world-size` ranks, or on the number of ranks of the launcher.
 
-    Joins no process group and writes nothing. A corpus that does not exist is listed and is not an error.
+    Joins no process group and writes nothing. A corpus that does not exist is listed; it is an error only
+    if the vocabulary is not known without it.
 
     Raises:
-        ValueError: A run would reject its configuration, vocabulary or mesh.
+        ValueError, OSError: A run would reject its configuration, vocabulary or mesh.
     """
     world_size = config.run.world_size or int(os.environ.get("WORLD_SIZE", "1"))
     shape = MeshShape.of_world(world_size, **config.parallel.sizes)
     missing = [corpus.prefix for corpus in config.data.corpora if not Path(f"{corpus.prefix}.idx").exists()]
-    vocab_size = (known_vocabulary if missing else resolve_vocabulary)(config).size
+    knows_vocabulary = config.model.vocab_size is not None or config.data.tokenizer_type is not None
+    vocab_size = (known_vocabulary if missing and knows_vocabulary else resolve_vocabulary)(config).size
     plan = plan_run(config, vocab_size, shape, computes_on_cpu())
     lines = [
         f"dry run: {quantity(count_parameters(config.model, vocab_size), 'parameters')} on "

@@ -12,8 +12,9 @@ from megatron_adalrs.data.description import (
     read_description,
     write_description,
 )
-from megatron_adalrs.data.indexed_dataset import IndexedDataset, bin_path
+from megatron_adalrs.data.indexed_dataset import IndexedDataset
 from megatron_adalrs.data.indexed_dataset_builder import IndexedDatasetBuilder
+from megatron_adalrs.data.pair_files import bin_path
 from megatron_adalrs.preprocessing.preprocess import require_new
 
 

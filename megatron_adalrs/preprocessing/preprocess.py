@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_adalrs.data.description import Description, description_path
-from megatron_adalrs.data.indexed_dataset import bin_path, idx_path
+from megatron_adalrs.data.pair_files import bin_path, idx_path
 from megatron_adalrs.data.tokenizer import TOKENIZER_FILES
 from megatron_adalrs.preprocessing.documents import find_files, read_batches
 from megatron_adalrs.preprocessing.encoding import Encoder, Encoders, Recipe

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from megatron_adalrs.cli.arguments import config_from_values
-from megatron_adalrs.data.indexed_dataset import idx_path
+from megatron_adalrs.data.pair_files import idx_path
 from megatron_adalrs.reproduction import results
 from megatron_adalrs.reproduction.plan import SCHEDULES, Run, run_name
 from megatron_adalrs.reproduction.results import Result

@@ -101,3 +101,15 @@ def test_a_negative_size_as_flag_is_refused_by_us() -> None:
     flags = "--preset gpt2-tiny --seq-length 8 --train-iters 10 --lr 1e-3 --data-path -1 a 2 b"
     with pytest.raises(ValueError, match="size -1 of a: required a finite number that is not negative"):
         parse_arguments(flags.split())
+
+
+@pytest.mark.parametrize("entry", ["x/a.bin", "x/a.idx", "x/a"])
+def test_a_file_of_the_pair_means_its_prefix(entry: str) -> None:
+    (corpus,) = data(data_path=entry).corpora
+    assert (corpus.name, corpus.prefix) == ("a", "x/a")
+
+
+def test_a_blend_in_one_string_is_split() -> None:
+    in_one = data(data_path="0.3 x/a  0.7 web=x/b.bin").corpora
+    assert in_one == data(data_path=["0.3", "x/a", "0.7", "web=x/b"]).corpora
+    assert [corpus.prefix for corpus in data(data_path="my files/a").corpora] == ["my files/a"]
