@@ -64,8 +64,9 @@ class RunConfig(Group):
     """Save and exit with code 143 after this many minutes; the run can be resumed."""
     eval_interval: PositiveInt | None = None
     """Steps between evaluations. Default: evaluate only at the end."""
-    eval_iters: PositiveInt = 100
-    """Batches of global_batch_size per evaluation, at most one pass over the validation data."""
+    eval_iters: NonNegativeInt = 100
+    """Batches of global_batch_size per evaluation, at most one pass over the validation data. 0 turns all
+    evaluation off."""
     log_interval: PositiveInt = 10
     """Steps between console lines and TensorBoard points. metrics.jsonl has every step."""
     verbose: bool = False

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from megatron_adalrs.config.base import Group, require
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class TrainingConfig(Group):
@@ -31,8 +33,8 @@ class TrainingConfig(Group):
     those of attention between its projections (selective)."""
     deepspeed_config: Path | None = None
     """JSON file with additional DeepSpeed settings. A key that contradicts a flag is an error."""
-    seed: NonNegativeInt = 1234
-    """Seed of the weights, the data order and dropout."""
+    seed: Seed = 1234
+    """Seed of the weights, the data order and dropout, from 0 to 2^63 - 1."""
 
     @property
     def precision(self) -> Literal["fp32", "bf16", "fp16"]:

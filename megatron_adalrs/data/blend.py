@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,13 +13,24 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_adalrs.config.corpora import Corpus
-from megatron_adalrs.config.data import DataConfig
+from megatron_adalrs.config.data import DEFAULT_SPLIT, DataConfig
 from megatron_adalrs.data.blend_order import BlendOrder
-from megatron_adalrs.data.gpt_dataset import GPTDataset, build_gpt_datasets, check_vocabulary, split_documents
+from megatron_adalrs.data.gpt_dataset import (
+    GPTDataset,
+    TooFewTokens,
+    build_gpt_datasets,
+    check_vocabulary,
+    split_documents,
+)
 from megatron_adalrs.data.indexed_dataset import IndexedDataset
 from megatron_adalrs.data.pair_files import idx_path
+from megatron_adalrs.utils.format import quantity
 
 _BLEND_VERSION = 1  # increase with any change to `blend_order`
+BYTES_PER_SAMPLE = 24
+"""Size of a sample in a `SampleIndex`, without the documents."""
+OTHER_SPLITS = ("90,5,5", "80,10,10", "50,25,25", "90,10,0", "80,20,0", "50,50,0", "1,0,0")
+"""Values of --split that an error may propose, from the most training data to none for validation."""
 Span = tuple[int, int]
 
 
@@ -134,12 +146,17 @@ def build_datasets(
 
     Raises:
         ValueError, OSError: As `build_gpt_datasets` does; ValueError also if the corpora differ in token type
-            or the split has no training data.
+            or the split has no training data, or the index of the samples would not fit in memory.
     """
+    _require_memory("train_iters", train_samples)
+    _require_memory("eval_iters", evaluated_samples)
     _require_one_token_type([corpus.prefix for corpus in data.corpora])
 
     def build(corpus: Corpus, split: str, samples: tuple[int, int, int]) -> Sequence[GPTDataset | None]:
-        return build_gpt_datasets(corpus.prefix, split, seq_length, samples, seed, data.data_cache_path)
+        try:
+            return build_gpt_datasets(corpus.prefix, split, seq_length, samples, seed, data.data_cache_path)
+        except TooFewTokens as error:
+            raise ValueError(_with_split_that_works(str(error), data, seq_length)) from None
 
     first_split, trained_on = data.parts[0]
 
@@ -182,6 +199,34 @@ def check_vocabularies(data: DataConfig, vocab_size: int) -> None:
     """Call `check_vocabulary` for every corpus."""
     for prefix in dict.fromkeys(corpus.prefix for corpus in data.corpora):
         check_vocabulary(prefix, vocab_size)
+
+
+def _require_memory(field: str, samples: int) -> None:
+    """Require that the index of this many samples fits in memory, where it is built."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if samples * BYTES_PER_SAMPLE > memory:
+        raise ValueError(
+            f"{field}: {samples} samples (steps x global batch size) need an index of {samples} x "
+            f"{BYTES_PER_SAMPLE} bytes = {quantity(samples * BYTES_PER_SAMPLE, 'B')}: this host has "
+            f"{quantity(memory, 'B')} of memory; lower {field}"
+        )
+
+
+def _with_split_that_works(message: str, data: DataConfig, seq_length: int) -> str:
+    """Add the first of a few values of --split that leaves a sample in every part of every corpus."""
+    if data.data_path is None:
+        return message
+    corpora = [IndexedDataset(corpus.prefix) for corpus in data.corpora]
+    for split in OTHER_SPLITS:
+        documents = [(corpus, split_documents(split, corpus.num_documents)) for corpus in corpora]
+        if all(
+            int(corpus.document_offsets[part.stop] - corpus.document_offsets[part.start]) > seq_length
+            for corpus, parts in documents
+            for part, weight in zip(parts, split.split(","), strict=True)
+            if weight != "0"
+        ):
+            return f"{message}; --split is {data.split or DEFAULT_SPLIT}, --split {split} works"
+    return f"{message}; no --split leaves enough: give more data or a shorter --seq-length"
 
 
 def _require_one_token_type(prefixes: Sequence[Path | str]) -> None:

@@ -22,6 +22,10 @@ _SCANNED_TOKENS = 10_000_000
 _SCANNED_BLOCK = 100_000
 
 
+class TooFewTokens(ValueError):
+    """A split has fewer tokens than one sample."""
+
+
 class GPTDataset:
     """`num_samples` samples of `seq_length` + 1 tokens from documents of a dataset.
 
@@ -55,7 +59,7 @@ class GPTDataset:
                 f"{bin_path(indexed.prefix)} has token type {indexed.dtype.name}: required integers"
             )
         if self.num_tokens < seq_length + 1:
-            raise ValueError(
+            raise TooFewTokens(
                 f"the {split} split of {indexed.prefix} has {self.num_tokens} tokens in {len(documents)} "
                 f"documents: required at least seq_length({seq_length}) + 1 = {seq_length + 1}"
             )

@@ -43,7 +43,10 @@ def load_or_build(
     try:
         _save(stem, record, description, build())
     except OSError as error:
-        raise OSError(f"index cache {folder} cannot be written: {error}") from error
+        raise OSError(
+            f"data_cache_path: index cache {folder} cannot be written: {error}; "
+            "give --data-cache-path a folder that can be"
+        ) from error
     return _load(stem, record, description)
 
 

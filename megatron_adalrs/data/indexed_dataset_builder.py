@@ -12,15 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_adalrs.data.indexed_dataset import (
-    DTYPES,
-    HEADER,
-    MAGIC,
-    VERSION,
-    IndexedDataset,
-    bin_path,
-    idx_path,
-)
+from megatron_adalrs.data.indexed_dataset import DTYPES, HEADER, MAGIC, VERSION, IndexedDataset
+from megatron_adalrs.data.pair_files import bin_path, idx_path
 from megatron_adalrs.utils.atomic_files import atomic_write, publish, temporary_beside
 
 _CODES = {dtype: code for code, dtype in DTYPES.items()}

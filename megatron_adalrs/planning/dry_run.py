@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from megatron_adalrs.config import Config
+from megatron_adalrs.data.pair_files import require_pairs
 from megatron_adalrs.data.vocabulary import known_vocabulary, resolve_vocabulary
 from megatron_adalrs.distributed.process_mesh import AXES, MeshShape
 from megatron_adalrs.engine import computes_on_cpu
@@ -40,8 +41,7 @@ def dry_run(config: Config) -> str:
     world_size = config.run.world_size or int(os.environ.get("WORLD_SIZE", "1"))
     shape = MeshShape.of_world(world_size, **config.parallel.sizes)
     missing = [corpus.prefix for corpus in config.data.corpora if not Path(f"{corpus.prefix}.idx").exists()]
-    knows_vocabulary = config.model.vocab_size is not None or config.data.tokenizer_type is not None
-    vocab_size = (known_vocabulary if missing and knows_vocabulary else resolve_vocabulary)(config).size
+    vocab_size = _vocab_size(config, bool(missing))
     plan = plan_run(config, vocab_size, shape, computes_on_cpu())
     lines = [
         f"dry run: {quantity(count_parameters(config.model, vocab_size), 'parameters')} on "
@@ -50,6 +50,17 @@ def dry_run(config: Config) -> str:
     ]
     lines += [f"data_path: there is no {prefix}.idx yet; a run needs it" for prefix in missing]
     return "\n".join(lines)
+
+
+def _vocab_size(config: Config, is_missing: bool) -> int:
+    if not is_missing:
+        return resolve_vocabulary(config).size
+    if config.model.vocab_size is None and config.data.tokenizer_type is None:
+        try:
+            require_pairs(config.data)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}; a plan without the data needs --vocab-size") from None
+    return known_vocabulary(config).size
 
 
 def describe(plan: RunPlan) -> str:

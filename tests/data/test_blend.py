@@ -131,3 +131,27 @@ def test_what_does_not_fit_together_is_refused(folder: Path) -> None:
         built(folder, data_path=[1, f"{folder}/a", 1, f"{folder}/b"], split="0,1,1")
     with pytest.raises(ValueError, match="blend_sizes: epochs of corpora without tokens to train on"):
         built(folder, data_path=[1, f"{folder}/a", 1, f"{folder}/b"], split="0,1,1", blend_sizes="epochs")
+
+
+@pytest.mark.parametrize(
+    ("documents", "works"), [(8, "80,10,10"), (4, "50,25,25"), (2, "50,50,0"), (1, "1,0,0")]
+)
+def test_a_split_that_works_is_proposed(tmp_path: Path, documents: int, works: str) -> None:
+    prefix = corpus(tmp_path / "few", 0, documents)
+    with pytest.raises(ValueError, match=f"the valid split .* --split {works} works"):
+        built(tmp_path, data_path=prefix)
+    assert len(built(tmp_path, data_path=prefix, split=works).train) == 60
+    assert len(build_datasets(DataConfig(data_path=prefix), LENGTH, 60, 0, seed=3).train) == 60
+
+
+def test_a_corpus_below_a_sample_has_no_split(tmp_path: Path) -> None:
+    prefix = corpus(tmp_path / "few", 0, 1)
+    with pytest.raises(ValueError, match=r"the train split .* no --split leaves enough: give more data"):
+        build_datasets(DataConfig(data_path=prefix), 20, 60, 5, seed=3)
+
+
+@pytest.mark.parametrize(("samples", "field"), [((10**13, 5), "train_iters"), ((60, 10**13), "eval_iters")])
+def test_more_samples_than_memory_are_refused(folder: Path, samples: tuple[int, int], field: str) -> None:
+    arithmetic = rf"{field}: 10000000000000 samples .* x 24 bytes = 240 TB: this host has"
+    with pytest.raises(ValueError, match=arithmetic):
+        build_datasets(DataConfig(data_path=f"{folder}/a"), LENGTH, *samples, seed=3)

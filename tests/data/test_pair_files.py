@@ -15,13 +15,13 @@ from tests.helpers.runs import tiny_config
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ("corpsu", "there is no file .*corpsu.idx .* has .*/corpus$"),
-        ("corpus_text_document", "corpus_text_document.idx .* has .*/corpus$"),
-        ("corpus_text_document.bin", "corpus_text_document.idx .* has .*/corpus$"),
+        ("corpsu", "there is no file .*corpsu.idx .* has .*/corpus($|;)"),
+        ("corpus_text_document", "corpus_text_document.idx .* has .*/corpus($|;)"),
+        ("corpus_text_document.bin", "corpus_text_document.idx .* has .*/corpus($|;)"),
         ("", "there is no file .* has .*/corpus, .*/other"),
         ("half", "there is no file .*half.bin .*; .*half.idx exists"),
-        ("no/corpus", "there is no folder .*/no$"),
-        ("empty/corpus", "empty has no pairs$"),
+        ("no/corpus", "there is no folder .*/no($|;)"),
+        ("empty/corpus", "empty has no pairs($|;)"),
         ("1 corpus", "there is no file .*/1 corpus.idx"),
     ],
 )

@@ -17,6 +17,7 @@ def run(monkeypatch: pytest.MonkeyPatch, folder: Path, flags: str, rank: str = "
     """Return the exit code of the program in an empty folder, as this rank."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", str(int(rank) + 1))
     monkeypatch.setattr(sys, "argv", ["pretrain_gpt.py", *FLAGS.split(), *flags.split()])
     return pretrain_gpt.main()
 
@@ -50,7 +51,7 @@ def test_only_first_rank_prints(
             "--vocab-size 300 --world-size 4 --global-batch-size 6",
             "global_batch_size: 6 is not a multiple of",
         ),
-        ("", "vocab_size: unknown"),
+        ("", "there is no file nowhere.idx"),
         (
             "--vocab-size 99 --tokenizer-type ByteTokenizer",
             "vocab_size: 99 is below the 257 tokens of the tokenizer",

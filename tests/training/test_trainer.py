@@ -141,3 +141,11 @@ def whole(one_rank: Ranks, data: Path, tmp_path_factory: pytest.TempPathFactory)
     run = tmp_path_factory.mktemp("whole") / "run"
     one_rank.run(trained, values(data, run, SEARCH | {"confidence": 0.0}, lr=WHOLE_LR))
     return read_run(run)
+
+
+def test_no_batches_turn_evaluation_off(one_rank: Ranks, data: Path, tmp_path: Path) -> None:
+    search = {"mode": "off"}
+    one_rank.run(trained, values(data, tmp_path / "run", search, train_iters=3, eval_iters=0))
+    run = read_run(tmp_path / "run")
+    assert len(run.train.loss) == 3
+    assert not run.evaluations
