@@ -45,6 +45,7 @@ class Corpus:
 def change_prefixes(entries: Sequence[str], change: Callable[[str], str]) -> tuple[str, ...]:
     """Return the entries with `change` applied to each prefix; sizes and names stay as they are."""
     changed = []
+    entries = _split_pairs(entries)
     for entry in entries:
         given = _NAMED.fullmatch(entry)
         name, prefix = (f"{given[1]}=", given[2]) if given else ("", entry)
@@ -96,8 +97,8 @@ def parse_corpora(field: str, entries: Sequence[str], needs_sizes: bool) -> tupl
 
 def _split_pairs(entries: Sequence[str]) -> Sequence[str]:
     """Split "SIZE PREFIX SIZE PREFIX" in one string; any other string may be a path with spaces."""
-    words = entries[0].split()
-    is_blend = len(entries) == 1 and len(words) >= 4 and all(_number(word) is not None for word in words[::2])
+    words = entries[0].split() if len(entries) == 1 else []
+    is_blend = len(words) >= 4 and all(_number(word) is not None for word in words[::2])
     return words if is_blend else entries
 
 

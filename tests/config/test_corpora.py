@@ -9,7 +9,7 @@ import yaml
 
 from megatron_adalrs.cli.arguments import config_from_values, parse_arguments
 from megatron_adalrs.config import DataConfig
-from megatron_adalrs.config.corpora import Corpus
+from megatron_adalrs.config.corpora import Corpus, change_prefixes
 
 VALUES = {"preset": "gpt2-tiny", "seq_length": 8, "train_iters": 10, "lr": 1e-3}
 
@@ -113,3 +113,4 @@ def test_a_blend_in_one_string_is_split() -> None:
     in_one = data(data_path="0.3 x/a  0.7 web=x/b.bin").corpora
     assert in_one == data(data_path=["0.3", "x/a", "0.7", "web=x/b"]).corpora
     assert [corpus.prefix for corpus in data(data_path="my files/a").corpora] == ["my files/a"]
+    assert change_prefixes(["0.3 a 0.7 web=b"], str.upper) == ("0.3", "A", "0.7", "web=B")
