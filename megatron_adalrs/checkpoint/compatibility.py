@@ -8,12 +8,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from megatron_adalrs.adalrs.settings import is_over
+from megatron_adalrs.checkpoint.deepspeed_changes import deepspeed_changes, require_same_layout
 from megatron_adalrs.checkpoint.load import restore_entry
 from megatron_adalrs.checkpoint.manifest import STATE
 from megatron_adalrs.checkpoint.model_shape import shape_of
 from megatron_adalrs.config import NESTED, Config, ModelConfig
 from megatron_adalrs.config.base import describe_validation_error
-from megatron_adalrs.config.on_resume import ON_RESUME, OnResume
+from megatron_adalrs.config.on_resume import ON_RESUME, OnResume, policy_of
 from megatron_adalrs.config.parallel import ParallelConfig
 from megatron_adalrs.distributed.process_mesh import MeshShape, ProcessMesh
 from megatron_adalrs.engine.deepspeed_config import deepspeed_settings
@@ -56,15 +57,18 @@ def require_compatible(checkpoint: Path, state: dict[str, Any], config: Config, 
     )
     for name, (theirs, ours) in changed.items():
         differs = f"--load: {checkpoint} has {name} {theirs!r}, this run has {ours!r}"
-        if ON_RESUME[name] is OnResume.SAME:
+        policy = policy_of(name)
+        if policy is OnResume.SAME:
             raise ValueError(f"{differs}: it must be the same; {_flag(name, theirs)}")
-        if ON_RESUME[name] is OnResume.SEARCH and search_end is not None:
+        if policy is OnResume.SEARCH and search_end is not None:
             raise ValueError(
                 f"{differs}: the learning-rate search is still running, until about step {search_end}; "
                 f"{_flag(name, theirs)}, and change it when the search has ended"
             )
     if differences := mesh_differences(state, config, mesh):
         _require_movable(checkpoint, config, mesh, differences[0])
+    else:
+        require_same_layout(checkpoint, state, config, mesh)
 
 
 def changes_since(state: dict[str, Any], config: Config, mesh: ProcessMesh) -> dict[str, tuple[Any, Any]]:
@@ -79,7 +83,7 @@ def changes_since(state: dict[str, Any], config: Config, mesh: ProcessMesh) -> d
         name: (theirs.get(name), ours.get(name))
         for name, policy in ON_RESUME.items()
         if policy is not OnResume.IRRELEVANT and theirs.get(name) != ours.get(name)
-    }
+    } | deepspeed_changes(state, config, mesh)
 
 
 def _effective_values(flat: dict[str, Any], data_parallel_size: int) -> dict[str, Any]:

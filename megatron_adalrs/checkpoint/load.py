@@ -101,7 +101,7 @@ def read_state(checkpoint: Path, flag: str = "--load") -> dict[str, Any]:
         for name, kind in {"world_size": int, "config": dict}.items():
             if type(state.get(name)) is not kind:
                 raise ValueError(f"{name} must be {kind.__name__}, not {state.get(name)!r:.40}")
-        for name in ("progress", "controller", "loss_guard", "identity"):
+        for name in ("progress", "controller", "loss_guard", "identity", "deepspeed"):
             if type(state.get(name, {})) is not dict:
                 raise ValueError(f"{name} must be dict, not {state[name]!r:.40}")
         if "progress" in state:

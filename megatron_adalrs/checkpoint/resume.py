@@ -9,7 +9,7 @@ from typing import Any
 from megatron_adalrs.checkpoint.compatibility import changes_since, mesh_differences, saved_mesh_shape
 from megatron_adalrs.checkpoint.manifest import ENGINE, random_name, read_json
 from megatron_adalrs.config import Config
-from megatron_adalrs.config.on_resume import ON_RESUME, OnResume
+from megatron_adalrs.config.on_resume import OnResume, policy_of
 from megatron_adalrs.distributed.collectives import on_every_rank
 from megatron_adalrs.distributed.process_mesh import ProcessMesh
 from megatron_adalrs.engine import Engine, SavedMesh, TrainingTensors, open_training_state
@@ -61,7 +61,7 @@ def describe_resume(checkpoint: Path, state: dict[str, Any], config: Config, mes
     if shown := [
         f"{name} {_shown(theirs)} -> {_shown(ours)}"
         for name, (theirs, ours) in changes.items()
-        if ON_RESUME[name] is not OnResume.MESH
+        if policy_of(name) is not OnResume.MESH
     ]:
         lines.append(f"changed since the checkpoint: {'; '.join(shown)}")
     scale = state.get("controller", {}).get("scale", 1.0)

@@ -100,6 +100,8 @@ _FIELDS = {
         "micro_batch_size",
         "recompute_granularity",
         "deepspeed_config",
+        "valid_data_path",
+        "test_data_path",
         "save_interval",
         "async_save",
         "keep_last",
@@ -119,8 +121,6 @@ _FIELDS = {
         "vocab_size",
         "data_path",
         "train_data_path",
-        "valid_data_path",
-        "test_data_path",
         "blend_sizes",
         "split",
         "tokenizer_type",
@@ -165,3 +165,8 @@ _FIELDS = {
 
 ON_RESUME = {name: policy for policy, names in _FIELDS.items() for name in names}
 """The policy of each field, by its name as a YAML key."""
+
+
+def policy_of(name: str) -> OnResume:
+    """Return the policy of a field, or of a setting in the file of `deepspeed_config`."""
+    return ON_RESUME["deepspeed_config" if name.startswith("deepspeed_config.") else name]

@@ -18,7 +18,7 @@ from megatron_adalrs.config import Config
 from megatron_adalrs.distributed.collectives import gather_numbers
 from megatron_adalrs.distributed.process_mesh import ProcessMesh
 from megatron_adalrs.engine.checkpoint_io import CheckpointFiles
-from megatron_adalrs.engine.deepspeed_config import deepspeed_settings
+from megatron_adalrs.engine.deepspeed_config import deepspeed_settings, settings_beside_flags
 from megatron_adalrs.engine.learning_rate import apply_learning_rate
 from megatron_adalrs.engine.loss_average import LossAverage
 from megatron_adalrs.engine.master_weights import weights_from_masters
@@ -89,6 +89,8 @@ class Engine(ABC):
         # DeepSpeed keeps the last engine's mpu in a global variable and never resets it.
         deepspeed.utils.groups.mpu = self._mpu
         settings = deepspeed_settings(config, mesh.data.size)
+        self.settings_beside_flags = settings_beside_flags(settings)
+        """DeepSpeed's settings that no flag sets, for checkpoints."""
         # DeepSpeed derives it from its own data-parallel size, which includes the context axis.
         del settings["train_batch_size"]
         model = self._build_model(config, vocab_size, settings)

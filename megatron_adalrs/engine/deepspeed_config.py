@@ -60,6 +60,23 @@ def deepspeed_settings(config: Config, data_parallel_size: int) -> dict[str, Any
     return settings
 
 
+def settings_beside_flags(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values that no flag sets, by keys such as `zero_optimization.overlap_comm`.
+
+    Args:
+        settings: what `deepspeed_settings` returned.
+        prefix: keys of the section that `settings` is, with a dot at the end.
+    """
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = prefix + key
+        if isinstance(value, dict):
+            found |= settings_beside_flags(value, f"{name}.")
+        elif name not in FLAG_OF_KEY:
+            found[name] = value
+    return found
+
+
 def read_deepspeed_overlay(path: Path) -> dict[str, Any]:
     """Read the user's DeepSpeed settings.
 

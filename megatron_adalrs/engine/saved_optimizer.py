@@ -153,9 +153,7 @@ def _in_partitions(folder: Path, index: int, held: Mapping[str, _StageParameter]
     cuts: dict[str, dict[str, list[Callable[[], Tensor]]]] = defaultdict(lambda: defaultdict(list))
     steps = []
     for optimizer in sharded_optimizers(folder, index):
-        base = optimizer["base_optimizer_state"]
-        # A list with `elastic_checkpoint`, else torch's state dict.
-        states = dict(enumerate(base)) if isinstance(base, list) else base["state"]
+        states = optimizer["base_optimizer_state"]["state"]
         steps.append(_step(states.values()))
         for group, mapping in enumerate(optimizer["param_slice_mappings"]):
             flats = {MASTER: optimizer["single_partition_of_fp32_groups"][group]}

@@ -285,6 +285,7 @@ class Trainer:
             "run": self.run.directory.start.identity.to_json(),
             "identity": self.data.identity(self.state.consumed_samples),
             "config": self.config.to_flat(),
+            "deepspeed": self.engine.settings_beside_flags,
         }
         write = self._checkpoints.begin if in_background else self._checkpoints.save
         return write(self.state.step, content)

@@ -142,8 +142,3 @@ def test_unsupported_zero_settings_are_refused(
     (checkpoint, _), _ = two_ranks.run(save, {"zero_stage": 1} | overlay(tmp_path, **{name: value}), tmp_path)
     (message,) = one_rank.run(refusal, {}, checkpoint)
     assert message.startswith(f"--load: {checkpoint}/engine was written with zero_optimization.{name}")
-
-
-def test_elastic_checkpoint_partitions_are_read(one_rank: Ranks, two_ranks: Ranks, tmp_path: Path) -> None:
-    saved = two_ranks.run(save, {"zero_stage": 2} | overlay(tmp_path, elastic_checkpoint=True), tmp_path)[0]
-    assert_resumes(one_rank, saved, {})
