@@ -171,6 +171,8 @@ def _matching_files(folder: Path, file_glob: str) -> list[Path]:
         raise FileNotFoundError(f"input {folder}: no file matches {file_glob!r}")
     for path in files:
         _require_readable(path)
+    if "**" in file_glob:
+        _require_listable(folder)
     return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
 
 
@@ -182,6 +184,16 @@ def _require_readable(path: Path) -> None:
         raise ValueError(f"input {path} is a device, pipe or socket: required a regular file")
     if not os.access(path, os.R_OK):
         raise ValueError(f"input {path}: no permission to read it")
+
+
+def _require_listable(folder: Path) -> None:
+    """Raise ValueError for a folder below `folder` that cannot be listed, which a glob would skip."""
+
+    def refuse(error: OSError) -> None:
+        raise ValueError(f"input {error.filename}: the folder cannot be listed: {error.strerror}") from error
+
+    for _ in os.walk(folder, onerror=refuse):
+        pass
 
 
 def _batches_from(source: Path, files: Sequence[Path], json_key: str, start: Position) -> Iterator[Batch]:
