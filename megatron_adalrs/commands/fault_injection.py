@@ -9,6 +9,11 @@ it is complete, its losses must be bit-identical to those of a run that was neve
 --save-interval (1 to 3), --async-save, the learning-rate search and the choice of killed ranks (both at once,
 one after the other, only one) vary between the runs.
 
+Half of the attempts are disturbed as well. A second job is started in the same run directory, or a resume
+with another --seed is tried: both must be refused, and the run must not change. The run is rolled back to its
+oldest checkpoint with --keep-last 1: it must go on from there, also after a kill. Or no file can grow beyond
+a limit, as on a full disk: no checkpoint is written, and none may be damaged.
+
 The exit code is 0 if no check failed. At the first failed check the command stops, keeps its folder and
 returns 1.
 """

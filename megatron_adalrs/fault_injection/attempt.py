@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections.abc import Callable
 from multiprocessing.connection import wait
@@ -25,14 +26,17 @@ class Attempt:
         program: Function that each rank calls with `arguments`; it must be importable by name.
         arguments: Command line.
         output: File to which the ranks append their standard output and error.
+        largest_file: Size in bytes beyond which files cannot grow, as on a full disk. Default: no limit.
     """
 
-    def __init__(self, program: Program, arguments: list[str], output: Path) -> None:
+    def __init__(
+        self, program: Program, arguments: list[str], output: Path, largest_file: int | None = None
+    ) -> None:
         self.began = time.monotonic()
         port = free_port()
+        call = (program, arguments, str(output), largest_file)
         self._ranks = [
-            start_rank(rank, RANKS, port, _run_program, program, arguments, str(output), accelerator="cpu")
-            for rank in range(RANKS)
+            start_rank(rank, RANKS, port, _run_program, *call, accelerator="cpu") for rank in range(RANKS)
         ]
 
     @property
@@ -53,6 +57,11 @@ class Attempt:
         """Send SIGKILL to a rank."""
         self._ranks[rank].kill()
 
+    def exit_of_first(self, seconds: float) -> int | None:
+        """Wait up to `seconds` for the first rank to exit, and return its exit code."""
+        self._ranks[0].join(seconds)
+        return self._ranks[0].exitcode
+
     def end(self, seconds: float = 0.0) -> bool:
         """Wait up to `seconds` for the ranks to exit, then kill those that are left.
 
@@ -70,8 +79,11 @@ class Attempt:
         return had_ended
 
 
-def _run_program(program: Program, arguments: list[str], output: str) -> int:
+def _run_program(program: Program, arguments: list[str], output: str, largest_file: int | None) -> int:
     """Call the program as one rank, with its standard output and error appended to a file."""
+    if largest_file is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, hard))
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for standard in (1, 2):
         os.dup2(descriptor, standard)

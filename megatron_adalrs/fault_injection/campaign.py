@@ -35,6 +35,11 @@ DURING_SAVE = 0.85
 start."""
 ASYNC_SAVE = 0.35
 """Probability that an attempt uses --async-save."""
+DISTURBED = 0.5
+"""Probability that an attempt is disturbed before it is killed."""
+DISTURBANCES = ("second job", "changed flag", "rollback", "disk full")
+LARGEST_FILE = 100_000
+"""Bytes that a file can have on a full disk: less than the tensors of a checkpoint take, more than records."""
 LONGEST_ATTEMPT = 180.0
 """Seconds."""
 LONGEST_EXIT = 90.0
@@ -52,6 +57,8 @@ class Figures:
     """Number of kills by the ranks that were killed."""
     with_async_save: int = 0
     """Kills of attempts with --async-save."""
+    disturbances: Counter[str] = field(default_factory=Counter)
+    """Number of attempts by the way in which they were disturbed."""
     runs: int = 0
     """Runs that were completed and had the losses of a run that was never killed."""
     resumed: int = 0
@@ -74,6 +81,7 @@ class Figures:
             "interrupted": dict(self.interrupted),
             "victims": dict(self.victims),
             "with_async_save": self.with_async_save,
+            "disturbances": dict(self.disturbances),
             "runs_completed": self.runs,
             "attempts_resumed": self.resumed,
             "checkpoints_read": self.checkpoints_read,
@@ -127,13 +135,20 @@ class Campaign:
         figures, run = self.figures, self.output / f"run_{self.figures.runs:03d}"
         published = 0
         while True:
-            killed, seen = self._one_attempt(run, kind, kill=figures.kills < self.kills)
-            verdict = check_checkpoints(run / "checkpoints", max(published, seen))
+            before, kill = progress(run).processes, figures.kills < self.kills
+            disturbance = self._disturbance(run) if kill else None
+            start = self._older(run) if disturbance == "rollback" else published
+            killed, seen = self._one_attempt(run, kind, kill, disturbance)
+            verdict = check_checkpoints(
+                run / "checkpoints", start if disturbance == "rollback" else max(published, seen)
+            )
             figures.wrong += verdict.wrong
             figures.checkpoints_read += verdict.checkpoints
             done = progress(run)
-            self._check_resume(run, done.resumed_at, published, is_first=done.processes < 2)
+            self._check_resume(run, done.resumed_at, start, is_first=done.processes in (before, 1))
             published = verdict.newest
+            if not killed and disturbance == "disk full" and not figures.wrong:
+                continue
             if not killed:
                 break
             figures.kills += 1
@@ -144,6 +159,57 @@ class Campaign:
                 return
         if not figures.wrong:
             self._compare(run, kind)
+
+    def _disturbance(self, run: Path) -> str | None:
+        """Choose how the next attempt is disturbed; None if it is not, or if nothing is there to disturb."""
+        if self._chance.random() > DISTURBED:
+            return None
+        chosen = self._chance.choice(DISTURBANCES)
+        records = run / "metrics.jsonl"
+        is_possible = {
+            "second job": True,
+            "changed flag": bool(self._published(run)),
+            "rollback": bool(self._published(run)),
+            "disk full": not records.exists() or records.stat().st_size < LARGEST_FILE // 2,
+        }
+        return chosen if is_possible[chosen] else None
+
+    def _published(self, run: Path) -> list[int]:
+        """Return the steps of the run's checkpoints up to the latest one."""
+        from megatron_adalrs.checkpoint.latest import current_checkpoints
+        from megatron_adalrs.checkpoint.manifest import step_of
+
+        return [step_of(path) for path in current_checkpoints(run / "checkpoints")]
+
+    def _older(self, run: Path) -> int:
+        """Return the step of the oldest checkpoint, to which the run is rolled back."""
+        return self._published(run)[0]
+
+    def _start_second_job(self, run: Path, arguments: list[str], first: Attempt) -> None:
+        """Start a second job in a run directory that is in use, which must be refused."""
+        while not (run / "lock").exists() and not first.is_over and first.age < LONGEST_ATTEMPT:
+            time.sleep(0.01)
+        time.sleep(self._chance.random())
+        second = Attempt(self._program, arguments, self._ranks_output)
+        code = second.exit_of_first(LONGEST_EXIT)
+        is_judged = not first.is_over
+        second.end()
+        if is_judged and code != 2:
+            self.figures.wrong.append(f"{run}: a second job ended with exit code {code} instead of 2")
+
+    def _try_changed_flag(self, run: Path, values: dict[str, Any]) -> None:
+        """Resume with another seed, which must be refused without a change to the run."""
+        files = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+        attempt = Attempt(self._program, self._arguments(run, values | {"seed": 99}), self._ranks_output)
+        code = attempt.exit_of_first(LONGEST_EXIT)
+        attempt.end()
+        left = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+        if code != 2:
+            self.figures.wrong.append(f"{run}: another seed ended with exit code {code} instead of 2")
+        files.pop(run / "lock", None)  # of a killed process
+        left.pop(run / "lock", None)
+        if left != files:
+            self.figures.wrong.append(f"{run}: another seed was refused, but the run was changed")
 
     def _check_resume(self, run: Path, at: int | None, published: int, is_first: bool) -> None:
         """Check that the last attempt began at the newest checkpoint."""
@@ -176,7 +242,9 @@ class Campaign:
         shutil.rmtree(run)
         return losses
 
-    def _one_attempt(self, run: Path, kind: str, kill: bool) -> tuple[bool, int]:
+    def _one_attempt(
+        self, run: Path, kind: str, kill: bool, disturbance: str | None = None
+    ) -> tuple[bool, int]:
         """Start or resume a run once.
 
         Returns:
@@ -184,12 +252,25 @@ class Campaign:
         """
         async_save = self._chance.random() < ASYNC_SAVE
         values = KINDS[kind] | {"async_save": async_save, "save_interval": self._chance.randint(1, 3)}
-        attempt = self._attempt = Attempt(self._program, self._arguments(run, values), self._ranks_output)
+        if disturbance:
+            self.figures.disturbances[disturbance] += 1
+        if disturbance == "changed flag":
+            self._try_changed_flag(run, values)
+        if disturbance == "rollback":
+            older = run / "checkpoints" / f"iter_{self._older(run):07d}"
+            values |= {"load": str(older), "auto_resume": False, "keep_last": 1}
+        arguments = self._arguments(run, values)
+        self._ranks_output.unlink(missing_ok=True)
+        limit = LARGEST_FILE if disturbance == "disk full" else None
+        attempt = self._attempt = Attempt(self._program, arguments, self._ranks_output, limit)
+        if disturbance == "second job":
+            self._start_second_job(run, arguments, attempt)
         killed, seen = self._kill_in_time(attempt, run / "checkpoints") if kill else (False, 0)
         self.figures.with_async_save += killed and async_save
         if not killed:
             in_time = attempt.end(LONGEST_ATTEMPT)
-            if not in_time or attempt.exit_codes != [0] * RANKS:
+            expected = 1 if disturbance == "disk full" else 0
+            if not in_time or attempt.exit_codes != [expected] * RANKS:
                 self.figures.wrong.append(
                     f"{run}: ranks that were not killed ended with {attempt.exit_codes}"
                 )

@@ -34,7 +34,7 @@ class Verdict:
     """Result of the check after a kill."""
 
     newest: int
-    """Step of the newest checkpoint that matches its hashes; 0 if there is none."""
+    """Step of the newest checkpoint, up to `latest`, that matches its hashes; 0 if there is none."""
     checkpoints: int
     """Number of checkpoints that match their hashes."""
     interrupted: str | None
@@ -61,11 +61,12 @@ def check_checkpoints(folder: Path, published: int) -> Verdict:
             wrong.append(f"{checkpoint} was published damaged: {damage}")
         else:
             sound.append(step_of(checkpoint))
-    newest = max(sound, default=0)
+    named = (folder / "latest").read_text().strip() if (folder / "latest").exists() else None
+    newest = max((step for step in sound if not named or step <= step_of(folder / named)), default=0)
     if newest < published:
         wrong.append(f"{folder} had step {published} published, and now has none beyond {newest}")
-    named = (folder / "latest").read_text().strip() if (folder / "latest").exists() else None
-    if named and not (folder / named).is_dir():
+    # `latest` is written before a checkpoint gets its name.
+    if named and not ((folder / named).is_dir() or (folder / f".{named}.incomplete/manifest.json").exists()):
         wrong.append(f"{folder}/latest names {named}, which is not there")
     return Verdict(newest, len(sound), _interrupted(folder, newest, named), tuple(wrong))
 

@@ -11,9 +11,11 @@ from megatron_adalrs.commands import fault_injection
 
 
 def test_three_kills_lose_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert fault_injection.main(["--kills", "3", "--output", str(tmp_path / "campaign"), "--json"]) == 0
+    flags = ["--kills", "3", "--seed", "1", "--output", str(tmp_path / "campaign"), "--json"]
+    assert fault_injection.main(flags) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["kills"] == sum(figures["victims"].values()) == sum(figures["interrupted"].values()) == 3
+    assert figures["disturbances"]["second job"] >= 1
     assert figures["wrong"] == [] and figures["runs_completed"] == 1
     assert figures["attempts_resumed"] >= 1 and figures["checkpoints_read"] >= 3
     assert not (tmp_path / "campaign").exists()
@@ -32,6 +34,10 @@ def test_damage_and_lost_checkpoints_are_reported(tmp_path: Path) -> None:
     wrong = check_checkpoints(tmp_path, 4).wrong
     assert "was published damaged: engine/weights.pt has SHA-256" in wrong[0] and "none beyond 2" in wrong[1]
     (tmp_path / "latest").write_text("iter_0000008\n")
+    (tmp_path / ".iter_0000008.incomplete").mkdir()
+    (tmp_path / ".iter_0000008.incomplete/manifest.json").touch()
+    assert not any("latest names" in text for text in check_checkpoints(tmp_path, 2).wrong)
+    (tmp_path / ".iter_0000008.incomplete/manifest.json").unlink()
     assert "names iter_0000008, which is not there" in check_checkpoints(tmp_path, 2).wrong[-1]
 
 
