@@ -39,7 +39,7 @@ DISTURBED = 0.5
 """Probability that an attempt is disturbed before it is killed."""
 DISTURBANCES = ("second job", "changed flag", "rollback", "disk full")
 LARGEST_FILE = 100_000
-"""Bytes that a file can have on a full disk: less than the tensors of a checkpoint take, more than records."""
+"""Bytes that a file can have on a full disk: tensors of a checkpoint take more, and records less."""
 LONGEST_ATTEMPT = 180.0
 """Seconds."""
 LONGEST_EXIT = 90.0

@@ -199,7 +199,7 @@ def test_invalid_runs_are_refused_before_any_write(one_rank: Ranks, tmp_path: Pa
     assert "no checkpoint in" in refused(load=str(tmp_path))
     assert "global_batch_size: 9 is not a multiple" in refused(global_batch_size=9)
     (tmp_path / "file").write_text("")
-    assert "run_dir: cannot write to" in refused(run_dir=str(tmp_path / "file"))
+    assert "is not a folder" in refused(run_dir=str(tmp_path / "file"))
     assert "split" in refused(split="0,1,1")
     nowhere = values(data)["adalrs"] | {"snapshot_dir": str(tmp_path / "none")}
     assert f"adalrs.snapshot_dir: {tmp_path}/none is not a directory" in refused(adalrs=nowhere)
