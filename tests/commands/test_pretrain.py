@@ -203,7 +203,7 @@ def test_invalid_runs_are_refused_before_any_write(one_rank: Ranks, tmp_path: Pa
     assert "split" in refused(split="0,1,1")
     nowhere = values(data)["adalrs"] | {"snapshot_dir": str(tmp_path / "none")}
     assert f"adalrs.snapshot_dir: {tmp_path}/none is not a directory" in refused(adalrs=nowhere)
-    assert "already holds a run" in refused(run_dir=str(held(tmp_path / "held")))
+    assert "already holds metrics.jsonl of another run" in refused(run_dir=str(held(tmp_path / "held")))
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["held"]
 
 
