@@ -202,6 +202,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
     if place is not None and not isinstance(place, str):
         raise ValueError(f"{path}: {RELATIVE_TO}: {place!r}: must be a folder")
     values = _checked(content, source=f"{path}: ")
+    if "config" in values:
+        raise ValueError(f"{path}: config: {values['config']}: has no effect in a file; give it as a flag")
     return _relative_to(place, values) if place and Path(place) != Path.cwd() else values
 
 

@@ -52,8 +52,9 @@ def summary(run: ResolvedRun, state: TrainState, scale: float, saved: bool) -> s
         discarded = state.discarded_steps - state.guard_undone_steps
         cost = quantity(discarded * tokens, "token")
         kept = quantity(state.step * tokens, "token")
+        effect = f"changed the base learning rate from {lr:g} to {lr * scale:.4g} (x {scale:.4g})"
         lines += [
-            f"AdaLRS changed the base learning rate from {lr:g} to {lr * scale:.4g} (x {scale:.4g})",
+            f"AdaLRS {effect if scale != 1 else f'ended at the given base learning rate of {lr:g}'}",
             f"cost of the search: {discarded} discarded steps ({discarded / state.total_steps:.1%} of all; "
             f"{cost} in addition to {kept} kept) and {state.snapshot_seconds:.1f} s for snapshots",
         ]

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from megatron_adalrs.adalrs.settings import AdaLRSSettings, Mode
-from megatron_adalrs.cli.arguments import config_from_values, parse_arguments
+from megatron_adalrs.cli.arguments import config_from_values, load_yaml, parse_arguments
 from megatron_adalrs.config import Config
 from megatron_adalrs.config.run import RUN_CONFIG
 
@@ -283,3 +283,9 @@ def test_unquoted_off_in_yaml_is_no_search(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("adalrs: {mode: off}")
     assert not parse_arguments((SEARCH + f" --config {path}").split()).adalrs.is_on
+
+
+def test_file_cannot_name_another_file(tmp_path: Path) -> None:
+    file = write(tmp_path / "config.yaml", {"config": "other.yaml"})
+    with pytest.raises(ValueError, match=r"config\.yaml: config: other\.yaml: has no effect in a file"):
+        load_yaml(file)
