@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
 from megatron_adalrs.config.data import TokenizerKind
+from megatron_adalrs.utils.text_files import parse_json
 
 TOKENIZER_KINDS: tuple[str, ...] = get_args(TokenizerKind)
 TOKENIZER_FILES = ("tokenizer_model", "vocab_file", "merge_file")
@@ -148,7 +149,7 @@ class HuggingFaceTokenizer(_BackendTokenizer):
         path = _model_file(path / "tokenizer.json" if path.is_dir() else path)
         model = path.read_bytes()
         try:
-            self.backend = self._package.Tokenizer.from_buffer(model)
+            self.backend = self._package.Tokenizer.from_buffer(model.removeprefix(BOM_UTF8))
         except Exception as error:  # the package raises bare Exception for whatever it cannot read
             raise ValueError(f"{path} is not a Hugging Face tokenizer: {error}") from error
         self.backend.no_truncation()
@@ -272,8 +273,8 @@ def _splits_special_tokens(settings: dict[str, Any]) -> bool:
 def json_object(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises ValueError if the file has other content, OSError if it cannot be read."""
     try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        content = parse_json(path.read_bytes())
+    except ValueError as error:
         raise ValueError(f"{path} is not a JSON object: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a JSON object: {content!r:.40}")

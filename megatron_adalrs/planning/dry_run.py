@@ -80,7 +80,7 @@ SHORT = {
     "parameters": "params",
     "gradients": "grads",
     "optimizer": "optim.",
-    "activations": "activ.",
+    "activations": "acts.",
     "offloaded": "offl.",
     "snapshot": "snap.",
 }

@@ -11,6 +11,7 @@ from megatron_adalrs.data.tokenizer import (
     TOKENIZER_KINDS,
     ByteTokenizer,
     build_tokenizer,
+    json_object,
 )
 from megatron_adalrs.huggingface.companion_files import find_companion_files, tokenizer_digests
 from megatron_adalrs.preprocessing.tokenizer_training import train_sentencepiece
@@ -123,6 +124,22 @@ def test_digest_covers_split_special_tokens(hugging_face_folder: Path, tmp_path:
     text = "a<|endoftext|>b"
     assert (found[0].encode(text), found[0].sha256) == (plain.encode(text), plain.sha256)
     assert found[1].encode(text) != plain.encode(text) and found[1].sha256 != plain.sha256
+
+
+def test_byte_order_marks_are_dropped(hugging_face_folder: Path, tmp_path: Path) -> None:
+    for file in hugging_face_folder.glob("*.json"):
+        (tmp_path / file.name).write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    with_marks, without = (
+        build_tokenizer("HuggingFaceTokenizer", folder) for folder in (tmp_path, hugging_face_folder)
+    )
+    assert with_marks.encode("def f(x):") == without.encode("def f(x):")
+    assert with_marks.eod == without.eod
+
+
+def test_keys_given_twice_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "a", "eos_token": "b"}')
+    with pytest.raises(ValueError, match=r"is not a JSON object: .*eos_token"):
+        json_object(tmp_path / "tokenizer_config.json")
 
 
 def test_hugging_face_without_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
