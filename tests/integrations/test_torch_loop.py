@@ -459,7 +459,7 @@ def test_batches_requires_iterable_data() -> None:
 def test_search_that_does_not_fit_is_rejected() -> None:
     model = nn.Linear(1, 1)
     with pytest.raises(ValueError, match=r"adalrs\.search_start"):
-        AdaLRS(model, torch.optim.SGD(model.parameters(), lr=0.1), train_iters=100)
+        AdaLRS(model, torch.optim.SGD(model.parameters(), lr=0.1), train_iters=50)
 
 
 @pytest.mark.parametrize(
