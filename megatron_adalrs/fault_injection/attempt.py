@@ -53,6 +53,11 @@ class Attempt:
     def exit_codes(self) -> list[int | None]:
         return [process.exitcode for process in self._ranks]
 
+    @property
+    def pid_of_first(self) -> int | None:
+        """Process id of the first rank."""
+        return self._ranks[0].pid
+
     def kill(self, rank: int) -> None:
         """Send SIGKILL to a rank."""
         self._ranks[rank].kill()

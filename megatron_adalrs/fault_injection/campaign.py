@@ -15,7 +15,13 @@ from typing import Any
 import yaml
 
 from megatron_adalrs.fault_injection.attempt import RANKS, Attempt, Program
-from megatron_adalrs.fault_injection.disk import check_checkpoints, kept_losses, progress, read_folder
+from megatron_adalrs.fault_injection.disk import (
+    check_checkpoints,
+    kept_losses,
+    lock_holder,
+    progress,
+    read_folder,
+)
 
 STEPS = 60
 KINDS: dict[str, dict[str, Any]] = {
@@ -145,7 +151,9 @@ class Campaign:
             figures.wrong += verdict.wrong
             figures.checkpoints_read += verdict.checkpoints
             done = progress(run)
-            self._check_resume(run, done.resumed_at, start, is_first=done.processes in (before, 1))
+            # A second job that started after the end of the first one has resumed at its end.
+            if before and done.processes == before + 1:
+                self._check_resume(run, done.resumed_at, start)
             published = verdict.newest
             if not killed and disturbance == "disk full" and not figures.wrong:
                 continue
@@ -187,7 +195,7 @@ class Campaign:
 
     def _start_second_job(self, run: Path, arguments: list[str], first: Attempt) -> None:
         """Start a second job in a run directory that is in use, which must be refused."""
-        while not (run / "lock").exists() and not first.is_over and first.age < LONGEST_ATTEMPT:
+        while lock_holder(run) != first.pid_of_first and not first.is_over and first.age < LONGEST_ATTEMPT:
             time.sleep(0.01)
         time.sleep(self._chance.random())
         second = Attempt(self._program, arguments, self._ranks_output)
@@ -211,9 +219,9 @@ class Campaign:
         if left != files:
             self.figures.wrong.append(f"{run}: another seed was refused, but the run was changed")
 
-    def _check_resume(self, run: Path, at: int | None, published: int, is_first: bool) -> None:
+    def _check_resume(self, run: Path, at: int | None, published: int) -> None:
         """Check that the last attempt began at the newest checkpoint."""
-        if at is None or is_first:
+        if at is None:
             return
         if at == published:
             self.figures.resumed += 1

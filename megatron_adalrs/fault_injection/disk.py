@@ -81,6 +81,15 @@ def _interrupted(folder: Path, newest: int, named: str | None) -> str | None:
     return None
 
 
+def lock_holder(run: Path) -> int | None:
+    """Return the process id in the lock of a run directory, whose process may have been killed."""
+    try:
+        holder = json.loads((run / "lock").read_text())
+    except (OSError, ValueError):
+        return None
+    return int(holder["pid"])
+
+
 @dataclass(frozen=True)
 class Progress:
     """Attempts of a run according to its metrics.jsonl."""
